@@ -1,0 +1,25 @@
+"""ENAT in JAX: token-based image synthesis that encodes only the tokens revealed since the last step.
+
+Source of the method: Ni et al., "ENAT: Rethinking Spatial-temporal Interactions in Token-based
+Image Synthesis", NeurIPS 2024, arXiv 2411.06959 ("the paper") and the authors' PyTorch release
+("the reference").
+
+Dimension letters, the same in docstrings, einsums and shape comments:
+
+    b  batch                     d  model width
+    l  tokens of an image        h  attention heads
+    n  newly revealed tokens     k  head dimension
+    m  masked tokens             v  codebook size (number of codes)
+    p  cached tokens             t  sampling steps
+
+Layers, each importing only those above it (``tests/test_layers.py`` holds this):
+
+    maths        reveal, losses, fid, quality, costs
+    networks     models/ (the only home of flax.linen)
+    services     data/, sharding, optim, checkpoint, metric_writer
+    algorithm    train_state, sampling, tasks/
+    product      generator
+    programs     train, sample, tokenize_images, evaluate, import_torch, export, benchmark
+"""
+
+__version__ = "0.1.0"

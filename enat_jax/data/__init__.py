@@ -1,0 +1,1 @@
+"""Image sources, token sets and the Grain pipeline."""

@@ -1,0 +1,419 @@
+"""How good are the generated digits? One table, and whether the model uses context.
+
+    python -m enat_jax.evaluate --model DIR --tokens TRAIN_TOKENS_DIR --out DIR
+
+The images are compared as 8x8 averages of their pixels, the resolution at which the digits were
+published, by the measures of `quality.py`. Rows:
+
+- *real, held out*: digits that nothing was trained on, the yardstick. Its accuracy is measured and
+  is the classifier's ceiling; its diversity (1), Fréchet distance (0) and share of copies (the
+  percentile that defines a copy) hold by definition, and the table says so.
+- *real, training*: a balanced random draw of training digits, as many as of generated ones, each
+  compared with all training digits but itself. What a perfect generator would score: its Fréchet
+  distance is the noise floor of so small sets, below which nothing can be told apart.
+- *held out, reconstructed*: held-out digits through the tokenizer, what the tokenizer costs. Paired
+  with the very digits it is compared with, so its Fréchet distance may lie below the noise floor.
+- *control*: each token drawn independently, given class and position, from the training tokens and
+  decoded by the same tokenizer. No model at all.
+- the model, and every `--compare NAME=DIR`: as many of each class, drawn in one call.
+
+Copies are sought among training digits as they are, by pixels. A copy that passed through the
+tokenizer might escape, so a line tells which share of reconstructed *training* digits is found.
+
+Masked-token accuracy and loss are those of held-out digits' tokens with a part of them visible, in
+random orders. A model that learned averages alone gains nothing from seeing more.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from enat_jax import cli, fid, generator, quality
+from enat_jax.data import images, tokens
+
+FEATURE_SIZE = 8  # pixels a side of the published digits
+NUM_NEIGHBOURS = 5
+COPY_PERCENTILE = 1.0
+VISIBLE = (Fraction(1, 16), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Real digits as features `[n, d]` and labels `[n]`: what everything is compared with."""
+
+    training: np.ndarray
+    training_labels: np.ndarray
+    held_out: np.ndarray
+    held_out_labels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """One row of the table. Shares and ratios in units of 1."""
+
+    name: str
+    num_images: int
+    class_accuracy: float
+    diversity: float
+    frechet_distance: float
+    copies: float
+    by_definition: tuple[str, ...] = ()  # fields that were not measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Accuracy and loss (nats) of masked tokens, mean and standard error over random orders."""
+
+    visible: str
+    num_visible: int
+    accuracy: float
+    accuracy_error: float
+    loss: float
+    loss_error: float
+
+
+def measure(
+    name: str,
+    features: np.ndarray,
+    labels: np.ndarray,
+    reference: Reference,
+    own: np.ndarray | None = None,
+) -> Quality:
+    """Measures images, given as features `[n, d]` with the classes `[n]` they ought to show.
+
+    `own` is for training digits: the index of each among the training digits.
+    """
+    training, held_out = reference.training, reference.held_out
+    return Quality(
+        name=name,
+        num_images=len(features),
+        class_accuracy=quality.class_accuracy(
+            features, labels, training, reference.training_labels, NUM_NEIGHBOURS, own
+        ),
+        diversity=quality.relative_diversity(features, labels, held_out, reference.held_out_labels),
+        frechet_distance=fid.frechet_distance(
+            *fid.gaussian_statistics(features), *fid.gaussian_statistics(held_out)
+        ),
+        copies=quality.copy_share(features, training, held_out, COPY_PERCENTILE, own),
+    )
+
+
+def measure_held_out(reference: Reference) -> Quality:
+    """The row of held-out digits: only the accuracy is measured."""
+    return Quality(
+        name="real, held out",
+        num_images=len(reference.held_out),
+        class_accuracy=quality.class_accuracy(
+            reference.held_out,
+            reference.held_out_labels,
+            reference.training,
+            reference.training_labels,
+            NUM_NEIGHBOURS,
+        ),
+        diversity=1.0,
+        frechet_distance=0.0,
+        copies=COPY_PERCENTILE / 100,
+        by_definition=("diversity", "frechet_distance", "copies"),
+    )
+
+
+def balanced_subset(labels: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns the indices of a random draw with equally many of each class, about `num` in all.
+
+    Fewer where a class has not enough members.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    each = min(num // len(classes), int(counts.min()))
+    return np.concatenate(
+        [rng.choice(np.flatnonzero(labels == label), each, replace=False) for label in classes]
+    )
+
+
+def balanced_labels(num: int, num_classes: int) -> np.ndarray:
+    """Returns int32 `[num]` with equally many of each class.
+
+    Raises:
+      ValueError: if that is impossible, or makes fewer than two a class.
+    """
+    if num % num_classes or num < 2 * num_classes:
+        raise ValueError(
+            f"{num=} images cannot be shared out among {num_classes} classes: "
+            f"give a multiple of {num_classes}, at least {2 * num_classes}"
+        )
+    return np.arange(num, dtype=np.int32) % num_classes
+
+
+def context(model, held_out_tokens, labels, num_draws: int, seed: int) -> list[Context]:
+    """Measures masked-token prediction with the parts `VISIBLE` of the tokens visible.
+
+    Args:
+      model: anything with `masked_accuracy(tokens, labels, num_visible, seed)` that returns
+        (accuracy, loss) over the tokens that are not visible.
+      held_out_tokens: int `[n, l]`.
+      labels: int `[n]`.
+      num_draws: random orders a row, at least 2.
+      seed: of the first draw.
+    """
+    if num_draws < 2:
+        raise ValueError(f"{num_draws=}: a standard error needs two draws or more")
+    length = held_out_tokens.shape[1]
+    rows = []
+    for part in VISIBLE:
+        num_visible = max(1, round(length * part))
+        draws = np.array(
+            [
+                model.masked_accuracy(held_out_tokens, labels, num_visible, seed + draw)
+                for draw in range(num_draws)
+            ],
+            np.float64,
+        )
+        mean, error = draws.mean(axis=0), draws.std(axis=0, ddof=1) / np.sqrt(num_draws)
+        rows.append(Context(str(part), num_visible, mean[0], error[0], mean[1], error[1]))
+    return rows
+
+
+def verdict(rows: Sequence[Context]) -> str:
+    """Says in words whether prediction improves with context, at each step and on the whole.
+
+    A change counts if it exceeds two standard errors of the difference.
+    """
+    first, last = rows[0], rows[-1]
+    change = (
+        f"from {first.visible} to {last.visible} visible accuracy goes from {first.accuracy:.3f} "
+        f"to {last.accuracy:.3f} and loss from {first.loss:.3f} to {last.loss:.3f}"
+    )
+    flat = [
+        f"{a.visible} to {b.visible}"
+        for a, b in zip(rows, rows[1:], strict=False)
+        if not _gain(a, b)
+    ]
+    if not flat:
+        return f"Prediction improves with context at every step: {change}."
+    if _gain(first, last):
+        where = ", ".join(flat)
+        return f"Prediction improves with context on the whole, but not at {where}: {change}."
+    return f"Prediction does NOT improve with context: {change}. The model may know only averages."
+
+
+def _gain(less: Context, more: Context) -> bool:
+    accuracy_noise = 2 * np.hypot(less.accuracy_error, more.accuracy_error)
+    loss_noise = 2 * np.hypot(less.loss_error, more.loss_error)
+    return more.accuracy - less.accuracy > accuracy_noise and less.loss - more.loss > loss_noise
+
+
+def quality_table(rows: Sequence[Quality], found_copies: float) -> str:
+    """The main table in Markdown, with what a reader must know to judge it."""
+    lines = [
+        "| images | number | class accuracy | diversity | Fréchet distance | copies |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        cells = {
+            "class_accuracy": f"{row.class_accuracy:.1%}",
+            "diversity": f"{row.diversity:.2f}",
+            "frechet_distance": f"{row.frechet_distance:.3f}",
+            "copies": f"{row.copies:.1%}",
+        }
+        for field in row.by_definition:
+            cells[field] += " *"
+        lines.append(f"| {row.name} | {row.num_images} | {' | '.join(cells.values())} |")
+    error = np.sqrt(0.95 * 0.05 / rows[-1].num_images)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "\\* by definition. Class accuracy: share that the "
+            f"{NUM_NEIGHBOURS} nearest training digits give the requested class; the standard "
+            f"error of 95% of {rows[-1].num_images} images is {error:.1%}. Diversity: mean "
+            "distance within a class over that of held-out digits. Fréchet distance: to held-out "
+            f"digits, in {FEATURE_SIZE}x{FEATURE_SIZE} pixels of range 0 to 1; 'real, training' is "
+            "its noise floor. Copies: closer to a training digit than "
+            f"{100 - COPY_PERCENTILE:g}% of held-out digits are; of training digits passed through "
+            f"the tokenizer {found_copies:.1%} are found so.",
+        ]
+    )
+
+
+def context_table(contexts: Mapping[str, Sequence[Context]]) -> str:
+    """The tables of masked-token prediction in Markdown, each with its verdict."""
+    parts = []
+    for name, rows in contexts.items():
+        lines = [
+            f"Masked tokens of held-out digits, {name} (mean and standard error over orders):",
+            "",
+            "| visible | tokens | accuracy | loss (nats) |",
+            "|---|---:|---:|---:|",
+        ]
+        for row in rows:
+            lines.append(
+                f"| {row.visible} | {row.num_visible} "
+                f"| {row.accuracy:.3f} ± {row.accuracy_error:.3f} "
+                f"| {row.loss:.3f} ± {row.loss_error:.3f} |"
+            )
+        parts.append("\n".join([*lines, "", verdict(rows)]))
+    return "\n\n".join(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """All that was measured. `found_copies`: share of reconstructed training digits found."""
+
+    num: int
+    seed: int
+    quality: list[Quality]
+    found_copies: float
+    context: dict[str, list[Context]]
+
+    def markdown(self) -> str:
+        return (
+            f"{quality_table(self.quality, self.found_copies)}\n\n{context_table(self.context)}\n"
+        )
+
+    def json(self) -> str:
+        verdicts = {name: verdict(rows) for name, rows in self.context.items()}
+        return json.dumps({**dataclasses.asdict(self), "verdict": verdicts}, indent=2) + "\n"
+
+
+def evaluate(
+    models: Mapping[str, "generator.Generator"],
+    training: tuple[np.ndarray, np.ndarray],
+    held_out: tuple[np.ndarray, np.ndarray],
+    training_tokens: tokens.TokenSet,
+    held_out_tokens: np.ndarray | None = None,
+    *,
+    num: int = 500,
+    num_draws: int = 5,
+    seed: int = 0,
+) -> Evaluation:
+    """Measures models against real digits and the control.
+
+    Args:
+      models: by name; the tokenizer of the first is the one of the reconstructions, the control
+        and the token sets.
+      training: images uint8 `[n, h, w, c]` and labels `[n]`, as they are, not augmented.
+      held_out: images and labels on which nothing was trained.
+      training_tokens: what the models were trained on.
+      held_out_tokens: int `[n, l]` of `held_out`; None to encode them here. Models other than the
+        first always encode them with their own tokenizer.
+      num: generated images of each row; as many of each class.
+      num_draws: random orders of the tokens for each row of the second table.
+      seed: of everything random.
+    """
+    first = next(iter(models.values()))
+    labels = balanced_labels(num, len(first.class_names))
+    rng = np.random.default_rng(seed)
+    reference = Reference(_features(training[0]), training[1], _features(held_out[0]), held_out[1])
+    subset = balanced_subset(training[1], num, rng)
+
+    rows = [measure_held_out(reference)]
+    rows.append(
+        measure(
+            "real, training", reference.training[subset], training[1][subset], reference, subset
+        )
+    )
+    if held_out_tokens is None:
+        held_out_tokens = np.asarray(first.encode(held_out[0]))
+    rebuilt = _features(first.decode(held_out_tokens))
+    rows.append(measure("held out, reconstructed", rebuilt, held_out[1], reference))
+    drawn = quality.independent_tokens(
+        training_tokens.tokens, training_tokens.labels, labels, training_tokens.codebook_size, rng
+    )
+    rows.append(measure("control", _features(first.decode(drawn)), labels, reference))
+
+    contexts = {}
+    for name, model in models.items():
+        _say(f"{name}: drawing {num} images")
+        rows.append(measure(name, _features(model.sample(labels, seed=seed)), labels, reference))
+        _say(f"{name}: masked tokens of {len(held_out[1])} held-out digits")
+        own_tokens = held_out_tokens if model is first else np.asarray(model.encode(held_out[0]))
+        contexts[name] = context(model, own_tokens, held_out[1], num_draws, seed)
+
+    copies = _features(first.decode(np.asarray(first.encode(training[0][subset]))))
+    found = quality.copy_share(copies, reference.training, reference.held_out, COPY_PERCENTILE)
+    return Evaluation(num, seed, rows, found, contexts)
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = _parser().parse_args(arguments)
+    paths = {"ours": options.model}
+    for entry in options.compare:
+        name, separator, path = entry.partition("=")
+        if not (name and separator and path) or name in paths:
+            raise ValueError(f"--compare {entry!r}: need NAME=DIR, each name once and none 'ours'")
+        paths[name] = pathlib.Path(path)
+    models = {name: generator.Generator.load(path) for name, path in paths.items()}
+    training_tokens = tokens.TokenSet.open(options.tokens)
+    _require_tokenizer(models["ours"], training_tokens, options.tokens)
+    held_out = _digits("test")
+    held_out_tokens = None
+    if options.heldout_tokens is not None:
+        found = tokens.TokenSet.open(options.heldout_tokens)
+        _require_tokenizer(models["ours"], found, options.heldout_tokens)
+        if not np.array_equal(found.labels, held_out[1]):
+            raise ValueError(
+                f"the tokens in {options.heldout_tokens} are not of the held-out digits"
+            )
+        held_out_tokens = found.gather(np.arange(len(found)))["tokens"]
+    evaluation = evaluate(
+        models,
+        _digits("train"),
+        held_out,
+        training_tokens,
+        held_out_tokens,
+        num=options.num,
+        num_draws=options.draws,
+        seed=options.seed,
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "evaluation.json").write_text(evaluation.json(), encoding="utf-8")
+    (options.out / "evaluation.md").write_text(evaluation.markdown(), encoding="utf-8")
+    print(evaluation.markdown())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m enat_jax.evaluate",
+        description="Compares generated digits with real ones and with a control.",
+    )
+    add = parser.add_argument
+    add("--model", type=pathlib.Path, required=True, help="directory of the model")
+    add("--tokens", type=pathlib.Path, required=True, help="token set that it was trained on")
+    add("--heldout-tokens", type=pathlib.Path, help="token set of the held-out digits")
+    add("--compare", action="append", default=[], metavar="NAME=DIR", help="another model")
+    add("--num", type=int, default=500, help="images of each model (default 500)")
+    add("--draws", type=int, default=5, help="random orders of held-out tokens (default 5)")
+    add("--seed", type=int, default=0)
+    add("--out", type=pathlib.Path, required=True, help="for evaluation.json and evaluation.md")
+    return parser
+
+
+def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    source = images.Digits(split=split)
+    batch = source.gather(np.arange(len(source)))
+    return batch["images"], batch["labels"]
+
+
+def _features(pictures: np.ndarray) -> np.ndarray:
+    return quality.pixel_features(np.asarray(pictures), FEATURE_SIZE)
+
+
+def _require_tokenizer(model, found: tokens.TokenSet, path: pathlib.Path) -> None:
+    if tokens.fingerprint(model.tokenizer_params) != found.tokenizer:
+        raise ValueError(
+            f"the tokens in {path} come from another tokenizer than the model's: "
+            "give the token set that the model was trained on"
+        )
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)

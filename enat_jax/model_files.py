@@ -1,0 +1,54 @@
+"""The JSON side of model directories: settings that rebuild a module, written whole or not at all."""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import numpy as np
+
+
+def settings_of(module):
+    """The fields of a Linen module (or dataclass) as JSON values."""
+    names = {f.name for f in dataclasses.fields(module)} - {"parent", "name"}
+    values = {name: getattr(module, name) for name in sorted(names)}
+    return {k: np.dtype(v).name if k == "dtype" else v for k, v in values.items()}
+
+
+def settings_from(values):
+    """What ``settings_of`` gave, after a way through JSON, as keyword arguments: lists to tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def write_json(path, values):
+    """Write JSON by way of a temporary name, so that the file is never seen half-written."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def read_json(path, expected_format, advice):
+    """Read a description and check that it is of the expected format.
+
+    Args:
+        path: of the file.
+        expected_format: what its field ``format`` must say.
+        advice: what a user without such a file should do.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, or of another format.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: {advice}")
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): {advice}") from error
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != expected_format:
+        raise ValueError(f"{path} is of format {found!r}, not {expected_format!r}: {advice}")
+    return values

@@ -1,0 +1,1 @@
+"""Flax linen networks: the spatial-temporal transformer, its baselines and the VQ tokenizer."""

@@ -1,0 +1,234 @@
+"""ENAT's spatial-temporal transformer (paper Section 4) over windows of the reveal order.
+
+Three pure functions are shared by training, sampling and evaluation:
+
+    modulation = model.condition(labels)                  # once per call
+    cache      = model.encode(ids, positions, modulation, cache)
+    logits     = model.decode(positions, modulation, cache)
+
+A window may be padded to a static size; then a traced count says how many of its slots are real.
+Padding never changes a result. Without a count every slot is real and no mask is built.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from enat_jax.models import layers
+
+
+def key_mask(*windows):
+    """Which key slots are real: bool [b or 1, 1, 1, sum of sizes], None if all are.
+
+    Each window is ``(size, start, stop)``: slots ``start <= i < stop`` are real; start and stop
+    are None (no bound), scalars or int32 [b].
+    """
+    if all(start is None and stop is None for _, start, stop in windows):
+        return None
+    parts = []
+    for size, start, stop in windows:
+        slot = jnp.arange(size)
+        real = jnp.ones((1, size), bool)
+        if start is not None:
+            real &= slot >= jnp.reshape(start, (-1, 1))
+        if stop is not None:
+            real &= slot < jnp.reshape(stop, (-1, 1))
+        parts.append(real)
+    rows = max(part.shape[0] for part in parts)
+    parts = [jnp.broadcast_to(part, (rows, part.shape[1])) for part in parts]
+    return jnp.concatenate(parts, axis=1)[:, None, None]
+
+
+def append(cache, new, num_cached):
+    """Write ``new`` [b, n, d] behind the first ``num_cached`` rows of ``cache`` [b, p, d].
+
+    Returns [b, p + n, d]: room for the whole window wherever it starts, so the write never clamps.
+    ``num_cached`` None: the whole cache is real and this is a concatenation.
+    """
+    if num_cached is None:
+        return jnp.concatenate([cache, new], axis=1)
+    buffer = jnp.pad(cache, ((0, 0), (0, new.shape[1]), (0, 0)))
+    write = jax.lax.dynamic_update_slice_in_dim
+    if jnp.ndim(num_cached) == 0:
+        return write(buffer, new, num_cached, axis=1)
+    return jax.vmap(write, in_axes=(0, 0, 0, None))(buffer, new, num_cached, 0)
+
+
+class ReuseProjection(nn.Module):
+    """The paper's f, applied to cached features whenever they are reused: ``z + MLP(LN(z))``."""
+
+    mlp_ratio: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, z):
+        y = layers.LayerNorm(layers.BLOCK_EPS, name="norm")(z)
+        return z + layers.Mlp(self.mlp_ratio, self.dtype, name="mlp")(y)
+
+
+class ENAT(nn.Module):
+    """The spatial-temporal transformer.
+
+    Attributes:
+        num_tokens: l, tokens of an image.
+        codebook_size: v; the id v is [MASK].
+        num_classes: the label ``num_classes`` means "no class".
+        width: d; num_heads: h; encoder_layers, decoder_layers, mlp_ratio: sizes.
+        dropout: rate after the embedding, in training.
+        reuse: whether features are reused between steps; False is the paper's disentangled
+            model, which encodes every visible token anew at every step and has no projection f.
+        position_init: "normal" (paper) or "sincos".
+        gate_bias: initial bias of the blocks' gates; 0 in the paper.
+        remat: recompute each block in the backward pass instead of storing its activations.
+        unroll: layers per iteration of the scan over blocks; only speed depends on it.
+        dtype: of the computation; parameters, softmax, norms' statistics and logits are float32.
+    """
+
+    num_tokens: int
+    codebook_size: int
+    num_classes: int
+    width: int
+    num_heads: int
+    encoder_layers: int
+    decoder_layers: int
+    mlp_ratio: int = 4
+    dropout: float = 0.1
+    reuse: bool = True
+    position_init: str = "normal"
+    gate_bias: float = 0.0
+    remat: bool = False
+    unroll: int = 1
+    dtype: str = "float32"
+
+    def setup(self):
+        if self.width % self.num_heads:
+            raise ValueError(f"{self.width=} is not divisible by {self.num_heads=}")
+        dtype = jnp.dtype(self.dtype)
+        self.embed = layers.TokenEmbedding(
+            self.num_tokens,
+            self.codebook_size,
+            self.width,
+            self.dropout,
+            self.position_init,
+            dtype,
+        )
+        self.modulation = layers.Modulation(
+            self.num_classes,
+            self.encoder_layers + self.decoder_layers,
+            8,
+            self.width,
+            self.gate_bias,
+            dtype,
+        )
+        fields = dict(num_heads=self.num_heads, mlp_ratio=self.mlp_ratio, dtype=dtype)
+        stack = lambda n: layers.stack(n, self.remat, self.unroll, **fields)  # noqa: E731
+        self.encoder = stack(self.encoder_layers)
+        self.decoder = stack(self.decoder_layers)
+        if self.reuse:
+            self.project = ReuseProjection(self.mlp_ratio, dtype)
+        self.head = layers.Head(self.codebook_size, dtype)
+
+    def condition(self, labels):
+        """Modulation vectors of all layers, [layers, b, 8, d], from labels int32 [b]."""
+        return self.modulation(labels)
+
+    def encode(
+        self,
+        ids,
+        positions,
+        modulation,
+        cache=None,
+        *,
+        num_new=None,
+        num_cached=None,
+        deterministic=True,
+    ):
+        """Encode the newly revealed tokens and append them to the projected cache.
+
+        Args:
+            ids, positions: int32 [b, n], codes and raster positions; n may be 0.
+            modulation: [layers, b, 8, d] from ``condition``.
+            cache: [b, p, d], features of earlier tokens, real ones first; None or p = 0: none.
+            num_new: real slots of the new window, its first ones; None: all.
+            num_cached: real slots of the cache; None: all.
+            deterministic: False applies dropout (rng "dropout").
+
+        Returns:
+            The cache for the next step, [b, p + n, d]; its first ``num_cached + num_new`` rows
+            are real. Cached features have passed through the projection f once more, as in the
+            reference: a token revealed k steps ago has passed through it k times.
+        """
+        n = ids.shape[1]
+        if cache is not None and cache.shape[1] == 0:
+            cache = None
+        if cache is not None:
+            cache = self.project(cache)
+        if n == 0:
+            empty = jnp.zeros((ids.shape[0], 0, self.width), jnp.dtype(self.dtype))
+            return empty if cache is None else cache
+        x = self.embed(ids, positions, deterministic)
+        p = 0 if cache is None else cache.shape[1]
+        mask = key_mask((p, None, num_cached), (n, None, num_new))
+        x, _ = self.encoder(x, modulation[: self.encoder_layers], cache, mask)
+        return x if cache is None else append(cache, x, num_cached)
+
+    def decode(
+        self,
+        positions,
+        modulation,
+        cache,
+        *,
+        num_masked=None,
+        num_visible=None,
+        deterministic=True,
+    ):
+        """Predict the codes at the masked positions.
+
+        Args:
+            positions: int32 [b, m], raster positions of masked tokens; padding comes first.
+            modulation: [layers, b, 8, d] from ``condition``.
+            cache: [b, p, d] from ``encode``; p may be 0.
+            num_masked: real slots of the masked window, its last ones; None: all.
+            num_visible: real slots of the cache, its first ones; None: all.
+            deterministic: False applies dropout (rng "dropout").
+
+        Returns:
+            Float32 logits [b, m, v].
+        """
+        y = self.features(
+            positions,
+            modulation,
+            cache,
+            num_masked=num_masked,
+            num_visible=num_visible,
+            deterministic=deterministic,
+        )
+        return self.head(y, self.embed.word)
+
+    def features(
+        self,
+        positions,
+        modulation,
+        cache,
+        *,
+        num_masked=None,
+        num_visible=None,
+        deterministic=True,
+    ):
+        """The decoder's output before the head, [b, m, d]; arguments as in ``decode``."""
+        m, p = positions.shape[1], cache.shape[1]
+        ids = jnp.full_like(positions, self.codebook_size)
+        y = self.embed(ids, positions, deterministic)
+        first = None if num_masked is None else m - num_masked
+        mask = key_mask((p, None, num_visible), (m, first, None))
+        y, _ = self.decoder(y, modulation[self.encoder_layers :], cache if p else None, mask)
+        return y
+
+    def __call__(self, ids, labels):
+        """A pass that touches every parameter, for initialisation: ids [b, l], l at least 3."""
+        positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+        modulation = self.condition(labels)
+        cache = self.encode(ids[:, :1], positions[:, :1], modulation)
+        if self.reuse:
+            cache = self.encode(ids[:, 1:2], positions[:, 1:2], modulation, cache)
+        return self.decode(positions[:, 2:], modulation, cache)

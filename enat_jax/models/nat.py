@@ -1,0 +1,115 @@
+"""The paper's NAT baseline: one stack over all tokens, visible and masked alike (paper Section 3).
+
+It offers the same three functions as ENAT, so that one sampler and one training task serve both:
+``encode`` only embeds the visible tokens, all of them at every step; ``decode`` runs the stack
+over visible and masked tokens together.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from enat_jax.models import enat, layers
+
+
+class NAT(nn.Module):
+    """Non-autoregressive transformer; fields as in ``enat.ENAT``, with ``num_layers`` blocks."""
+
+    num_tokens: int
+    codebook_size: int
+    num_classes: int
+    width: int
+    num_heads: int
+    num_layers: int
+    mlp_ratio: int = 4
+    dropout: float = 0.1
+    position_init: str = "normal"
+    gate_bias: float = 0.0
+    remat: bool = False
+    unroll: int = 1
+    dtype: str = "float32"
+
+    reuse = False  # nothing is kept between steps
+
+    def setup(self):
+        if self.width % self.num_heads:
+            raise ValueError(f"{self.width=} is not divisible by {self.num_heads=}")
+        dtype = jnp.dtype(self.dtype)
+        self.embed = layers.TokenEmbedding(
+            self.num_tokens,
+            self.codebook_size,
+            self.width,
+            self.dropout,
+            self.position_init,
+            dtype,
+        )
+        self.modulation = layers.Modulation(
+            self.num_classes, self.num_layers, 6, self.width, self.gate_bias, dtype
+        )
+        self.blocks = layers.stack(
+            self.num_layers,
+            self.remat,
+            self.unroll,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            dtype=dtype,
+        )
+        self.head = layers.Head(self.codebook_size, dtype)
+
+    def condition(self, labels):
+        """Modulation vectors of all layers, [layers, b, 6, d], from labels int32 [b]."""
+        return self.modulation(labels)
+
+    def encode(
+        self,
+        ids,
+        positions,
+        modulation,
+        cache=None,
+        *,
+        num_new=None,
+        num_cached=None,
+        deterministic=True,
+    ):
+        """Embeddings of the visible tokens, [b, n, d]; arguments as in ``ENAT.encode``.
+
+        Raises:
+            ValueError: a cache is given; this model reuses nothing.
+        """
+        del modulation, num_new, num_cached
+        if cache is not None and cache.shape[1]:
+            raise ValueError("NAT reuses no features between steps: encode all visible tokens")
+        return self.embed(ids, positions, deterministic)
+
+    def decode(
+        self,
+        positions,
+        modulation,
+        cache,
+        *,
+        num_masked=None,
+        num_visible=None,
+        deterministic=True,
+        attention_mask=None,
+    ):
+        """Predict the codes at the masked positions; arguments as in ``ENAT.decode``.
+
+        ``attention_mask``: bool, broadcastable to [b, h, p + m, p + m] (queries, keys), visible
+        tokens first; False forbids a query to look at a key. Paper Figure 2 disables one of the
+        four quadrants (visible or masked queries) x (visible or masked keys).
+        """
+        m, p = positions.shape[1], cache.shape[1]
+        ids = jnp.full_like(positions, self.codebook_size)
+        x = jnp.concatenate([cache, self.embed(ids, positions, deterministic)], axis=1)
+        first = None if num_masked is None else m - num_masked
+        mask = enat.key_mask((p, None, num_visible), (m, first, None))
+        if attention_mask is not None:
+            mask = attention_mask if mask is None else mask & attention_mask
+        x, _ = self.blocks(x, modulation, None, mask)
+        return self.head(x[:, p:], self.embed.word)
+
+    def __call__(self, ids, labels):
+        """A pass that touches every parameter, for initialisation: ids [b, l], l at least 2."""
+        positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+        modulation = self.condition(labels)
+        cache = self.encode(ids[:, :1], positions[:, :1], modulation)
+        return self.decode(positions[:, 1:], modulation, cache)

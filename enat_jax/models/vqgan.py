@@ -1,0 +1,187 @@
+"""The MaskGIT VQGAN: images to a grid of codes and back (method section 6; arXiv:2202.04200).
+
+Sizes beside the dimension letters of the package: H, W image height and width; h, w those of the
+grid, `2 ** (len(channel_multipliers) - 1)` times smaller; c image channels; d code width.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def _norm(module: nn.Module, name: str) -> nn.GroupNorm:
+    return nn.GroupNorm(module.num_groups, epsilon=1e-6, dtype=module.dtype, name=name)
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3x3 convolutions with a residual connection: [b, h, w, _] -> [.., channels].
+
+    Where the width changes the shortcut is applied to the block's output and not to its input, as
+    in the released weights: `shortcut(h) + h`.
+    """
+
+    channels: int
+    num_groups: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def conv(size: int, name: str) -> nn.Conv:
+            return nn.Conv(self.channels, (size, size), use_bias=False, dtype=self.dtype, name=name)
+
+        h = conv(3, "conv1")(nn.silu(_norm(self, "norm1")(x)))
+        h = conv(3, "conv2")(nn.silu(_norm(self, "norm2")(h)))
+        if x.shape[-1] != self.channels:
+            return conv(1, "shortcut")(h) + h
+        return x + h
+
+
+class Encoder(nn.Module):
+    """Images [b, H, W, c] -> features [b, h, w, embed_dim]; average pooling between levels."""
+
+    channels: int
+    channel_multipliers: Sequence[int]
+    num_res_blocks: int
+    embed_dim: int
+    num_groups: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        block = functools.partial(ResBlock, num_groups=self.num_groups, dtype=self.dtype)
+        x = nn.Conv(self.channels, (3, 3), use_bias=False, dtype=self.dtype, name="conv_in")(images)
+        for level, multiplier in enumerate(self.channel_multipliers):
+            if level:
+                x = nn.avg_pool(x, (2, 2), strides=(2, 2))
+            for i in range(self.num_res_blocks):
+                x = block(self.channels * multiplier, name=f"down_{level}_{i}")(x)
+        for i in range(2):
+            x = block(x.shape[-1], name=f"mid_{i}")(x)
+        x = nn.silu(_norm(self, "norm_out")(x))
+        return nn.Conv(self.embed_dim, (1, 1), dtype=self.dtype, name="conv_out")(x)
+
+
+class Decoder(nn.Module):
+    """Code vectors [b, h, w, d] -> images [b, H, W, image_channels], not clipped.
+
+    Levels run from the deepest to the finest, number 0; each but the finest ends in a nearest
+    neighbour enlargement and a convolution.
+    """
+
+    channels: int
+    channel_multipliers: Sequence[int]
+    num_res_blocks: int
+    image_channels: int
+    num_groups: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: jax.Array) -> jax.Array:
+        block = functools.partial(ResBlock, num_groups=self.num_groups, dtype=self.dtype)
+        x = nn.Conv(
+            self.channels * self.channel_multipliers[-1], (3, 3), dtype=self.dtype, name="conv_in"
+        )(z)
+        for i in range(2):
+            x = block(x.shape[-1], name=f"mid_{i}")(x)
+        for level, multiplier in reversed(list(enumerate(self.channel_multipliers))):
+            for i in range(self.num_res_blocks):
+                x = block(self.channels * multiplier, name=f"up_{level}_{i}")(x)
+            if level:
+                x = x.repeat(2, axis=1).repeat(2, axis=2)
+                x = nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype, name=f"upsample_{level}")(x)
+        x = nn.silu(_norm(self, "norm_out")(x))
+        return nn.Conv(self.image_channels, (3, 3), dtype=self.dtype, name="conv_out")(x)
+
+
+def _codebook_init(key: jax.Array, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
+    """Uniform within 1 / codebook_size of zero, as in VQ-VAE (arXiv:1711.00937)."""
+    return jax.random.uniform(key, shape, dtype, -1 / shape[0], 1 / shape[0])
+
+
+class VQGAN(nn.Module):
+    """Encoder, codebook and decoder; the defaults are the f16 tokenizer of 256x256 images.
+
+    Parameters are float32; `dtype` is that of the convolutions. Distances to the codes are always
+    float32, so are all outputs.
+    """
+
+    channels: int = 128
+    channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    embed_dim: int = 256  # width of the encoder's output and of a code
+    codebook_size: int = 1024
+    num_groups: int = 32  # must divide the width of every level
+    image_channels: int = 3
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per token along one side."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    def setup(self):
+        widths = [self.channels * m for m in self.channel_multipliers]
+        if any(width % self.num_groups for width in widths):
+            raise ValueError(
+                f"num_groups={self.num_groups} must divide the width of every level, {widths}: "
+                "choose fewer groups or other channels"
+            )
+        shared = {
+            "channels": self.channels,
+            "channel_multipliers": self.channel_multipliers,
+            "num_res_blocks": self.num_res_blocks,
+            "num_groups": self.num_groups,
+            "dtype": self.dtype,
+        }
+        self.encoder = Encoder(embed_dim=self.embed_dim, **shared)
+        self.decoder = Decoder(image_channels=self.image_channels, **shared)
+        self.codebook = self.param(
+            "codebook", _codebook_init, (self.codebook_size, self.embed_dim), jnp.float32
+        )
+
+    def encode(self, images: jax.Array) -> jax.Array:
+        """Images [b, H, W, c], float in [0, 1] -> features [b, h, w, d], float32.
+
+        Raises ValueError where H or W is no multiple of `downsampling` or c is not
+        `image_channels`.
+        """
+        _, height, width, channels = images.shape
+        if height % self.downsampling or width % self.downsampling:
+            raise ValueError(
+                f"images of {height}x{width} pixels cannot be cut into tokens of "
+                f"{self.downsampling}x{self.downsampling}: resize or crop them to a multiple"
+            )
+        if channels != self.image_channels:
+            raise ValueError(
+                f"images have {channels} channels, the tokenizer takes {self.image_channels}"
+            )
+        return self.encoder(images).astype(jnp.float32)
+
+    def quantize(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Nearest codes by squared distance: features [b, h, w, d] -> ids [b, h, w] int32, codes.
+
+        The codes are float32 [b, h, w, d]; gradients reach the codebook through them. The first of
+        equally near codes is taken.
+        """
+        z = z.astype(jnp.float32)
+        products = jnp.einsum("bhwd,vd->bhwv", z, self.codebook, precision="highest")
+        # |z|^2 is the same for all codes of a position and left out.
+        distances = jnp.square(self.codebook).sum(-1) - 2 * products
+        ids = jnp.argmin(distances, axis=-1).astype(jnp.int32)
+        return ids, self.codebook[ids]
+
+    def decode(self, codes: jax.Array) -> jax.Array:
+        """Code vectors [b, h, w, d] -> images [b, H, W, c], float32, about [0, 1], not clipped."""
+        return self.decoder(codes).astype(jnp.float32)
+
+    def decode_codes(self, ids: jax.Array) -> jax.Array:
+        """Code ids [b, h, w], integers in [0, codebook_size) -> images [b, H, W, c], float32."""
+        return self.decode(self.codebook[ids])
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Reconstruction of images [b, H, W, c]; touches every parameter, so initialise with it."""
+        _, codes = self.quantize(self.encode(images))
+        return self.decode(codes)

@@ -1,0 +1,241 @@
+"""Measures of generated images that need no network and work on a few hundred of them.
+
+All take feature vectors `[n, d]`, for instance `pixel_features`, and brute-force Euclidean
+distances in float64, a chunk of rows at a time. No single number means much alone: independent
+tokens (`independent_tokens`, the control) can reach a high class accuracy, copies of the training
+set a perfect distance. Read them together.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+CHUNK = 512
+
+
+def pixel_features(images: np.ndarray, size: int) -> np.ndarray:
+    """Averages images over blocks to `size` x `size` pixels and flattens them.
+
+    Small `size` keeps the covariances regular: a few hundred images span 8 * 8 = 64 dimensions but
+    not 32 * 32 = 1024.
+
+    Args:
+      images: uint8 `[n, h, w, c]`.
+      size: pixels a side of the result; must divide h and w.
+
+    Returns:
+      float64 `[n, size * size * c]` in [0, 1].
+
+    Raises:
+      ValueError: if the images are not uint8 `[n, h, w, c]`, or `size` does not divide their sides.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"{images.dtype=}, {images.shape=}: need uint8 [n, h, w, c]")
+    n, height, width, channels = images.shape
+    if size < 1 or height % size or width % size:
+        raise ValueError(f"{size=} does not divide the images of {height} x {width} pixels")
+    blocks = images.reshape(n, size, height // size, size, width // size, channels)
+    return blocks.mean(axis=(2, 4), dtype=np.float64).reshape(n, size * size * channels) / 255
+
+
+def nearest_distances(
+    features: np.ndarray, references: np.ndarray, own: np.ndarray | None = None
+) -> np.ndarray:
+    """Returns float64 `[n]`, the distance from each row of `features` to its nearest reference.
+
+    Args:
+      features: `[n, d]`.
+      references: `[r, d]`.
+      own: int `[n]`, the index of the reference that is the row itself and does not count, where
+        the rows are taken from the references.
+    """
+    chunks = _squared_distances(features, references, own)
+    return np.sqrt(np.concatenate([squared.min(axis=1) for squared in chunks]))
+
+
+def knn_classify(
+    features: np.ndarray,
+    references: np.ndarray,
+    reference_labels: np.ndarray,
+    k: int = 5,
+    own: np.ndarray | None = None,
+) -> np.ndarray:
+    """Returns int64 `[n]`, the class that most of the `k` nearest references have.
+
+    Among classes with equally many votes the one with the nearest member wins.
+
+    Args:
+      features: `[n, d]`.
+      references: `[r, d]`.
+      reference_labels: int `[r]`, not negative.
+      k: number of neighbours, at most r (r - 1 with `own`).
+      own: as in `nearest_distances`; gives leave-one-out predictions.
+    """
+    reference_labels = _labels(reference_labels, references)
+    available = len(references) - int(own is not None)
+    if not 1 <= k <= available:
+        raise ValueError(f"{k=} must lie between 1 and the number of references, {available}")
+    num_classes = int(reference_labels.max()) + 1
+    predictions = []
+    for squared in _squared_distances(features, references, own):
+        nearest = np.argsort(squared, axis=1, kind="stable")[:, :k]
+        votes = np.zeros((len(squared), num_classes))
+        rows = np.arange(len(squared))
+        for rank in range(k):
+            # One vote each; the geometric extra decides ties for the class met first.
+            votes[rows, reference_labels[nearest[:, rank]]] += 1 + 0.5 ** (rank + 1) / k
+        predictions.append(votes.argmax(axis=1))
+    return np.concatenate(predictions)
+
+
+def class_accuracy(
+    features: np.ndarray,
+    labels: np.ndarray,
+    references: np.ndarray,
+    reference_labels: np.ndarray,
+    k: int = 5,
+    own: np.ndarray | None = None,
+) -> float:
+    """Returns the share of rows that the nearest-neighbour classifier gives their label `[n]`."""
+    labels = _labels(labels, features)
+    predictions = knn_classify(features, references, reference_labels, k, own)
+    return float(np.mean(predictions == labels))
+
+
+def class_spread(features: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the mean distance between two different rows of a class, averaged over the classes.
+
+    Args:
+      features: `[n, d]`.
+      labels: int `[n]`; every class that occurs needs two rows or more.
+    """
+    labels = _labels(labels, features)
+    spreads = []
+    for label in np.unique(labels):
+        members = np.asarray(features, np.float64)[labels == label]
+        if len(members) < 2:
+            raise ValueError(f"class {label} has one row: a distance within the class needs two")
+        chunks = _squared_distances(members, members, own=np.arange(len(members)))
+        total = sum(np.sqrt(squared[np.isfinite(squared)]).sum() for squared in chunks)
+        spreads.append(total / (len(members) * (len(members) - 1)))
+    return float(np.mean(spreads))
+
+
+def relative_diversity(
+    features: np.ndarray, labels: np.ndarray, real: np.ndarray, real_labels: np.ndarray
+) -> float:
+    """Returns the `class_spread` of the rows over that of real ones: 1 is as diverse as real.
+
+    More is not better: noise is diverse.
+
+    Raises:
+      ValueError: if the two sets do not hold the same classes, or the real rows of each are equal.
+    """
+    classes, real_classes = np.unique(labels), np.unique(real_labels)
+    if not np.array_equal(classes, real_classes):
+        raise ValueError(f"classes differ: {classes.tolist()} and {real_classes.tolist()} (real)")
+    spread = class_spread(real, real_labels)
+    if spread == 0:
+        raise ValueError("the real rows of every class are all equal: no diversity to compare with")
+    return class_spread(features, labels) / spread
+
+
+def copy_share(
+    features: np.ndarray,
+    training: np.ndarray,
+    held_out: np.ndarray,
+    percentile: float = 1.0,
+    own: np.ndarray | None = None,
+) -> float:
+    """Returns the share of rows suspiciously close to a training row.
+
+    Close means nearer than the given percentile of the distances from held-out real rows to their
+    nearest training rows. Real data that was never trained on thus scores `percentile` / 100.
+
+    Args:
+      features: `[n, d]`.
+      training: `[r, d]`.
+      held_out: `[s, d]`.
+      percentile: of the held-out distances, in [0, 100].
+      own: as in `nearest_distances`, where the rows are training rows.
+    """
+    threshold = np.percentile(nearest_distances(held_out, training), percentile)
+    return float(np.mean(nearest_distances(features, training, own) < threshold))
+
+
+def independent_tokens(
+    training_tokens: np.ndarray,
+    training_labels: np.ndarray,
+    labels: np.ndarray,
+    codebook_size: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """The control: draws every token independently, from its class's frequencies at its position.
+
+    What a generator scores beyond this it has learned about how tokens go together. The token of a
+    random training image of the class, chosen anew for each position, has just these frequencies.
+
+    Args:
+      training_tokens: int `[n, l]` in [0, codebook_size).
+      training_labels: int `[n]`.
+      labels: int `[m]`, the classes to draw; each must occur in `training_labels`.
+      codebook_size: number of codes; checked against the tokens.
+      rng: source of randomness.
+
+    Returns:
+      int32 `[m, l]`.
+    """
+    training_tokens = np.asarray(training_tokens)
+    if training_tokens.ndim != 2 or training_tokens.size == 0:
+        raise ValueError(f"{training_tokens.shape=}: need tokens [n, l]")
+    if training_tokens.min() < 0 or training_tokens.max() >= codebook_size:
+        raise ValueError(
+            f"tokens {training_tokens.min()} to {training_tokens.max()} do not fit {codebook_size=}"
+        )
+    training_labels = _labels(training_labels, training_tokens)
+    labels = np.asarray(labels)
+    positions = np.arange(training_tokens.shape[1])
+    drawn = np.empty((len(labels), len(positions)), np.int32)
+    for label in np.unique(labels):
+        pool = training_tokens[training_labels == label]
+        if not len(pool):
+            raise ValueError(f"class {label} does not occur in the training tokens")
+        rows = np.flatnonzero(labels == label)
+        donors = rng.integers(0, len(pool), size=(len(rows), len(positions)))
+        drawn[rows] = pool[donors, positions]
+    return drawn
+
+
+def _squared_distances(
+    features: np.ndarray, references: np.ndarray, own: np.ndarray | None
+) -> Iterator[np.ndarray]:
+    """Yields the squared distances of `CHUNK` rows at a time; a row to itself is at infinity."""
+    features, references = np.asarray(features, np.float64), np.asarray(references, np.float64)
+    if features.ndim != 2 or references.ndim != 2 or features.shape[1] != references.shape[1]:
+        raise ValueError(f"{features.shape=} and {references.shape=} must be [n, d] and [r, d]")
+    if own is not None and np.shape(own) != (len(features),):
+        raise ValueError(f"{np.shape(own)=}: need the index of one reference for each row")
+    if not len(features) or not len(references):
+        raise ValueError(f"{len(features)=} and {len(references)=} must not be empty")
+    for start in range(0, len(features), CHUNK):
+        rows = features[start : start + CHUNK]
+        squared = (
+            (rows**2).sum(axis=1)[:, None] + (references**2).sum(axis=1) - 2 * rows @ references.T
+        )
+        # Rounding leaves about -1e-16 where a row meets its copy.
+        squared = np.maximum(squared, 0.0)
+        if own is not None:
+            squared[np.arange(len(rows)), own[start : start + CHUNK]] = np.inf
+        yield squared
+
+
+def _labels(labels: np.ndarray, features: np.ndarray) -> np.ndarray:
+    labels = np.asarray(labels)
+    if labels.shape != (len(features),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"{labels.dtype=}, {labels.shape=}: need {len(features)} integers, one a row"
+        )
+    if labels.size and labels.min() < 0:
+        raise ValueError(f"{labels.min()=} is negative")
+    return labels

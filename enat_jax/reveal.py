@@ -1,0 +1,388 @@
+"""Reveal order: mask schedules, windows, training splits and shape buckets.
+
+Every sequence is written in the order in which its tokens become visible, so that the cached, the
+newly revealed and the masked tokens of any step are contiguous windows:
+
+    order:   [ 0 ....... n_prev | n_prev ....... n_vis | n_vis ............ l ]
+                cached               newly revealed          masked
+
+Everything here is host arithmetic in float64 on numpy values: schedules and shapes are static.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+
+def mask_counts(num_tokens, num_steps):
+    """Masked tokens before each step: ``floor(l cos(pi s / 2t))`` (paper Section 3, reference).
+
+    Args:
+        num_tokens: l, at least 1.
+        num_steps: t, at least 1.
+
+    Returns:
+        int64 [t + 1], from l (nothing visible) down to 0 (all visible), never increasing.
+
+    Raises:
+        ValueError: an argument is below 1.
+    """
+    if num_tokens < 1 or num_steps < 1:
+        raise ValueError(f"{num_tokens=} and {num_steps=} must both be at least 1")
+    ratio = np.arange(num_steps + 1, dtype=np.float64) / num_steps
+    counts = np.floor(num_tokens * np.cos(ratio * np.pi / 2)).astype(np.int64)
+    counts[0], counts[-1] = num_tokens, 0
+    return counts
+
+
+class Steps(NamedTuple):
+    """Token counts of the sampling steps, int64 [t] each."""
+
+    num_cached: np.ndarray  # visible before the step, features kept from earlier steps
+    num_new: np.ndarray  # encoded in this step
+    num_masked: np.ndarray  # decoded in this step
+    num_left: np.ndarray  # still masked after this step
+
+    @property
+    def num_visible(self):
+        return self.num_cached + self.num_new
+
+
+def sampling_steps(num_tokens, num_steps, reuse=True):
+    """Token counts of every sampling step; without reuse all visible tokens are encoded anew."""
+    counts = mask_counts(num_tokens, num_steps)
+    visible = num_tokens - counts[:-1]
+    cached = np.concatenate([[0], visible[:-1]]) if reuse else np.zeros_like(visible)
+    return Steps(cached, visible - cached, counts[:-1], counts[1:])
+
+
+class Windows(NamedTuple):
+    """Static window sizes of one compiled shape; all are upper bounds of the true counts."""
+
+    num_cached: int
+    num_new: int
+    num_visible: int
+    num_masked: int
+
+
+class Segment(NamedTuple):
+    """Contiguous sampling steps ``start <= s < stop`` that share one set of window sizes."""
+
+    start: int
+    stop: int
+    windows: Windows
+
+
+def _cover(steps, start, stop):
+    """The smallest windows in which all steps ``start <= s < stop`` fit."""
+    part = [np.asarray(x[start:stop]) for x in (*steps, steps.num_visible)]
+    cached, new, masked, _, visible = part
+    return Windows(*(int(x.max()) for x in (cached, new, visible, masked)))
+
+
+def cut_segments(steps, num_segments, cost):
+    """Cut the sampling steps into runs such that the padded work is least.
+
+    Args:
+        steps: ``Steps`` of t steps.
+        num_segments: how many runs; more than t means t. One run compiles one body that pays
+            for the largest step every time, t runs pay exactly and compile t bodies.
+        cost: ``cost(windows) -> float``, work of one step with these window sizes.
+
+    Returns:
+        tuple of ``Segment``, in order.
+
+    Raises:
+        ValueError: ``num_segments`` is below 1.
+    """
+    if num_segments < 1:
+        raise ValueError(f"{num_segments=} must be at least 1")
+    t = len(steps.num_masked)
+    num_segments = min(num_segments, t)
+    work = np.full((t + 1, t + 1), np.inf)
+    for i in range(t):
+        for j in range(i + 1, t + 1):
+            work[i, j] = (j - i) * cost(_cover(steps, i, j))
+    _, ends = _best_partition(work, num_segments)
+    starts = [0, *ends[:-1]]
+    return tuple(Segment(i, j, _cover(steps, i, j)) for i, j in zip(starts, ends, strict=True))
+
+
+def _best_partition(work, num_parts):
+    """Least total of ``work[i, j]`` over a partition of 0..t into ``num_parts`` runs.
+
+    Returns the total and the list of the runs' ends.
+    """
+    size = len(work)
+    best = np.full((num_parts + 1, size), np.inf)
+    best[0, 0] = 0.0
+    came_from = np.zeros((num_parts + 1, size), int)
+    for k in range(1, num_parts + 1):
+        total = best[k - 1][:, None] + work
+        came_from[k] = total.argmin(axis=0)
+        best[k] = total.min(axis=0)
+    ends = [size - 1]
+    for k in range(num_parts, 1, -1):
+        ends.append(int(came_from[k, ends[-1]]))
+    return best[num_parts, -1], ends[::-1]
+
+
+# --- training splits ------------------------------------------------------------------------
+
+
+class Split(NamedTuple):
+    """Counts of one training step: ``n_prev`` tokens cached, ``n_vis`` visible, the rest masked."""
+
+    reuse: bool
+    num_cached: int
+    num_visible: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitDistribution:
+    """The distribution of training splits (paper Section 4.2, reference; method Section 4).
+
+    Attributes:
+        mask_ratio: "beta": r ~ Beta(alpha, beta), the paper; "cosine": r = cos(pi u / 2) with
+            u ~ U(0, 1), MaskGIT's, which shows a small grid all the ratios that sampling uses.
+        alpha, beta: of the Beta distribution; the paper has 12 and 3.
+        min_visible: fewest visible tokens; 1 in the reference. 0 trains the fully masked case,
+            the first step of sampling, too.
+        reuse_probability: share of steps that reuse features of the EMA model; 0.5 in the paper.
+    """
+
+    mask_ratio: str = "beta"
+    alpha: float = 12.0
+    beta: float = 3.0
+    min_visible: int = 1
+    reuse_probability: float = 0.5
+
+    def __post_init__(self):
+        if self.mask_ratio not in ("beta", "cosine"):
+            raise ValueError(f"{self.mask_ratio=} is neither 'beta' nor 'cosine'")
+        if not 0 <= self.reuse_probability <= 1:
+            raise ValueError(f"{self.reuse_probability=} is not a probability")
+        if self.min_visible not in (0, 1):
+            raise ValueError(f"{self.min_visible=} is neither 0 nor 1")
+
+    def draw(self, num_tokens, seed, step):
+        """The split of one training step, a function of (seed, step) alone.
+
+        Every host draws it for itself and gets the same. ``n_masked = clip(round(l r), 1,
+        l - min_visible)``; with reuse ``n_prev = n_vis - round(n_vis u)``; rounding half to even.
+        """
+        generator = np.random.Generator(np.random.Philox(key=[seed, step]))
+        # Always four draws in this order, so that one setting never shifts another's numbers.
+        uniforms = generator.random(3)
+        if self.mask_ratio == "beta":
+            ratio = generator.beta(self.alpha, self.beta)
+        else:
+            ratio = np.cos(np.pi * uniforms[0] / 2)
+        masked = int(np.clip(np.rint(num_tokens * ratio), 1, num_tokens - self.min_visible))
+        visible = num_tokens - masked
+        if uniforms[1] >= self.reuse_probability:
+            return Split(False, 0, visible)
+        return Split(True, visible - int(np.rint(visible * uniforms[2])), visible)
+
+    def visible_probabilities(self, num_tokens):
+        """Probability of each number of visible tokens, float64 [l + 1]."""
+        edge = (np.arange(num_tokens + 2) - 0.5) / num_tokens
+        edge = np.clip(edge, 0.0, 1.0)
+        if self.mask_ratio == "beta":
+            cdf = special.betainc(self.alpha, self.beta, edge)
+        else:
+            cdf = 1 - np.arccos(edge) * 2 / np.pi
+        masked = np.diff(cdf)
+        masked[1] += masked[0]
+        masked[0] = 0.0
+        if self.min_visible:
+            masked[-2] += masked[-1]
+            masked[-1] = 0.0
+        return masked[::-1]
+
+    def cached_probabilities(self, num_visible):
+        """Given reuse, probability of each number of cached tokens, float64 [n_vis + 1]."""
+        if num_visible == 0:
+            return np.ones(1)
+        mass = np.full(num_visible + 1, 1.0 / num_visible)
+        mass[[0, -1]] /= 2
+        return mass
+
+
+# --- shape buckets --------------------------------------------------------------------------
+
+
+class Bucket(NamedTuple):
+    """Splits that run in one compiled shape: with or without reuse, and two ranges of counts."""
+
+    reuse: bool
+    visible: tuple[int, int]  # inclusive
+    cached: tuple[int, int]  # inclusive
+    windows: Windows
+
+    def holds(self, split):
+        return (
+            self.reuse == split.reuse
+            and self.visible[0] <= split.num_visible <= self.visible[1]
+            and self.cached[0] <= split.num_cached <= self.cached[1]
+        )
+
+
+def _bucket(num_tokens, reuse, visible, cached):
+    (low, high), (first, last) = visible, cached
+    last = min(last, high)
+    windows = Windows(last, high - first, high, num_tokens - low)
+    return Bucket(reuse, visible, (first, last), windows)
+
+
+def bucket_for(buckets, split):
+    """The bucket of a split.
+
+    Raises:
+        ValueError: no bucket holds it; the buckets belong to another distribution.
+    """
+    for bucket in buckets:
+        if bucket.holds(split):
+            return bucket
+    raise ValueError(f"no bucket holds {split}: these buckets belong to another distribution")
+
+
+# Candidate bounds of buckets, and parts of the cached range within one range of visible counts.
+_MAX_BOUNDS = 40
+_MAX_PARTS = 6
+
+
+@functools.lru_cache(maxsize=16)
+def choose_buckets(num_tokens, splits, max_shapes, cost):
+    """At most ``max_shapes`` buckets that cover every split with little expected padded work.
+
+    Steps without reuse need no cache window and no EMA pass, so they are buckets of their own.
+    The rest is cut by the visible count first and, within each range, by the cached count; both
+    cuts and the share of shapes for each are chosen together by dynamic programming.
+
+    Args:
+        num_tokens: l.
+        splits: ``SplitDistribution``.
+        max_shapes: at least 1 without reuse or with reuse only, else at least 2.
+        cost: hashable ``cost(num_cached, num_new, num_visible, num_masked) -> work``, accepting
+            arrays; see ``costs.training_cost``.
+
+    Returns:
+        tuple of ``Bucket``.
+
+    Raises:
+        ValueError: ``max_shapes`` is too small.
+    """
+    q = splits.reuse_probability
+    mass = splits.visible_probabilities(num_tokens)
+    bounds = _candidate_bounds(mass)
+    plain, plain_cuts = _plain_work(num_tokens, mass, bounds, cost, max_shapes)
+    reuse, reuse_cuts = _reuse_work(num_tokens, splits, mass, bounds, cost, max_shapes)
+    if q in (0, 1):
+        plain_share = max_shapes if q == 0 else 0
+    else:
+        if max_shapes < 2:
+            raise ValueError(f"{max_shapes=} must be at least 2 when some steps reuse features")
+        totals = [(1 - q) * plain[k] + q * reuse[max_shapes - k] for k in range(1, max_shapes)]
+        plain_share = 1 + int(np.argmin(totals))
+    buckets = []
+    if plain_share:
+        buckets += [
+            _bucket(num_tokens, False, visible, (0, 0)) for visible in plain_cuts(plain_share)
+        ]
+    if plain_share < max_shapes:
+        buckets += [
+            _bucket(num_tokens, True, visible, cached)
+            for visible, cached in reuse_cuts(max_shapes - plain_share)
+        ]
+    return tuple(buckets)
+
+
+def _candidate_bounds(mass):
+    """Visible counts at which a bucket may end: -1 (before all), ..., the largest with mass."""
+    largest = int(np.flatnonzero(mass)[-1])
+    smallest = int(np.flatnonzero(mass)[0])
+    if largest - smallest < _MAX_BOUNDS:
+        return np.arange(smallest - 1, largest + 1)
+    # Half of the candidates by probability, half evenly: rare large counts cost most each.
+    quantiles = np.searchsorted(np.cumsum(mass), np.linspace(0, 1, _MAX_BOUNDS // 2)[:-1])
+    even = np.linspace(smallest - 1, largest, _MAX_BOUNDS // 2).round().astype(int)
+    inside = quantiles[(quantiles >= smallest) & (quantiles <= largest)]
+    return np.unique(np.concatenate([inside, even]))
+
+
+def _plain_work(num_tokens, mass, bounds, cost, max_shapes):
+    """Least expected work of steps without reuse by number of buckets, and how to get the cuts."""
+    size = len(bounds)
+    work = np.full((size, size), np.inf)
+    below = np.concatenate([[0.0], np.cumsum(mass)])
+    for i in range(size):
+        for j in range(i + 1, size):
+            low, high = bounds[i] + 1, bounds[j]
+            probability = below[high + 1] - below[low]
+            work[i, j] = probability * cost(0, high, high, num_tokens - low)
+    totals = [np.inf] + [
+        _best_partition(work, min(k, size - 1))[0] for k in range(1, max_shapes + 1)
+    ]
+
+    def cuts(k):
+        ends = _best_partition(work, min(k, size - 1))[1]
+        starts = [0, *ends[:-1]]
+        return [(int(bounds[i]) + 1, int(bounds[j])) for i, j in zip(starts, ends, strict=True)]
+
+    return totals, cuts
+
+
+def _reuse_work(num_tokens, splits, mass, bounds, cost, max_shapes):
+    """As ``_plain_work`` for the steps with reuse, whose buckets are ranges of two counts."""
+    size = len(bounds)
+    largest = int(bounds[-1])
+    joint = np.zeros((largest + 1, largest + 1))  # visible, cached
+    for visible in range(largest + 1):
+        joint[visible, : visible + 1] = mass[visible] * splits.cached_probabilities(visible)
+    below = np.pad(joint.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    parts = min(_MAX_PARTS, max_shapes)
+    work = np.full((parts + 1, size, size), np.inf)
+    inner = {}
+    for i in range(size):
+        for j in range(i + 1, size):
+            low, high = int(bounds[i]) + 1, int(bounds[j])
+            edges = np.unique(np.linspace(-1, high, min(high + 2, 24)).round().astype(int))
+            first, last = edges[:-1] + 1, edges[1:]
+            column = below[high + 1] - below[low]
+            probability = column[None, last + 1] - column[first, None]
+            part = probability * cost(last[None, :], high - first[:, None], high, num_tokens - low)
+            table = np.full((len(edges), len(edges)), np.inf)
+            upper = np.triu_indices(len(edges) - 1)
+            table[upper[0], upper[1] + 1] = part[upper]
+            for k in range(1, min(parts, len(edges) - 1) + 1):
+                work[k, i, j], ends = _best_partition(table, k)
+                inner[k, i, j] = list(edges[ends])
+    best = np.full((max_shapes + 1, size), np.inf)
+    best[0, 0] = 0.0
+    choice = {}
+    for used in range(1, max_shapes + 1):
+        options = [best[used - k][:, None] + work[k] for k in range(1, min(parts, used) + 1)]
+        options = np.stack(options)
+        best[used] = options.min(axis=(0, 1))
+        for j in range(1, size):
+            k, i = np.unravel_index(options[:, :, j].argmin(), (len(options), size))
+            choice[used, j] = int(k) + 1, int(i)
+    totals = np.minimum.accumulate(best[:, -1])
+
+    def cuts(shapes):
+        used, j, found = int(best[: shapes + 1, -1].argmin()), size - 1, []
+        while j:
+            k, i = choice[used, j]
+            visible = int(bounds[i]) + 1, int(bounds[j])
+            first = 0
+            for last in inner[k, i, j]:
+                found.append((visible, (first, int(last))))
+                first = int(last) + 1
+            used, j = used - k, i
+        return found[::-1]
+
+    return totals, cuts

@@ -1,0 +1,1 @@
+"""What differs between training the tokenizer and training the transformer."""

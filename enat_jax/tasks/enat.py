@@ -1,0 +1,361 @@
+"""Training the transformer: masked tokens from visible ones, with features of the EMA model reused.
+
+Paper Section 4.2; method Section 4. The counts of a step are drawn on the host; the windows that
+hold them are padded to a bucket's static sizes, the counts themselves stay traced.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from enat_jax import costs, losses, optim, reveal, sampling, tokenizer, train_state
+from enat_jax.data import loader, tokens
+from enat_jax.models import enat, nat
+
+MODELS = {"enat": enat.ENAT, "nat": nat.NAT}
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What is particular to training the transformer (method Section 4; defaults: the paper's).
+
+    Attributes:
+        label_smoothing: of the target distribution.
+        label_drop: probability that a label becomes "no class". The reference drops twice, 0.15
+            and 0.1, which is 0.235 in all.
+        ema_decay: of the parameters' moving average, which starts at the initial parameters.
+        max_shapes: compiled window shapes; more pad less and compile longer.
+    """
+
+    label_smoothing: float = 0.1
+    label_drop: float = 0.235
+    ema_decay: float = 0.9999
+    max_shapes: int = 40
+
+    def __post_init__(self):
+        for name in ("label_smoothing", "label_drop", "ema_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}={value!r} must lie in [0, 1)")
+        if self.max_shapes < 1:
+            raise ValueError(f"max_shapes={self.max_shapes!r} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where the tokens are.
+
+    Attributes:
+        tokens: directory of the token set to train on.
+        held_out_tokens: directory of the token set to evaluate on; None: no evaluation.
+        tokenizer: directory of the tokenizer, for pictures and the finished model.
+    """
+
+    tokens: str
+    tokenizer: str
+    held_out_tokens: str | None = None
+
+
+def step_loss(
+    model,
+    params,
+    ema_params,
+    batch,
+    counts,
+    windows,
+    *,
+    smoothing,
+    dropout_key=None,
+    exact=False,
+):
+    """Loss of one training step over windows of the reveal order; pure.
+
+    Args:
+        model: ``enat.ENAT`` or ``nat.NAT``.
+        params: parameters that are trained; ema_params: of the pass that fills the cache.
+        batch: dict of "ids" and "positions", int32 [b, l] in reveal order, and "labels", int32
+            [b], ``num_classes`` for no class.
+        counts: ``(num_cached, num_visible)``, real sizes, traced or not.
+        windows: ``reveal.Windows`` that hold them; ``num_cached`` 0: no reuse, no EMA pass.
+        smoothing: label smoothing.
+        dropout_key: None: no dropout.
+        exact: the windows are the counts themselves: no masks.
+
+    Returns:
+        ``(loss, metrics)``, float32 scalars: mean over masked tokens.
+    """
+    ids, positions, labels = batch["ids"], batch["positions"], batch["labels"]
+    num_cached, num_visible = counts
+    count = (lambda x: None) if exact else (lambda x: x)
+    apply = functools.partial(model.apply, {"params": params})
+    deterministic = dropout_key is None
+    keys = (None, None) if deterministic else jax.random.split(dropout_key)
+    rngs = [None if deterministic else {"dropout": key} for key in keys]
+
+    cache = None
+    if windows.num_cached:
+        ema_apply = functools.partial(model.apply, {"params": jax.lax.stop_gradient(ema_params)})
+        cache = ema_apply(
+            ids[:, : windows.num_cached],
+            positions[:, : windows.num_cached],
+            ema_apply(labels, method="condition"),
+            num_new=count(num_cached),
+            method="encode",
+        )
+        cache = jax.lax.stop_gradient(cache)
+    modulation = apply(labels, method="condition")
+    # Spare slots at the end: the slice never clamps, wherever it starts.
+    spare = ((0, 0), (0, windows.num_new))
+    new_ids, new_positions = (
+        jax.lax.dynamic_slice_in_dim(jnp.pad(x, spare), num_cached, windows.num_new, axis=1)
+        for x in (ids, positions)
+    )
+    cache = apply(
+        new_ids,
+        new_positions,
+        modulation,
+        cache,
+        num_new=count(num_visible - num_cached),
+        num_cached=count(num_cached),
+        deterministic=deterministic,
+        rngs=rngs[0],
+        method="encode",
+    )
+    first = ids.shape[1] - windows.num_masked
+    num_masked = ids.shape[1] - num_visible
+    logits = apply(
+        positions[:, first:],
+        modulation,
+        cache[:, : windows.num_visible],
+        num_masked=count(num_masked),
+        num_visible=count(num_visible),
+        deterministic=deterministic,
+        rngs=rngs[1],
+        method="decode",
+    )
+    targets = ids[:, first:]
+    real = None if exact else jnp.arange(windows.num_masked) >= windows.num_masked - num_masked
+    cross_entropy = losses.smoothed_cross_entropy(logits, targets, smoothing)
+    loss = losses.masked_mean(cross_entropy, real, num_masked)
+    hits = (logits.argmax(axis=-1) == targets).astype(jnp.float32)
+    return loss, {"loss": loss, "accuracy": losses.masked_mean(hits, real, num_masked)}
+
+
+def random_order(key, shape):
+    """A uniformly random permutation of 0..l-1 in every row; int32 [b, l]."""
+    return jnp.argsort(jax.random.uniform(key, shape), axis=1).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_visible"))
+def masked_scores(model, params, ids, labels, order, num_visible):
+    """How well masked tokens are predicted when the first ``num_visible`` of ``order`` are seen.
+
+    Args:
+        model, params: the transformer.
+        ids: int32 [b, l], raster order; labels: int32 [b]; order: int32 [b, l] reveal order.
+        num_visible: static, 0 <= num_visible < l.
+
+    Returns:
+        float32 [b, m] cross-entropy (nats, no smoothing) and bool [b, m] argmax hits.
+    """
+    ids = jnp.take_along_axis(ids, order, axis=1)
+    apply = functools.partial(model.apply, {"params": params})
+    modulation = apply(labels, method="condition")
+    visible = slice(None), slice(None, num_visible)
+    masked = slice(None), slice(num_visible, None)
+    cache = apply(ids[visible], order[visible], modulation, method="encode")
+    logits = apply(order[masked], modulation, cache, method="decode")
+    targets = ids[masked]
+    loss = losses.smoothed_cross_entropy(logits, targets, 0.0)
+    return loss, logits.argmax(axis=-1) == targets
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """What ``train`` asks of a task; made by ``make``."""
+
+    model: enat.ENAT | nat.NAT
+    tokens: tokens.TokenSet
+    held_out: tokens.TokenSet | None
+    tokenizer: tokenizer.Tokenizer
+    optimizer: optax.GradientTransformation
+    training: Training
+    splits: reveal.SplitDistribution
+    buckets: tuple[reveal.Bucket, ...]
+    sampler: sampling.Settings
+    seed: int
+    batch_size: int
+
+    def init(self, key):
+        """The state before step 0; pure."""
+        ids = jnp.zeros((1, self.model.num_tokens), jnp.int32)
+        params = self.model.init(key, ids, jnp.zeros((1,), jnp.int32))["params"]
+        return train_state.TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            # A copy of its own: the state is donated, and no buffer may be donated twice.
+            ema_params=jax.tree.map(jnp.copy, params),
+            opt_state=self.optimizer.init(params),
+            extra={},
+        )
+
+    def batches(self, start_step) -> Iterator[dict[str, np.ndarray]]:
+        """This process's {"tokens": int32 [b, l], "labels": int32 [b]} of every step."""
+        return loader.train_batches(
+            self.tokens.gather,
+            len(self.tokens),
+            self.batch_size,
+            seed=self.seed,
+            start_step=start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def data_identity(self):
+        """What must not change when a run is resumed, as JSON values."""
+        return {"tokenizer": self.tokens.tokenizer, "num_images": len(self.tokens)}
+
+    def shapes(self, step):
+        """The windows of a step (static) and its counts (traced); the same on every host."""
+        split = self.splits.draw(self.model.num_tokens, self.seed, step)
+        windows = reveal.bucket_for(self.buckets, split).windows
+        counts = {"num_cached": split.num_cached, "num_visible": split.num_visible}
+        return windows, {k: np.int32(v) for k, v in counts.items()}
+
+    def train_step(self, state, batch, traced, key, *, static):
+        """One update; ``key`` is of this step alone. Metrics are float32 scalars."""
+        drop_key, order_key, dropout_key = jax.random.split(key, 3)
+        dropped = jax.random.uniform(drop_key, batch["labels"].shape) < self.training.label_drop
+        labels = jnp.where(dropped, self.model.num_classes, batch["labels"])
+        order = random_order(order_key, batch["tokens"].shape)
+        batch = {
+            "ids": jnp.take_along_axis(batch["tokens"], order, axis=1),
+            "positions": order,
+            "labels": labels,
+        }
+        grads, metrics = jax.grad(
+            lambda params: step_loss(
+                self.model,
+                params,
+                state.ema_params,
+                batch,
+                (traced["num_cached"], traced["num_visible"]),
+                static,
+                smoothing=self.training.label_smoothing,
+                dropout_key=dropout_key if self.model.dropout else None,
+            ),
+            has_aux=True,
+        )(state.params)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = self.training.ema_decay
+        ema_params = jax.tree.map(
+            lambda e, p: decay * e + (1 - decay) * p, state.ema_params, params
+        )
+        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["masked_share"] = 1 - traced["num_visible"] / self.model.num_tokens
+        state = state.replace(
+            step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state
+        )
+        return state, metrics
+
+    def evaluate(self, state) -> Iterator[tuple[str, float]]:
+        """Held-out masked-token loss and accuracy of the EMA model by share of visible tokens."""
+        if self.held_out is None:
+            return
+        l = self.model.num_tokens  # noqa: E741
+        rows = self.held_out.gather(np.arange(min(len(self.held_out), 1024)))
+        order = random_order(jax.random.key(self.seed), rows["tokens"].shape)
+        for part in (16, 4, 2):
+            for share in {1 / part, 1 - 1 / part} - {1 - 1 / 16}:
+                loss, hits = masked_scores(
+                    self.model,
+                    state.ema_params,
+                    rows["tokens"],
+                    rows["labels"],
+                    order,
+                    round(l * share),
+                )
+                name = f"{share:.4g}_visible"
+                yield f"held_out/loss_{name}", float(loss.mean())
+                yield f"held_out/accuracy_{name}", float(hits.mean())
+
+    def images(self, state) -> Iterator[tuple[str, np.ndarray]]:
+        """Samples of the EMA model at fixed seeds, a row per class (the first 10): uint8."""
+        classes = min(self.model.num_classes, 10)
+        labels = np.repeat(np.arange(classes, dtype=np.int32), 10)
+        sample = sampling.make(self.model, self.sampler)
+        codes = sample(state.ema_params, labels, np.arange(len(labels)), jax.random.key(self.seed))
+        pictures = self.tokenizer.decode(codes)
+        rows = pictures.reshape(classes, 10, *pictures.shape[1:])
+        yield "samples", np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
+
+
+def make(config):
+    """The task of a config.
+
+    Raises:
+        FileNotFoundError: the tokens or the tokenizer are not there.
+        ValueError: settings, tokens and tokenizer do not fit together.
+    """
+    settings = config.model.to_dict()
+    kind = settings.pop("kind")
+    if kind not in MODELS:
+        raise ValueError(f"model.kind={kind!r} is unknown: one of {sorted(MODELS)}")
+    model = MODELS[kind](**settings)
+    splits = reveal.SplitDistribution(**config.mask.to_dict())
+    if splits.reuse_probability and not model.reuse:
+        raise ValueError(
+            f"mask.reuse_probability={splits.reuse_probability} needs a model that reuses "
+            "features; set it to 0"
+        )
+    training = Training(**config.training.to_dict())
+    data = Data(**config.data.to_dict())
+    token_set = tokens.TokenSet.open(data.tokens)
+    held_out = tokens.TokenSet.open(data.held_out_tokens) if data.held_out_tokens else None
+    codec = tokenizer.Tokenizer.load(data.tokenizer)
+    for found, directory in ((token_set, data.tokens), (held_out, data.held_out_tokens)):
+        if found is not None:
+            _check_tokens(found, directory, model, codec, data.tokenizer)
+    cost = functools.partial(costs.training_cost, costs.dims_of(model))
+    return Task(
+        model=model,
+        tokens=token_set,
+        held_out=held_out,
+        tokenizer=codec,
+        optimizer=optim.Optimizer(**config.optimizer.to_dict()).make(config.train.num_steps),
+        training=training,
+        splits=splits,
+        buckets=reveal.choose_buckets(model.num_tokens, splits, training.max_shapes, cost),
+        sampler=sampling.Settings(**config.sampler.to_dict()),
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+    )
+
+
+def _check_tokens(token_set, directory, model, codec, tokenizer_directory):
+    rows, columns = token_set.grid
+    if rows * columns != model.num_tokens:
+        raise ValueError(
+            f"{directory} has {rows}x{columns} tokens an image, model.num_tokens={model.num_tokens}"
+        )
+    if token_set.codebook_size != model.codebook_size:
+        raise ValueError(
+            f"{directory} has a codebook of {token_set.codebook_size}, "
+            f"model.codebook_size={model.codebook_size}"
+        )
+    if len(token_set.class_names) != model.num_classes:
+        raise ValueError(
+            f"{directory} has {len(token_set.class_names)} classes, "
+            f"model.num_classes={model.num_classes}"
+        )
+    if token_set.tokenizer != codec.fingerprint:
+        raise ValueError(
+            f"{directory} was not made by the tokenizer in {tokenizer_directory}: "
+            "make the tokens again or name the right tokenizer"
+        )

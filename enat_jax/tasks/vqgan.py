@@ -1,0 +1,282 @@
+"""Training the tokenizer: reconstruction, codebook and commitment losses (method section 6).
+
+A codebook left to itself loses codes for good, because a code that nothing is nearest to gets no
+gradient. So the share of positions each code wins is tracked, and codes that win next to none are
+moved onto encoder outputs of the current batch, by preference badly represented ones; the same
+rule gives every code its first place at step 0.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from enat_jax import optim, train_state
+from enat_jax.data import images as image_sources
+from enat_jax.data import loader
+from enat_jax.models import vqgan
+
+Batch = dict[str, np.ndarray]
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Weights of the losses and the remedy against dead codes.
+
+    Raises ValueError for an unknown kind of reconstruction loss.
+    """
+
+    reconstruction: str = "l2"  # or "l1"
+    reconstruction_weight: float = 1.0
+    codebook_weight: float = 1.0
+    commitment_weight: float = 0.25  # arXiv:1711.00937, section 3.2
+    usage_decay: float = 0.99  # of the running share of positions that each code wins
+    dead_below: float = 0.1  # a code is dead below this share of an even use of the codebook
+    restart_every: int = 100  # steps between restarts of dead codes; 0 for none, not even at first
+    restart_until: int | None = None  # no restarts from this step on, so that the codes settle
+
+    def __post_init__(self):
+        if self.reconstruction not in ("l1", "l2"):
+            raise ValueError(f"reconstruction={self.reconstruction!r} is unknown: 'l1' or 'l2'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What `train` asks of a task; made by `make`."""
+
+    model: vqgan.VQGAN
+    source: image_sources.Digits  # to train on, augmented
+    held_out: image_sources.Digits
+    optimizer: optax.GradientTransformation
+    loss: Loss
+    seed: int
+    batch_size: int
+
+    def init(self, key: jax.Array) -> train_state.TrainState:
+        """The state before step 0; pure, so it may be jitted or shaped by `eval_shape`.
+
+        `ema_params` is empty: a mean of codes from before and after a restart would be no code.
+        """
+        image = jnp.zeros((1, *self.source.image_shape))
+        params = self.model.init(key, image)["params"]
+        v = self.model.codebook_size
+        return train_state.TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            ema_params={},
+            opt_state=self.optimizer.init(params),
+            extra={"usage": jnp.zeros((v,), jnp.float32)},
+        )
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        """This process's {"images": uint8 [b, h, w, c], "labels": int32 [b]} of every step."""
+        return loader.train_batches(
+            self.source.gather,
+            len(self.source),
+            self.batch_size,
+            seed=self.seed,
+            start_step=start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def data_identity(self) -> dict[str, object]:
+        """What must not change when a run is resumed, as JSON values."""
+        return dataclasses.asdict(self.source)
+
+    def shapes(self, step: int) -> tuple[tuple, dict[str, np.ndarray]]:
+        """Nothing changes its shape from step to step."""
+        del step
+        return (), {}
+
+    def train_step(
+        self,
+        state: train_state.TrainState,
+        batch: Mapping[str, jax.Array],
+        traced: Mapping[str, jax.Array],
+        key: jax.Array,
+        *,
+        static: tuple,
+    ) -> tuple[train_state.TrainState, Metrics]:
+        """One update; `key` is of this step alone. Metrics are float32 scalars."""
+        del traced, static
+        images = to_float(batch["images"])
+        params, usage, restarted = self._restart_dead_codes(state, images, key)
+        grads, (metrics, counts) = jax.grad(self._loss, has_aux=True)(params, images)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, params)
+        share = counts / counts.sum()
+        usage = self.loss.usage_decay * usage + (1 - self.loss.usage_decay) * share
+        state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(params, updates),
+            opt_state=opt_state,
+            extra={"usage": usage},
+        )
+        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["codes_restarted"] = restarted
+        return state, metrics
+
+    def _loss(self, params: dict, images: jax.Array) -> tuple[jax.Array, tuple]:
+        """The loss, and (metrics, how many positions each code wins, float32 [v])."""
+        variables = {"params": params}
+        z = self.model.apply(variables, images, method="encode")
+        ids, codes = self.model.apply(variables, z, method="quantize")
+        # Straight-through: the decoder sees the codes, the encoder gets the decoder's gradient.
+        reconstruction = self.model.apply(
+            variables, z + jax.lax.stop_gradient(codes - z), method="decode"
+        )
+        error = reconstruction - images
+        metrics = {
+            "reconstruction_loss": jnp.abs(error).mean()
+            if self.loss.reconstruction == "l1"
+            else jnp.square(error).mean(),
+            "codebook_loss": jnp.square(codes - jax.lax.stop_gradient(z)).mean(),
+            "commitment_loss": jnp.square(z - jax.lax.stop_gradient(codes)).mean(),
+        }
+        loss = (
+            self.loss.reconstruction_weight * metrics["reconstruction_loss"]
+            + self.loss.codebook_weight * metrics["codebook_loss"]
+            + self.loss.commitment_weight * metrics["commitment_loss"]
+        )
+        counts = count_codes(ids, self.model.codebook_size)
+        usage, perplexity = code_statistics(counts)
+        metrics |= {"loss": loss, "codebook_usage": usage, "codebook_perplexity": perplexity}
+        return loss, (metrics, counts)
+
+    def _restart_dead_codes(
+        self, state: train_state.TrainState, images: jax.Array, key: jax.Array
+    ) -> tuple[dict, jax.Array, jax.Array]:
+        """(params, usage [v], number of codes moved), before this step's update."""
+        usage = state.extra["usage"]
+        if not self.loss.restart_every:
+            return state.params, usage, jnp.zeros(())
+        v = self.model.codebook_size
+        due = state.step % self.loss.restart_every == 0
+        if self.loss.restart_until is not None:
+            due &= state.step < self.loss.restart_until
+
+        def restart(codebook: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            z = self.model.apply({"params": state.params}, images, method="encode")
+            dead = usage < self.loss.dead_below / v
+            _, codes = self.model.apply({"params": state.params}, z, method="quantize")
+            distances = jnp.square(z - codes).sum(-1).ravel()
+            # The v largest of log weight + Gumbel noise are a draw without replacement.
+            scores = jnp.log(distances + 1e-12) + jax.random.gumbel(key, distances.shape)
+            chosen = z.reshape(-1, z.shape[-1])[jax.lax.top_k(scores, v)[1]]
+            # A moved code is given the time to win positions before it is judged again.
+            return (
+                jnp.where(dead[:, None], chosen, codebook),
+                jnp.where(dead, 1 / v, usage),
+                dead.sum().astype(jnp.float32),
+            )
+
+        codebook, usage, restarted = jax.lax.cond(
+            due, restart, lambda c: (c, usage, jnp.zeros(())), state.params["codebook"]
+        )
+        return {**state.params, "codebook": codebook}, usage, restarted
+
+    def evaluate(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
+        """Held-out reconstruction errors (of pixels in [0, 1]) and the use of the codebook."""
+        squared, absolute, pixels = 0.0, 0.0, 0
+        counts = np.zeros(self.model.codebook_size)
+        for start in range(0, len(self.held_out), self.batch_size):
+            indices = np.arange(start, min(start + self.batch_size, len(self.held_out)))
+            originals = self.held_out.gather(indices)["images"]
+            # The last batch is filled up so that one compiled shape serves them all.
+            padded = np.resize(originals, (self.batch_size, *originals.shape[1:]))
+            reconstruction, ids = self._reconstruct(state.params, padded)
+            error = np.asarray(reconstruction)[: len(indices)] - originals / 255.0
+            squared += np.square(error).sum()
+            absolute += np.abs(error).sum()
+            pixels += error.size
+            ids = np.asarray(ids)[: len(indices)]
+            counts += np.bincount(ids.ravel(), minlength=self.model.codebook_size)
+        usage, perplexity = code_statistics(counts)
+        yield "held_out/squared_error", float(squared / pixels)
+        yield "held_out/absolute_error", float(absolute / pixels)
+        yield "held_out/psnr", float(-10 * np.log10(squared / pixels))
+        yield "held_out/codebook_usage", float(usage)
+        yield "held_out/codebook_perplexity", float(perplexity)
+
+    def images(self, state: train_state.TrainState) -> Iterator[tuple[str, np.ndarray]]:
+        """Rows of held-out originals, each above the row of their reconstructions; uint8 [h, w, c]."""
+        columns, rows = min(8, self.batch_size), 4
+        columns = min(columns, len(self.held_out))
+        pictures = []
+        for row in range(rows):
+            indices = np.arange(row * columns, (row + 1) * columns) % len(self.held_out)
+            originals = self.held_out.gather(indices)["images"]
+            padded = np.resize(originals, (self.batch_size, *originals.shape[1:]))
+            reconstruction, _ = self._reconstruct(state.params, padded)
+            pictures += [originals, to_uint8(np.asarray(reconstruction)[:columns])]
+        yield "reconstructions", np.concatenate([np.concatenate(list(p), 1) for p in pictures], 0)
+
+    @functools.cached_property
+    def _reconstruct(self):
+        def reconstruct(params: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+            variables = {"params": params}
+            z = self.model.apply(variables, to_float(images), method="encode")
+            ids, codes = self.model.apply(variables, z, method="quantize")
+            return self.model.apply(variables, codes, method="decode"), ids
+
+        return jax.jit(reconstruct)
+
+
+def to_float(images: jax.Array) -> jax.Array:
+    """uint8 images -> float32 in [0, 1], what the network takes."""
+    return images.astype(jnp.float32) / 255
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """The network's images, about [0, 1] -> uint8, clipped and rounded."""
+    return np.rint(255 * np.clip(images, 0, 1)).astype(np.uint8)
+
+
+def count_codes(ids: jax.Array, codebook_size: int) -> jax.Array:
+    """How many of the positions of `ids` [...] each code wins, float32 [v]."""
+    return jnp.zeros((codebook_size,), jnp.float32).at[ids.ravel()].add(1.0)
+
+
+def code_statistics(counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Share of codes with any count, in [0, 1], and perplexity, in [1, v], of counts [v]."""
+    share = counts / counts.sum()
+    entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-30)), 0.0))
+    return (counts > 0).mean(), jnp.exp(entropy)
+
+
+def make(config: ml_collections.ConfigDict) -> Task:
+    """The task of a config; raises ValueError or TypeError for settings that do not fit together."""
+    data = config.data.to_dict()
+    source = image_sources.open_source(split="train", **data)
+    held_out = image_sources.open_source(split="test", **data)
+    model = vqgan.VQGAN(**config.model.to_dict())
+    height, width, channels = source.image_shape
+    side = model.downsampling
+    if channels != model.image_channels or height % side or width % side:
+        raise ValueError(
+            f"images of {source.image_shape} do not suit a tokenizer of "
+            f"{model.image_channels=} and {side} pixels a token"
+        )
+    loss = Loss(**config.loss.to_dict())
+    batch_size = config.train.batch_size
+    positions = batch_size * (height // side) * (width // side)
+    if loss.restart_every and positions < model.codebook_size:
+        raise ValueError(
+            f"{batch_size=} has {positions} positions to restart {model.codebook_size=} codes from:"
+            " choose a larger batch or a smaller codebook, or restart_every = 0"
+        )
+    return Task(
+        model=model,
+        source=source,
+        held_out=held_out,
+        optimizer=optim.Optimizer(**config.optimizer.to_dict()).make(config.train.num_steps),
+        loss=loss,
+        seed=config.seed,
+        batch_size=batch_size,
+    )

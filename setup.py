@@ -1,0 +1,52 @@
+"""Packaging of enat_jax. Tool settings live in pyproject.toml.
+
+Lower bounds are the oldest versions the test suite has passed with. Upper bounds stop at the next
+minor version of libraries that are still at 0.x, where a minor version may break its users.
+"""
+
+import setuptools
+
+INSTALL_REQUIRES = [
+    "jax>=0.10.2,<0.13",  # 0.10 on Python 3.11, 0.11 and later on 3.12 and 3.13
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "tensorflow-datasets>=4.9.10,<5",
+    "grain>=0.2.18,<0.3",
+    "ml-collections>=1.1,<2",
+    "chex>=0.1.92,<0.2",
+    "numpy>=2.0,<3",
+    "absl-py>=2.1",  # Reason: program flags (config_flags), and Grain's workers need parsed ones.
+    "flatbuffers>=25.2",  # Reason: jax.export serializes with it but does not declare it.
+    "importlib_resources>=6.4",  # Reason: TFDS imports it through etils but does not declare it.
+    "pillow>=11.0",  # Reason: TFDS and tensorboardX decode and encode images with it, undeclared.
+    "scipy>=1.14",  # Reason: matrix square roots and statistics; jax installs it in any case.
+    "tensorboardX>=2.6.4",  # Reason: writes TensorBoard files without TensorFlow.
+    "tqdm>=4.66",  # Reason: the progress bar of the training loop.
+]
+
+SCIKIT_LEARN = "scikit-learn>=1.6"  # Reason: ships the 1,797 real digits of the quickstart.
+
+EXTRAS_REQUIRE = {
+    "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
+    "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+    "torch": ["torch>=2.6"],  # Reason: only to compare with the reference and read odd checkpoints.
+    "quickstart": [SCIKIT_LEARN],
+    "dev": [
+        "pytest>=8.3",
+        "pre-commit>=4.0",  # Reason: runs ruff before each commit.
+        "ruff>=0.17,<0.18",  # Reason: linter and formatter; a new minor version formats anew.
+        SCIKIT_LEARN,
+    ],
+}
+
+setuptools.setup(
+    name="enat_jax",
+    version="0.1.0",
+    description="ENAT, token-based image synthesis in a few parallel steps, in JAX",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["enat_jax", "enat_jax.*"]),
+    python_requires=">=3.11,<3.14",
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+)

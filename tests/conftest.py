@@ -1,0 +1,29 @@
+"""What must hold before the first test: devices, flags, and which tests this machine can run."""
+
+import importlib.util
+import os
+
+# Read when jax is first imported, hence here. Eight CPU devices, so that every test may shard; no
+# persistent compilation cache, so that no test depends on what ran before it.
+_DEVICES = "--xla_force_host_platform_device_count"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+
+# Grain reads absl flags in its worker processes, and nobody parses a command line here.
+flags.FLAGS.mark_as_parsed()
+
+
+def pytest_collection_modifyitems(items):
+    has_gpu = jax.default_backend() == "gpu"
+    has_torch = importlib.util.find_spec("torch") is not None
+    for item in items:
+        if "gpu" in item.keywords and not has_gpu:
+            item.add_marker(pytest.mark.skip(reason="JAX sees no GPU"))
+        if "torch" in item.keywords and not has_torch:
+            item.add_marker(pytest.mark.skip(reason="PyTorch is not installed"))

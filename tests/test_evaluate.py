@@ -1,0 +1,271 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from enat_jax import evaluate
+from enat_jax.data import tokens
+
+GRID = 8
+CODES = 16
+
+
+class Tokenizer:
+    """One token for each 4x4 block: its brightness in 16 levels."""
+
+    tokenizer_params = {"levels": np.arange(CODES)}
+    class_names = ("0", "1")
+
+    def encode(self, pictures):
+        blocks = np.asarray(pictures).reshape(-1, GRID, 4, GRID, 4).mean(axis=(2, 4))
+        return (blocks // 16).astype(np.int32).reshape(-1, GRID * GRID)
+
+    def decode(self, token_ids):
+        levels = (np.asarray(token_ids) * 16 + 8).astype(np.uint8).reshape(-1, GRID, GRID)
+        return levels.repeat(4, axis=1).repeat(4, axis=2)[..., None]
+
+
+class Model(Tokenizer):
+    """Draws real-looking images, or copies, and predicts tokens as well as it is told."""
+
+    def __init__(self, draw, accuracy=lambda visible: 0.4 + visible / 256):
+        self.draw, self.accuracy = draw, accuracy
+
+    def sample(self, labels, seed=0):
+        return self.draw(np.asarray(labels), np.random.default_rng(seed + 100))
+
+    def masked_accuracy(self, token_ids, labels, num_visible, seed):
+        assert token_ids.shape == (len(labels), GRID * GRID)
+        noise = 0.001 * np.random.default_rng([seed, num_visible]).normal()
+        accuracy = self.accuracy(num_visible) + noise
+        return accuracy, 2 - accuracy
+
+
+def real(labels, rng):
+    """Class 0 is a bar from left to right, class 1 from top to bottom; the bar's place varies.
+
+    All its pixels move together, which independent tokens cannot imitate.
+    """
+    pictures = np.zeros((len(labels), 32, 32, 1), np.uint8)
+    for picture, label in zip(pictures, labels, strict=True):
+        at = 4 * int(rng.integers(1, 6))
+        bar = (slice(at, at + 4), slice(None)) if label == 0 else (slice(None), slice(at, at + 4))
+        picture[bar] = rng.integers(150, 250)
+    noise = rng.integers(0, 20, pictures.shape)
+    return (pictures // 2 + noise).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    rng = np.random.default_rng(0)
+    training_labels, held_out_labels = np.arange(300) % 2, np.arange(100) % 2
+    training = real(training_labels, rng), training_labels
+    held_out = real(held_out_labels, rng), held_out_labels
+    token_set = tokens.TokenSet(
+        tokens=Tokenizer().encode(training[0]),
+        labels=training_labels.astype(np.int32),
+        grid=(GRID, GRID),
+        codebook_size=CODES,
+        class_names=("0", "1"),
+        tokenizer=tokens.fingerprint(Tokenizer.tokenizer_params),
+        preprocessing={},
+    )
+    return training, held_out, token_set
+
+
+def rows_by_name(evaluation):
+    return {row.name: row for row in evaluation.quality}
+
+
+def test_each_row_says_what_it_should(digits):
+    training, held_out, token_set = digits
+    models = {
+        "ours": Model(real),
+        "copier": Model(lambda labels, rng: training[0][: len(labels)]),
+        "one picture": Model(lambda labels, rng: held_out[0][labels]),
+        "wrong class": Model(lambda labels, rng: real(1 - labels, rng)),
+    }
+    evaluation = evaluate.evaluate(models, training, held_out, token_set, num=200)
+    rows = rows_by_name(evaluation)
+    assert list(rows)[:4] == [
+        "real, held out",
+        "real, training",
+        "held out, reconstructed",
+        "control",
+    ]
+    floor = rows["real, training"]
+    assert floor.num_images == 200
+    assert floor.class_accuracy == 1 and 0.9 < floor.diversity < 1.1 and floor.copies < 0.1
+    # As good as real where the images are real, and told from the control.
+    assert rows["ours"].frechet_distance < 3 * floor.frechet_distance
+    assert rows["ours"].frechet_distance < 0.5 * rows["control"].frechet_distance
+    assert 0.9 < rows["ours"].diversity < 1.1
+    assert rows["ours"].copies < 0.1
+    # Every vice shows in its own column.
+    assert rows["copier"].copies == 1
+    assert rows["one picture"].diversity < 0.01
+    assert rows["wrong class"].class_accuracy < 0.1
+
+
+def test_held_out_row_marks_what_holds_by_definition(digits):
+    training, held_out, token_set = digits
+    evaluation = evaluate.evaluate({"ours": Model(real)}, training, held_out, token_set, num=100)
+    row = rows_by_name(evaluation)["real, held out"]
+    assert row.by_definition == ("diversity", "frechet_distance", "copies")
+    line = next(x for x in evaluation.markdown().splitlines() if x.startswith("| real, held out"))
+    assert line == "| real, held out | 100 | 100.0% | 1.00 * | 0.000 * | 1.0% * |"
+
+
+def test_the_control_has_the_marginals_and_only_those(digits):
+    """Its mean image is right, though no single image is."""
+    training, held_out, token_set = digits
+    model = Model(real)
+    labels = evaluate.balanced_labels(400, 2)
+    drawn = evaluate.quality.independent_tokens(
+        token_set.tokens, token_set.labels, labels, CODES, np.random.default_rng(0)
+    )
+    control, training_rebuilt = model.decode(drawn), model.decode(token_set.tokens)
+    np.testing.assert_allclose(control.mean(axis=0), training_rebuilt.mean(axis=0), atol=8)
+    row_sums = training_rebuilt[training[1] == 0].mean(axis=(2, 3)).max(axis=1)
+    control_sums = control[labels == 0].mean(axis=(2, 3)).max(axis=1)
+    assert np.median(control_sums) < 0.7 * np.median(row_sums)
+
+
+def test_everything_follows_from_the_seed(digits):
+    runs = [
+        evaluate.evaluate({"ours": Model(real)}, *digits, num=100, seed=seed).json()
+        for seed in (3, 3, 4)
+    ]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_json_holds_all_figures(digits):
+    evaluation = evaluate.evaluate({"ours": Model(real)}, *digits, num=100)
+    stored = json.loads(evaluation.json())
+    assert [row["name"] for row in stored["quality"]][-1] == "ours"
+    assert [row["num_visible"] for row in stored["context"]["ours"]] == [4, 16, 32, 48]
+    assert "improves" in stored["verdict"]["ours"]
+    assert 0 <= stored["found_copies"] <= 1
+
+
+def context_of(*accuracies, error=0.001):
+    return [
+        evaluate.Context(f"{i}/4", i, accuracy, error, 2 - accuracy, error)
+        for i, accuracy in enumerate(accuracies)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "words"),
+    [
+        ((0.40, 0.43, 0.46, 0.50), "improves with context at every step"),
+        ((0.40, 0.43, 0.431, 0.50), "on the whole, but not at 1/4 to 2/4"),
+        ((0.43, 0.43, 0.43, 0.431), "does NOT improve"),
+        ((0.50, 0.46, 0.43, 0.40), "does NOT improve"),
+    ],
+)
+def test_verdict(accuracies, words):
+    assert words in evaluate.verdict(context_of(*accuracies))
+
+
+def test_verdict_does_not_trust_noise():
+    assert "NOT" in evaluate.verdict(context_of(0.40, 0.43, 0.46, 0.50, error=0.05))
+
+
+def test_context_averages_over_orders(digits):
+    _, held_out, _ = digits
+    model = Model(real, accuracy=lambda visible: 0.25)
+    token_ids = model.encode(held_out[0])
+    rows = evaluate.context(model, token_ids, held_out[1], num_draws=20, seed=0)
+    draws = [model.masked_accuracy(token_ids, held_out[1], 16, seed)[0] for seed in range(20)]
+    assert rows[1].accuracy == pytest.approx(np.mean(draws))
+    assert rows[1].accuracy_error == pytest.approx(np.std(draws, ddof=1) / np.sqrt(20))
+    assert rows[1].loss == pytest.approx(2 - np.mean(draws))
+    with pytest.raises(ValueError, match="two draws"):
+        evaluate.context(model, token_ids, held_out[1], num_draws=1, seed=0)
+
+
+def test_short_sequences_show_at_least_one_token():
+    class Small:
+        def masked_accuracy(self, token_ids, labels, num_visible, seed):
+            return 0.5, float(num_visible)
+
+    rows = evaluate.context(Small(), np.zeros((2, 4), int), np.zeros(2, int), 2, 0)
+    assert [row.num_visible for row in rows] == [1, 1, 2, 3]
+
+
+def test_balance():
+    np.testing.assert_array_equal(np.bincount(evaluate.balanced_labels(500, 10)), [50] * 10)
+    with pytest.raises(ValueError, match="num=501.*multiple of 10"):
+        evaluate.balanced_labels(501, 10)
+    labels = np.array([0] * 5 + [1] * 30)
+    rng = np.random.default_rng(0)
+    subset = evaluate.balanced_subset(labels, 8, rng)
+    assert len(set(subset.tolist())) == 8
+    np.testing.assert_array_equal(np.bincount(labels[subset]), [4, 4])
+    np.testing.assert_array_equal(
+        np.bincount(labels[evaluate.balanced_subset(labels, 20, rng)]), [5, 5]
+    )
+
+
+@pytest.fixture
+def program(digits, tmp_path, monkeypatch):
+    """Runs `main` on the made-up digits; returns the files it wrote."""
+    training, held_out, token_set = digits
+    token_set.save(tmp_path / "tokens")
+    loaded = []
+
+    class Loader:
+        @staticmethod
+        def load(path):
+            loaded.append(str(path))
+            return Model(real)
+
+    monkeypatch.setattr(evaluate.generator, "Generator", Loader)
+    monkeypatch.setattr(
+        evaluate, "_digits", lambda split: {"train": training, "test": held_out}[split]
+    )
+
+    def run(*extra):
+        out = tmp_path / "deep" / "out"
+        arguments = ["--model", "m", "--tokens", str(tmp_path / "tokens"), "--out", str(out)]
+        evaluate.main([*arguments, "--num", "100", *extra])
+        return out, loaded
+
+    return run
+
+
+def test_program_writes_and_prints_the_tables(program, capsys):
+    out, loaded = program("--compare", "NAT=other/dir")
+    assert loaded == ["m", "other/dir"]
+    printed = capsys.readouterr().out
+    assert printed.strip() == (out / "evaluation.md").read_text().strip()
+    assert "| ours | 100 |" in printed and "| NAT | 100 |" in printed
+    stored = json.loads((out / "evaluation.json").read_text())
+    assert set(stored["context"]) == {"ours", "NAT"}
+
+
+def test_program_takes_held_out_tokens_of_the_held_out_digits_only(program, digits, tmp_path):
+    _, held_out, token_set = digits
+    held_out_set = dataclasses.replace(
+        token_set,
+        tokens=Tokenizer().encode(held_out[0]),
+        labels=held_out[1].astype(np.int32),
+    )
+    held_out_set.save(tmp_path / "held_out")
+    program("--heldout-tokens", str(tmp_path / "held_out"))
+    with pytest.raises(ValueError, match="not of the held-out digits"):
+        program("--heldout-tokens", str(tmp_path / "tokens"))
+
+
+def test_program_refuses_tokens_of_another_tokenizer(program, digits, tmp_path):
+    dataclasses.replace(digits[2], tokenizer="another").save(tmp_path / "foreign")
+    with pytest.raises(ValueError, match="another tokenizer"):
+        program("--tokens", str(tmp_path / "foreign"))
+
+
+@pytest.mark.parametrize("entry", ["NAT", "=dir", "NAT=", "ours=dir"])
+def test_program_explains_compare(program, entry):
+    with pytest.raises(ValueError, match="NAME=DIR"):
+        program("--compare", entry)

@@ -1,0 +1,229 @@
+import io
+import json
+import struct
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+from tensorboardX.proto import event_pb2
+
+from enat_jax import metric_writer
+
+
+def read_lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_events(workdir):
+    """The events of all event files, oldest first: TFRecord framing, checksums not checked."""
+    events = []
+    for path in sorted(workdir.glob("events.out.tfevents.*")):
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            events.append(event_pb2.Event.FromString(content[at + 12 : at + 12 + length]))
+            at += 12 + length + 4
+        assert at == len(content)
+    return events
+
+
+def read_scalars(workdir):
+    return [
+        (event.step, value.tag, value.simple_value)
+        for event in read_events(workdir)
+        for value in event.summary.value
+        if value.HasField("simple_value")
+    ]
+
+
+def without_time(lines):
+    return [{name: value for name, value in line.items() if name != "time"} for line in lines]
+
+
+def test_scalars_go_to_both_files(tmp_path):
+    before = time.time() - 0.001
+    with metric_writer.MetricWriter(tmp_path / "run") as writer:
+        writer.scalars(10, {"loss": jnp.float32(0.5), "accuracy": np.float32(0.25)})
+        writer.scalars(20, {"loss": 0.125})
+    lines = read_lines(tmp_path / "run")
+    assert without_time(lines) == [
+        {"step": 10, "loss": 0.5, "accuracy": 0.25},
+        {"step": 20, "loss": 0.125},
+    ]
+    assert before <= lines[0]["time"] <= lines[1]["time"] <= time.time() + 0.001
+    assert read_scalars(tmp_path / "run") == [
+        (10, "loss", 0.5),
+        (10, "accuracy", 0.25),
+        (20, "loss", 0.125),
+    ]
+
+
+def test_lines_are_on_disk_at_once(tmp_path):
+    with metric_writer.MetricWriter(tmp_path) as writer:
+        writer.scalars(1, {"loss": 1.0})
+        assert len(read_lines(tmp_path)) == 1
+
+
+def test_values_that_are_not_finite_stay_valid_json(tmp_path):
+    with metric_writer.MetricWriter(tmp_path) as writer:
+        writer.scalars(1, {"loss": float("nan"), "norm": float("inf")})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    assert without_time(read_lines(tmp_path)) == [{"step": 1, "loss": None, "norm": None}]
+    assert np.isnan(read_scalars(tmp_path)[0][2])
+
+
+def test_images_can_be_decoded_again(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    with metric_writer.MetricWriter(tmp_path) as writer:
+        writer.images(5, {"samples": picture, "grey": picture[..., :1]})
+    images = [(e.step, v) for e in read_events(tmp_path) for v in e.summary.value]
+    assert [(step, value.tag) for step, value in images] == [(5, "samples"), (5, "grey")]
+    decoded = [
+        np.asarray(PIL.Image.open(io.BytesIO(v.image.encoded_image_string))) for _, v in images
+    ]
+    np.testing.assert_array_equal(decoded[0], picture)
+    np.testing.assert_array_equal(decoded[1].reshape(6, 9, -1)[..., 0], picture[..., 0])
+
+
+def test_resuming_leaves_no_duplicates(tmp_path):
+    with metric_writer.MetricWriter(tmp_path) as writer:
+        for step in (0, 10, 20, 30):
+            writer.scalars(step, {"loss": float(step)})
+    with metric_writer.MetricWriter(tmp_path, resume_step=20) as writer:
+        # At step 20 the loss is there already, the evaluation is not.
+        writer.scalars(20, {"loss": 20.0})
+        writer.scalars(20, {"loss": 20.0, "eval": 1.0})
+        writer.scalars(30, {"loss": 31.0})
+    assert without_time(read_lines(tmp_path)) == [
+        {"step": 0, "loss": 0.0},
+        {"step": 10, "loss": 10.0},
+        {"step": 20, "loss": 20.0},
+        {"step": 20, "eval": 1.0},
+        {"step": 30, "loss": 31.0},
+    ]
+    starts = [e for e in read_events(tmp_path) if e.session_log.status == e.session_log.START]
+    starts = [e.step for e in starts if e.HasField("session_log")]
+    assert starts == [0, 21]  # TensorBoard hides what older files hold from these steps on
+
+
+def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
+    with metric_writer.MetricWriter(tmp_path) as writer:
+        writer.scalars(10, {"loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 11, "lo')
+    with metric_writer.MetricWriter(tmp_path, resume_step=11) as writer:
+        writer.scalars(11, {"loss": 2.0})
+    assert without_time(read_lines(tmp_path)) == [
+        {"step": 10, "loss": 1.0},
+        {"step": 11, "loss": 2.0},
+    ]
+
+
+def test_starting_anew_drops_earlier_lines(tmp_path):
+    for _ in range(2):
+        with metric_writer.MetricWriter(tmp_path) as writer:
+            writer.scalars(0, {"loss": 1.0})
+    assert len(read_lines(tmp_path)) == 1
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_other_processes_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(metric_writer.jax, "process_index", lambda: 1)
+    with metric_writer.MetricWriter(tmp_path / "run") as writer:
+        writer.scalars(0, {"loss": 1.0})
+        writer.images(0, {"grid": np.zeros((2, 2, 1), np.uint8)})
+        writer.flush()
+    stream = io.StringIO()
+    with metric_writer.Progress(10, 1, stream=stream, interval=0) as progress:
+        progress.update(1)
+    assert not (tmp_path / "run").exists()
+    assert stream.getvalue() == ""
+
+
+def test_reserved_names_and_odd_pictures_are_refused(tmp_path):
+    with metric_writer.MetricWriter(tmp_path) as writer:
+        with pytest.raises(ValueError, match="step"):
+            writer.scalars(0, {"step": 1.0})
+        with pytest.raises(ValueError, match="float32"):
+            writer.images(0, {"grid": np.zeros((2, 2, 1), np.float32)})
+
+
+def test_a_log_file_gets_few_plain_lines():
+    stream = io.StringIO()
+    with metric_writer.Progress(1000, 32, stream=stream, interval=3600) as progress:
+        for step in range(1, 501):
+            progress.update(step, loss=1.0 / step if step % 100 == 0 else None)
+    (line,) = stream.getvalue().splitlines()
+    assert line.startswith("step 500/1000, loss 0.002, ")
+    assert "images/s" in line and "left" in line
+    assert "\r" not in line
+
+
+def test_plain_lines_count_from_the_step_of_the_resume(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(metric_writer.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    progress = metric_writer.Progress(1000, 8, initial_step=900, stream=stream, interval=10)
+    for step in range(901, 921):
+        now[0] += 1.0
+        progress.update(step)
+    progress.close()
+    assert stream.getvalue().splitlines() == [
+        "step 910/1000, 8 images/s, 00:10 elapsed, 01:30 left",
+        "step 920/1000, 8 images/s, 00:20 elapsed, 01:20 left",
+    ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_gets_a_bar():
+    stream = Terminal()
+    with metric_writer.Progress(20, 4, initial_step=10, stream=stream) as progress:
+        for step in range(11, 21):
+            time.sleep(0.02)
+            progress.update(step, loss=0.75)
+    shown = stream.getvalue()
+    assert "10/20" in shown  # the bar starts where the run goes on
+    assert "20/20" in shown.split("\r")[-1]
+    assert "loss 0.75" in shown and "images/s" in shown
+
+
+def test_grid_of_literal_pixels():
+    images = np.arange(1, 4, dtype=np.uint8).reshape(3, 1, 1, 1) * np.ones((1, 2, 1, 1), np.uint8)
+    picture = metric_writer.grid(images, columns=2, pad=1, background=9)
+    assert picture.dtype == np.uint8
+    np.testing.assert_array_equal(
+        picture[..., 0],
+        [
+            [9, 9, 9, 9, 9],
+            [9, 1, 9, 2, 9],
+            [9, 1, 9, 2, 9],
+            [9, 9, 9, 9, 9],
+            [9, 3, 9, 9, 9],
+            [9, 3, 9, 9, 9],
+            [9, 9, 9, 9, 9],
+        ],
+    )
+
+
+def test_grid_keeps_colours_and_needs_images():
+    assert metric_writer.grid(np.zeros((4, 5, 6, 3), np.uint8), 4, pad=0).shape == (5, 24, 3)
+    with pytest.raises(ValueError, match="n > 0"):
+        metric_writer.grid(np.zeros((0, 5, 6, 3), np.uint8), 4)
+    with pytest.raises(ValueError, match="columns=0"):
+        metric_writer.grid(np.zeros((4, 5, 6, 3), np.uint8), 0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_round_trip(tmp_path, channels):
+    picture = np.random.default_rng(1).integers(0, 256, (7, 5, channels), dtype=np.uint8)
+    metric_writer.write_png(tmp_path / "deep" / "grid.png", picture)
+    with PIL.Image.open(tmp_path / "deep" / "grid.png") as image:
+        np.testing.assert_array_equal(np.asarray(image).reshape(7, 5, channels), picture)
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["grid.png"]
