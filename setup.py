@@ -16,7 +16,7 @@ INSTALL_REQUIRES = [
     "ml-collections>=1.1,<2",
     "chex>=0.1.92,<0.2",
     "numpy>=2.0,<3",
-    "absl-py>=2.1",  # Reason: program flags (config_flags), and Grain's workers need parsed ones.
+    "absl-py>=2.3.1",  # Reason: program flags (config_flags), and Grain's workers need parsed ones.
     "flatbuffers>=25.2",  # Reason: jax.export serializes with it but does not declare it.
     "importlib_resources>=6.4",  # Reason: TFDS imports it through etils but does not declare it.
     "pillow>=11.0",  # Reason: TFDS and tensorboardX decode and encode images with it, undeclared.
@@ -33,7 +33,7 @@ EXTRAS_REQUIRE = {
     "torch": ["torch>=2.6"],  # Reason: only to compare with the reference and read odd checkpoints.
     "quickstart": [SCIKIT_LEARN],
     "dev": [
-        "pytest>=8.3",
+        "pytest>=9.0",
         "pre-commit>=4.0",  # Reason: runs ruff before each commit.
         "ruff>=0.17,<0.18",  # Reason: linter and formatter; a new minor version formats anew.
         SCIKIT_LEARN,

@@ -1,6 +1,6 @@
 """A tokenizer of handwritten digits: 32x32 grey images to 8x8 tokens.
 
-    python -m enat_jax.train --config configs/digits_vqgan.py --workdir runs/digits_vqgan
+python -m enat_jax.train --config configs/digits_vqgan.py --workdir runs/digits_vqgan
 """
 
 import ml_collections
@@ -12,7 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
     config.model = {
         "channels": 16,
-        "channel_multipliers": (1, 2, 4),
+        "channel_multipliers": (1, 1, 2),
         "num_res_blocks": 1,
         "embed_dim": 8,
         "codebook_size": 64,
@@ -37,11 +37,15 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.loss = {
         "reconstruction": "l2",
-        "restart_every": 50,
-        "restart_until": 500,
+        "usage_decay": 0.9,
+        "restart_every": 25,
+        "restart_until": 250,
     }
     config.train = {
-        "batch_size": 64,
-        "num_steps": 800,
+        "batch_size": 32,
+        "num_steps": 400,
+        "log_every": 50,
+        "eval_every": 200,
+        "save_every": 100,
     }
     return config

@@ -26,7 +26,6 @@ random orders. A model that learned averages alone gains nothing from seeing mor
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from enat_jax import cli, fid, generator, quality
+from enat_jax import cli, fid, generator, model_files, quality
 from enat_jax.data import images, tokens
 
 FEATURE_SIZE = 8  # pixels a side of the published digits
@@ -68,7 +67,7 @@ class Quality:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """Accuracy and loss (nats) of masked tokens, mean and standard error over random orders."""
+    """Accuracy and loss (nats) of masked tokens, mean and standard error over the images."""
 
     visible: str
     num_visible: int
@@ -105,106 +104,85 @@ def measure(
 
 
 def measure_held_out(reference: Reference) -> Quality:
-    """The row of held-out digits: only the accuracy is measured."""
-    return Quality(
-        name="real, held out",
-        num_images=len(reference.held_out),
-        class_accuracy=quality.class_accuracy(
-            reference.held_out,
-            reference.held_out_labels,
-            reference.training,
-            reference.training_labels,
-            NUM_NEIGHBOURS,
-        ),
-        diversity=1.0,
-        frechet_distance=0.0,
-        copies=COPY_PERCENTILE / 100,
-        by_definition=("diversity", "frechet_distance", "copies"),
-    )
+    """The row of held-out digits, all but the accuracy marked as true by definition."""
+    row = measure("real, held out", reference.held_out, reference.held_out_labels, reference)
+    defined = ("diversity", "frechet_distance", "copies")
+    return dataclasses.replace(row, by_definition=defined)
 
 
-def balanced_subset(labels: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns the indices of a random draw with equally many of each class, about `num` in all.
-
-    Fewer where a class has not enough members.
-    """
-    classes, counts = np.unique(labels, return_counts=True)
-    each = min(num // len(classes), int(counts.min()))
-    return np.concatenate(
-        [rng.choice(np.flatnonzero(labels == label), each, replace=False) for label in classes]
-    )
-
-
-def balanced_labels(num: int, num_classes: int) -> np.ndarray:
-    """Returns int32 `[num]` with equally many of each class.
-
-    Raises:
-      ValueError: if that is impossible, or makes fewer than two a class.
-    """
-    if num % num_classes or num < 2 * num_classes:
-        raise ValueError(
-            f"{num=} images cannot be shared out among {num_classes} classes: "
-            f"give a multiple of {num_classes}, at least {2 * num_classes}"
-        )
-    return np.arange(num, dtype=np.int32) % num_classes
-
-
-def context(model, held_out_tokens, labels, num_draws: int, seed: int) -> list[Context]:
-    """Measures masked-token prediction with the parts `VISIBLE` of the tokens visible.
+def masked_scores(
+    model: "generator.Generator",
+    held_out_tokens: np.ndarray,
+    labels: np.ndarray,
+    num_draws: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns accuracy and loss of masked tokens, one figure for each part of `VISIBLE` and image.
 
     Args:
-      model: anything with `masked_accuracy(tokens, labels, num_visible, seed)` that returns
-        (accuracy, loss) over the tokens that are not visible.
+      model: predicts masked tokens.
       held_out_tokens: int `[n, l]`.
       labels: int `[n]`.
-      num_draws: random orders a row, at least 2.
-      seed: of the first draw.
+      num_draws: random orders that are averaged, positive.
+      seed: of the first order.
+
+    Returns:
+      float64 `[parts, n]`, twice.
     """
-    if num_draws < 2:
-        raise ValueError(f"{num_draws=}: a standard error needs two draws or more")
-    length = held_out_tokens.shape[1]
+    if num_draws < 1:
+        raise ValueError(f"{num_draws=} must be positive")
+    accuracy = np.zeros((len(VISIBLE), len(labels)))
+    loss = np.zeros_like(accuracy)
+    for i, num_visible in enumerate(_num_visible(held_out_tokens.shape[1])):
+        for draw in range(num_draws):
+            losses, hits = model.masked_scores(held_out_tokens, labels, num_visible, seed + draw)
+            accuracy[i] += np.asarray(hits, np.float64).mean(axis=1) / num_draws
+            loss[i] += np.asarray(losses, np.float64).mean(axis=1) / num_draws
+    return accuracy, loss
+
+
+def context(accuracy: np.ndarray, loss: np.ndarray, num_tokens: int) -> list[Context]:
+    """Averages what `masked_scores` gave over the images; the errors are over images, too."""
     rows = []
-    for part in VISIBLE:
-        num_visible = max(1, round(length * part))
-        draws = np.array(
-            [
-                model.masked_accuracy(held_out_tokens, labels, num_visible, seed + draw)
-                for draw in range(num_draws)
-            ],
-            np.float64,
-        )
-        mean, error = draws.mean(axis=0), draws.std(axis=0, ddof=1) / np.sqrt(num_draws)
-        rows.append(Context(str(part), num_visible, mean[0], error[0], mean[1], error[1]))
+    for part, count, *scores in zip(VISIBLE, _num_visible(num_tokens), accuracy, loss, strict=True):
+        figures = [figure for values in scores for figure in _mean_and_error(values)]
+        rows.append(Context(str(part), count, *figures))
     return rows
 
 
-def verdict(rows: Sequence[Context]) -> str:
+def verdict(accuracy: np.ndarray, loss: np.ndarray) -> str:
     """Says in words whether prediction improves with context, at each step and on the whole.
 
-    A change counts if it exceeds two standard errors of the difference.
+    It improves if accuracy rises and loss falls, each by more than two standard errors of the
+    difference within the same image.
     """
-    first, last = rows[0], rows[-1]
-    change = (
-        f"from {first.visible} to {last.visible} visible accuracy goes from {first.accuracy:.3f} "
-        f"to {last.accuracy:.3f} and loss from {first.loss:.3f} to {last.loss:.3f}"
-    )
+    steps = list(zip(range(len(VISIBLE)), range(1, len(VISIBLE)), strict=False))
     flat = [
-        f"{a.visible} to {b.visible}"
-        for a, b in zip(rows, rows[1:], strict=False)
-        if not _gain(a, b)
+        f"{VISIBLE[a]} to {VISIBLE[b]}" for a, b in steps if not _improves(accuracy, loss, a, b)
     ]
+    change = (
+        f"from {VISIBLE[0]} to {VISIBLE[-1]} visible accuracy goes from {accuracy[0].mean():.3f} "
+        f"to {accuracy[-1].mean():.3f} and loss from {loss[0].mean():.3f} to {loss[-1].mean():.3f}"
+    )
     if not flat:
         return f"Prediction improves with context at every step: {change}."
-    if _gain(first, last):
+    if _improves(accuracy, loss, 0, -1):
         where = ", ".join(flat)
         return f"Prediction improves with context on the whole, but not at {where}: {change}."
     return f"Prediction does NOT improve with context: {change}. The model may know only averages."
 
 
-def _gain(less: Context, more: Context) -> bool:
-    accuracy_noise = 2 * np.hypot(less.accuracy_error, more.accuracy_error)
-    loss_noise = 2 * np.hypot(less.loss_error, more.loss_error)
-    return more.accuracy - less.accuracy > accuracy_noise and less.loss - more.loss > loss_noise
+def _num_visible(num_tokens: int) -> list[int]:
+    return [max(1, round(num_tokens * part)) for part in VISIBLE]
+
+
+def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(values.size))
+
+
+def _improves(accuracy: np.ndarray, loss: np.ndarray, less: int, more: int) -> bool:
+    gains = [accuracy[more] - accuracy[less], loss[less] - loss[more]]
+    return all(mean > 2 * error for mean, error in map(_mean_and_error, gains))
 
 
 def quality_table(rows: Sequence[Quality], found_copies: float) -> str:
@@ -240,12 +218,12 @@ def quality_table(rows: Sequence[Quality], found_copies: float) -> str:
     )
 
 
-def context_table(contexts: Mapping[str, Sequence[Context]]) -> str:
+def context_table(evaluation: "Evaluation") -> str:
     """The tables of masked-token prediction in Markdown, each with its verdict."""
     parts = []
-    for name, rows in contexts.items():
+    for name, rows in evaluation.context.items():
         lines = [
-            f"Masked tokens of held-out digits, {name} (mean and standard error over orders):",
+            f"Masked tokens of held-out digits, {name} (mean and standard error over images):",
             "",
             "| visible | tokens | accuracy | loss (nats) |",
             "|---|---:|---:|---:|",
@@ -256,7 +234,7 @@ def context_table(contexts: Mapping[str, Sequence[Context]]) -> str:
                 f"| {row.accuracy:.3f} ± {row.accuracy_error:.3f} "
                 f"| {row.loss:.3f} ± {row.loss_error:.3f} |"
             )
-        parts.append("\n".join([*lines, "", verdict(rows)]))
+        parts.append("\n".join([*lines, "", evaluation.verdicts[name]]))
     return "\n\n".join(parts)
 
 
@@ -269,15 +247,10 @@ class Evaluation:
     quality: list[Quality]
     found_copies: float
     context: dict[str, list[Context]]
+    verdicts: dict[str, str]
 
     def markdown(self) -> str:
-        return (
-            f"{quality_table(self.quality, self.found_copies)}\n\n{context_table(self.context)}\n"
-        )
-
-    def json(self) -> str:
-        verdicts = {name: verdict(rows) for name, rows in self.context.items()}
-        return json.dumps({**dataclasses.asdict(self), "verdict": verdicts}, indent=2) + "\n"
+        return f"{quality_table(self.quality, self.found_copies)}\n\n{context_table(self)}\n"
 
 
 def evaluate(
@@ -302,14 +275,15 @@ def evaluate(
       held_out_tokens: int `[n, l]` of `held_out`; None to encode them here. Models other than the
         first always encode them with their own tokenizer.
       num: generated images of each row; as many of each class.
-      num_draws: random orders of the tokens for each row of the second table.
+      num_draws: random orders of the tokens over which the second table averages.
       seed: of everything random.
     """
     first = next(iter(models.values()))
-    labels = balanced_labels(num, len(first.class_names))
+    codec = first.tokenizer
+    labels = quality.balanced_labels(num, len(first.class_names))
     rng = np.random.default_rng(seed)
     reference = Reference(_features(training[0]), training[1], _features(held_out[0]), held_out[1])
-    subset = balanced_subset(training[1], num, rng)
+    subset = quality.balanced_subset(training[1], num, rng)
 
     rows = [measure_held_out(reference)]
     rows.append(
@@ -318,25 +292,27 @@ def evaluate(
         )
     )
     if held_out_tokens is None:
-        held_out_tokens = np.asarray(first.encode(held_out[0]))
-    rebuilt = _features(first.decode(held_out_tokens))
+        held_out_tokens = codec.encode(held_out[0])
+    rebuilt = _features(codec.decode(held_out_tokens))
     rows.append(measure("held out, reconstructed", rebuilt, held_out[1], reference))
     drawn = quality.independent_tokens(
         training_tokens.tokens, training_tokens.labels, labels, training_tokens.codebook_size, rng
     )
-    rows.append(measure("control", _features(first.decode(drawn)), labels, reference))
+    rows.append(measure("control", _features(codec.decode(drawn)), labels, reference))
 
-    contexts = {}
+    contexts, verdicts = {}, {}
     for name, model in models.items():
         _say(f"{name}: drawing {num} images")
         rows.append(measure(name, _features(model.sample(labels, seed=seed)), labels, reference))
         _say(f"{name}: masked tokens of {len(held_out[1])} held-out digits")
-        own_tokens = held_out_tokens if model is first else np.asarray(model.encode(held_out[0]))
-        contexts[name] = context(model, own_tokens, held_out[1], num_draws, seed)
+        own_tokens = held_out_tokens if model is first else model.tokenizer.encode(held_out[0])
+        scores = masked_scores(model, own_tokens, held_out[1], num_draws, seed)
+        contexts[name] = context(*scores, own_tokens.shape[1])
+        verdicts[name] = verdict(*scores)
 
-    copies = _features(first.decode(np.asarray(first.encode(training[0][subset]))))
+    copies = _features(codec.decode(codec.encode(training[0][subset])))
     found = quality.copy_share(copies, reference.training, reference.held_out, COPY_PERCENTILE)
-    return Evaluation(num, seed, rows, found, contexts)
+    return Evaluation(num, seed, rows, found, contexts, verdicts)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -350,7 +326,7 @@ def main(arguments: Sequence[str]) -> None:
     models = {name: generator.Generator.load(path) for name, path in paths.items()}
     training_tokens = tokens.TokenSet.open(options.tokens)
     _require_tokenizer(models["ours"], training_tokens, options.tokens)
-    held_out = _digits("test")
+    held_out = _digits("test", training_tokens)
     held_out_tokens = None
     if options.heldout_tokens is not None:
         found = tokens.TokenSet.open(options.heldout_tokens)
@@ -362,7 +338,7 @@ def main(arguments: Sequence[str]) -> None:
         held_out_tokens = found.gather(np.arange(len(found)))["tokens"]
     evaluation = evaluate(
         models,
-        _digits("train"),
+        _digits("train", training_tokens),
         held_out,
         training_tokens,
         held_out_tokens,
@@ -371,7 +347,7 @@ def main(arguments: Sequence[str]) -> None:
         seed=options.seed,
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "evaluation.json").write_text(evaluation.json(), encoding="utf-8")
+    model_files.write_json(options.out / "evaluation.json", dataclasses.asdict(evaluation))
     (options.out / "evaluation.md").write_text(evaluation.markdown(), encoding="utf-8")
     print(evaluation.markdown())
 
@@ -393,8 +369,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    source = images.Digits(split=split)
+def _digits(split: str, training_tokens: tokens.TokenSet) -> tuple[np.ndarray, np.ndarray]:
+    """The digits as they were prepared for the token set, but not augmented."""
+    made_by = dict(training_tokens.preprocessing)
+    if made_by.pop("source", None) != "digits" or made_by.pop("split", None) != "train":
+        raise ValueError(
+            "the model's --tokens must be those of the training digits, made with --source digits "
+            f"--split train, not with {training_tokens.preprocessing}"
+        )
+    settings = {name: value for name, value in made_by.items() if name not in ("copies", "seed")}
+    source = images.open_source("digits", split, **settings)
     batch = source.gather(np.arange(len(source)))
     return batch["images"], batch["labels"]
 
@@ -404,7 +388,7 @@ def _features(pictures: np.ndarray) -> np.ndarray:
 
 
 def _require_tokenizer(model, found: tokens.TokenSet, path: pathlib.Path) -> None:
-    if tokens.fingerprint(model.tokenizer_params) != found.tokenizer:
+    if model.tokenizer.fingerprint != found.tokenizer:
         raise ValueError(
             f"the tokens in {path} come from another tokenizer than the model's: "
             "give the token set that the model was trained on"

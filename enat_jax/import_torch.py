@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from enat_jax.models import vqgan
+from enat_jax.models import enat, vqgan
 
 Path = str | Callable[[re.Match], str] | None
 
@@ -100,7 +100,9 @@ def revert(params: Mapping, table: Table, names: Iterable[str]) -> dict[str, np.
 
 def _place(name: str, table: Table) -> tuple[str, int | None, Transform] | None:
     """Our path, the index along a stacked axis and the transform; None if it is to be dropped."""
-    matches = [(m, *entry) for pattern, entry in table.items() if (m := re.fullmatch(pattern, name))]
+    matches = [
+        (m, *entry) for pattern, entry in table.items() if (m := re.fullmatch(pattern, name))
+    ]
     if not matches:
         raise ValueError("unknown to the table")
     if len(matches) > 1:
@@ -175,3 +177,74 @@ def vqgan_params(state_dict: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> di
     images = jax.ShapeDtypeStruct((1, side, side, model.image_channels), np.float32)
     target = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     return convert(state_dict, VQGAN_TABLE, target)
+
+
+_ENAT_BLOCK = {
+    r"attn\.q": "query",
+    r"attn\.kv\.A": "key_value_context",
+    r"attn\.kv\.B": "key_value_self",
+    r"attn\.proj": "out",
+    r"mlp\.fc1": "mlp/up",
+    r"mlp\.fc2": "mlp/down",
+}
+_ENAT_DENSE = {
+    r"prev_proj\.mlp\.fc1": "project/mlp/up",
+    r"prev_proj\.mlp\.fc2": "project/mlp/down",
+    r"mlm_layer\.fc": "head/dense",
+}
+_ENAT_NORM = {
+    r"x_embedder\.LayerNorm": "embed/norm",
+    r"prev_proj\.norm": "project/norm",
+    r"norm": "head/norm_in",
+    r"mlm_layer\.ln": "head/norm_out",
+}
+_HEAD_BIAS = Transform(lambda a: a.reshape(a.shape[-1]), lambda a: a.reshape(1, 1, -1))
+
+
+def enat_table(encoder_layers: int) -> Table:
+    """The table of an ENAT; in the reference its blocks are one list, the encoder's first."""
+
+    def block(match: re.Match, part: str) -> str:
+        layer = int(match[1])
+        if layer < encoder_layers:
+            return f"encoder/{part}[{layer}]"
+        return f"decoder/{part}[{layer - encoder_layers}]"
+
+    kinds = {r"\.weight": ("kernel", DENSE), r"\.bias": ("bias", COPY)}
+    norms = {r"\.weight": "scale", r"\.bias": "bias"}
+    return {
+        r"x_embedder\.word_embeddings\.weight": ("embed/word", COPY),
+        r"x_embedder\.position_embeddings\.weight": ("embed/position", COPY),
+        r"y_embedder\.embedding_table\.weight": ("modulation/label_table", COPY),
+        r"blocks\.(\d+)\.adaLN_modulation\.1\.weight": (r"modulation/kernel[\1]", DENSE),
+        r"blocks\.(\d+)\.adaLN_modulation\.1\.bias": (r"modulation/bias[\1]", COPY),
+        r"mlm_layer\.bias": ("head/bias", _HEAD_BIAS),
+        # Never used by the reference's forward pass: its gradient is zero.
+        r"prev_embedder\..*": (None, COPY),
+        **{
+            r"blocks\.(\d+)\." + name + end: (
+                lambda match, part=f"{ours}/{leaf}": block(match, part),
+                transform,
+            )
+            for name, ours in _ENAT_BLOCK.items()
+            for end, (leaf, transform) in kinds.items()
+        },
+        **{
+            name + end: (f"{ours}/{leaf}", transform)
+            for name, ours in _ENAT_DENSE.items()
+            for end, (leaf, transform) in kinds.items()
+        },
+        **{
+            name + end: (f"{ours}/{leaf}", COPY)
+            for name, ours in _ENAT_NORM.items()
+            for end, leaf in norms.items()
+        },
+    }
+
+
+def enat_params(state_dict: Mapping[str, np.ndarray], model: enat.ENAT) -> dict:
+    """Parameters of `model` from the reference's tensors; as `vqgan_params`."""
+    ids = jax.ShapeDtypeStruct((1, model.num_tokens), np.int32)
+    labels = jax.ShapeDtypeStruct((1,), np.int32)
+    target = jax.eval_shape(model.init, jax.random.key(0), ids, labels)["params"]
+    return convert(state_dict, enat_table(model.encoder_layers), target)

@@ -207,6 +207,32 @@ def independent_tokens(
     return drawn
 
 
+def balanced_subset(labels: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns the indices of a random draw with equally many of each class, about `num` in all.
+
+    Fewer where a class has not enough members.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    each = min(num // len(classes), int(counts.min()))
+    return np.concatenate(
+        [rng.choice(np.flatnonzero(labels == label), each, replace=False) for label in classes]
+    )
+
+
+def balanced_labels(num: int, num_classes: int) -> np.ndarray:
+    """Returns int32 `[num]` with equally many of each class.
+
+    Raises:
+      ValueError: if that is impossible, or makes fewer than two a class.
+    """
+    if num % num_classes or num < 2 * num_classes:
+        raise ValueError(
+            f"{num=} images cannot be shared out among {num_classes} classes: "
+            f"give a multiple of {num_classes}, at least {2 * num_classes}"
+        )
+    return np.arange(num, dtype=np.int32) % num_classes
+
+
 def _squared_distances(
     features: np.ndarray, references: np.ndarray, own: np.ndarray | None
 ) -> Iterator[np.ndarray]:

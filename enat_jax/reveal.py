@@ -10,7 +10,6 @@ Everything here is host arithmetic in float64 on numpy values: schedules and sha
 """
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -165,6 +164,8 @@ class SplitDistribution:
             raise ValueError(f"{self.mask_ratio=} is neither 'beta' nor 'cosine'")
         if not 0 <= self.reuse_probability <= 1:
             raise ValueError(f"{self.reuse_probability=} is not a probability")
+        if not (self.alpha > 0 and self.beta > 0):
+            raise ValueError(f"alpha={self.alpha} and beta={self.beta} must be positive")
         if self.min_visible not in (0, 1):
             raise ValueError(f"{self.min_visible=} is neither 0 nor 1")
 
@@ -250,12 +251,37 @@ def bucket_for(buckets, split):
     raise ValueError(f"no bucket holds {split}: these buckets belong to another distribution")
 
 
+def expected_work(num_tokens, splits, buckets, cost):
+    """Expected work of a training step over the distribution of splits.
+
+    Args:
+        num_tokens: l; splits: ``SplitDistribution``; buckets: that hold all its splits.
+        cost: as in ``choose_buckets``.
+
+    Returns:
+        ``(padded, exact)``: in the buckets' windows, and without any padding.
+    """
+    mass = splits.visible_probabilities(num_tokens)
+    padded = exact = 0.0
+    for reuse, share in ((False, 1 - splits.reuse_probability), (True, splits.reuse_probability)):
+        work = {b: float(cost(*b.windows)) for b in buckets if b.reuse == reuse}
+        for visible in np.flatnonzero(mass) if share else ():
+            cached = splits.cached_probabilities(visible) if reuse else np.ones(1)
+            counts = np.arange(len(cached))
+            exact_work = cost(counts, visible - counts, visible, num_tokens - visible)
+            padded_work = [
+                work[bucket_for(buckets, Split(reuse, int(c), int(visible)))] for c in counts
+            ]
+            exact += share * mass[visible] * float((cached * exact_work).sum())
+            padded += share * mass[visible] * float((cached * padded_work).sum())
+    return padded, exact
+
+
 # Candidate bounds of buckets, and parts of the cached range within one range of visible counts.
 _MAX_BOUNDS = 40
 _MAX_PARTS = 6
 
 
-@functools.lru_cache(maxsize=16)
 def choose_buckets(num_tokens, splits, max_shapes, cost):
     """At most ``max_shapes`` buckets that cover every split with little expected padded work.
 
@@ -267,7 +293,7 @@ def choose_buckets(num_tokens, splits, max_shapes, cost):
         num_tokens: l.
         splits: ``SplitDistribution``.
         max_shapes: at least 1 without reuse or with reuse only, else at least 2.
-        cost: hashable ``cost(num_cached, num_new, num_visible, num_masked) -> work``, accepting
+        cost: ``cost(num_cached, num_new, num_visible, num_masked) -> work``, accepting
             arrays; see ``costs.training_cost``.
 
     Returns:

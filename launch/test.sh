@@ -56,4 +56,4 @@ fi
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
-exec "$venv/bin/python" -m pytest "${selection[@]}" "$@"
+exec "$venv/bin/python" -m pytest ${selection[@]+"${selection[@]}"} "$@"

@@ -89,12 +89,20 @@ def test_keeps_only_the_newest(tmp_path):
 
 
 def test_the_caller_may_donate_at_once(tmp_path):
-    double = jax.jit(lambda s: jax.tree.map(lambda a: a * 2, s), donate_argnums=0)
-    state = make_state(10)
+    """Large enough to be still on its way to disk while the next steps overwrite its memory."""
+    step = jax.jit(lambda s: jax.tree.map(lambda a: a + 1, s), donate_argnums=0)
+    state = {str(i): jnp.full((1 << 20,), float(i)) for i in range(4)}
+    target = abstract(state)
+    step(jax.tree.map(jnp.copy, state))  # compiled beforehand: the real one must start at once
     with checkpoint.Checkpointer(tmp_path, save_every=10) as checkpointer:
         checkpointer.save(10, state, META)
-        double(state)
-    assert_equal(restore(tmp_path)[0], make_state(10))
+        for _ in range(5):
+            state = step(state)
+        jax.block_until_ready(state)
+        saved, _ = checkpointer.restore_latest(target, META)
+    for i in range(4):
+        np.testing.assert_array_equal(saved[str(i)], i)
+        np.testing.assert_array_equal(state[str(i)], i + 5)
 
 
 def test_restores_under_another_sharding(tmp_path):

@@ -149,6 +149,19 @@ def test_control_refuses_what_it_cannot_draw():
         quality.independent_tokens(np.full((2, 4), 8), [0, 1], [0], 8, rng)
 
 
+def test_balanced_draws():
+    np.testing.assert_array_equal(np.bincount(quality.balanced_labels(500, 10)), [50] * 10)
+    with pytest.raises(ValueError, match="num=501.*multiple of 10"):
+        quality.balanced_labels(501, 10)
+    labels = np.array([0] * 5 + [1] * 30)
+    rng = np.random.default_rng(0)
+    subset = quality.balanced_subset(labels, 8, rng)
+    assert len(set(subset.tolist())) == 8
+    np.testing.assert_array_equal(np.bincount(labels[subset]), [4, 4])
+    all_of_class_0 = quality.balanced_subset(labels, 20, rng)
+    np.testing.assert_array_equal(np.bincount(labels[all_of_class_0]), [5, 5])
+
+
 @pytest.mark.parametrize(
     ("labels", "message"), [([0, 1], "need 6"), ([0.0] * 6, "integers"), ([-1] * 6, "negative")]
 )

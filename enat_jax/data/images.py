@@ -89,9 +89,7 @@ class Digits:
     def _render(self, spline: np.ndarray, draw: np.ndarray) -> np.ndarray:
         """One image [size, size, 1] uint8; `draw` holds six numbers in [-1, 1]."""
         angle = math.radians(self.rotation) * draw[0]
-        turn = np.array(
-            [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
-        )
+        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         slant = np.array([[1.0, 0.0], [self.shear * draw[1], 1.0]])
         # From centred pixels of the result to centred pixels of the 8x8 image, rows first.
         step = 8 / (self.fill * self.size)

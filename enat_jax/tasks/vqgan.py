@@ -118,7 +118,7 @@ class Task:
             opt_state=opt_state,
             extra={"usage": usage},
         )
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         metrics["codes_restarted"] = restarted
         return state, metrics
 
@@ -205,9 +205,8 @@ class Task:
         yield "held_out/codebook_perplexity", float(perplexity)
 
     def images(self, state: train_state.TrainState) -> Iterator[tuple[str, np.ndarray]]:
-        """Rows of held-out originals, each above the row of their reconstructions; uint8 [h, w, c]."""
-        columns, rows = min(8, self.batch_size), 4
-        columns = min(columns, len(self.held_out))
+        """A uint8 picture [h, w, c]: rows of held-out originals above their reconstructions."""
+        columns, rows = min(8, self.batch_size, len(self.held_out)), 4
         pictures = []
         for row in range(rows):
             indices = np.arange(row * columns, (row + 1) * columns) % len(self.held_out)
@@ -251,7 +250,7 @@ def code_statistics(counts: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def make(config: ml_collections.ConfigDict) -> Task:
-    """The task of a config; raises ValueError or TypeError for settings that do not fit together."""
+    """The task of a config; raises ValueError, TypeError for settings that do not fit together."""
     data = config.data.to_dict()
     source = image_sources.open_source(split="train", **data)
     held_out = image_sources.open_source(split="test", **data)

@@ -1,0 +1,59 @@
+"""Goldens of the transformer: outputs of the reference implementation on small random models."""
+
+import json
+import pathlib
+
+import numpy as np
+
+from enat_jax import import_torch
+from enat_jax.models import enat
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+MASK = 1024
+
+
+class Golden:
+    """One golden file: its arrays, and the model and parameters that they belong to."""
+
+    def __init__(self, name):
+        self.file = np.load(GOLDEN / f"{name}.npz")
+        self.config = json.loads(str(self.file["config"]))
+        c = self.config
+        self.model = enat.ENAT(
+            num_tokens=c["latent_size"] ** 2,
+            codebook_size=c["codebook_size"],
+            num_classes=c["num_classes"],
+            width=c["hidden_size"],
+            num_heads=c["num_heads"],
+            encoder_layers=c["enc_depth"],
+            decoder_layers=c["dec_depth"],
+        )
+        self.params = import_torch.enat_params(self.tensors("param:"), self.model)
+
+    def __getitem__(self, key):
+        return self.file[key]
+
+    def tensors(self, prefix):
+        """The arrays of a state dict, float32, by the reference's names."""
+        names = [k for k in self.file.files if k.startswith(prefix)]
+        return {k.removeprefix(prefix): self.file[k].astype(np.float32) for k in names}
+
+    def apply(self, *args, **kwargs):
+        return self.model.apply({"params": self.params}, *args, **kwargs)
+
+
+def order_of(previous, current):
+    """A reveal order in which what ``previous`` shows comes first, then what ``current`` adds.
+
+    Both are int [b, l] inputs of the reference, [MASK] where masked. Returns the order int [b, l]
+    and the two visible counts, which are the same for every row.
+    """
+    rank = np.where(previous != MASK, 0, np.where(current != MASK, 1, 2))
+    counts = (rank == 0).sum(axis=1), (rank <= 1).sum(axis=1)
+    assert all(len(set(c.tolist())) == 1 for c in counts)
+    return np.argsort(rank, axis=1, kind="stable"), int(counts[0][0]), int(counts[1][0])
+
+
+def rows(raster, order):
+    """Rows of a raster-ordered array [b, l, ...] in the order of ``order`` [b, n]."""
+    return np.take_along_axis(raster, order.reshape(*order.shape, *[1] * (raster.ndim - 2)), axis=1)

@@ -1,0 +1,158 @@
+"""Training the tokenizer: it learns, no code stays dead, and nothing depends on history."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from enat_jax.tasks import vqgan
+
+
+def get_config(**changes):
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.model = {
+        "channels": 4,
+        "channel_multipliers": (1, 2),
+        "num_res_blocks": 1,
+        "embed_dim": 4,
+        "codebook_size": 16,
+        "num_groups": 2,
+        "image_channels": 1,
+    }
+    config.data = {"source": "digits", "size": 8, "rotation": 5.0}
+    config.optimizer = {"learning_rate": 3e-3, "warmup_steps": 0, "b1": 0.9, "weight_decay": 0.0}
+    config.loss = {"restart_every": 5, "usage_decay": 0.8}
+    config.train = {"batch_size": 16, "num_steps": 60}
+    for path, value in changes.items():
+        section, name = path.split(".")
+        config[section][name] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def task():
+    return vqgan.make(get_config())
+
+
+@pytest.fixture(scope="module")
+def step(task):
+    def train_step(state, batch, key):
+        static, traced = task.shapes(0)
+        return task.train_step(state, batch, traced, key, static=static)
+
+    return jax.jit(train_step)
+
+
+@pytest.fixture(scope="module")
+def start(task):
+    return jax.jit(task.init)(jax.random.key(0))
+
+
+def run(task, step, state, begin, end):
+    """The state and the metrics of each step, keyed as the training loop keys them."""
+    history = []
+    batches = task.batches(begin)
+    for i in range(begin, end):
+        state, metrics = step(state, next(batches), jax.random.fold_in(jax.random.key(1), i))
+        history.append(jax.tree.map(float, metrics))
+    return state, history
+
+
+@pytest.fixture(scope="module")
+def trained(task, step, start):
+    return run(task, step, start, 0, 60)
+
+
+def test_it_learns_to_reconstruct(task, start, trained):
+    state, history = trained
+    assert int(state.step) == 60
+    losses = [metrics["reconstruction_loss"] for metrics in history]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    before, after = dict(task.evaluate(start)), dict(task.evaluate(state))
+    assert after["held_out/squared_error"] < 0.5 * before["held_out/squared_error"]
+    assert after["held_out/codebook_usage"] >= 0.8
+    assert 5 < after["held_out/codebook_perplexity"] <= 16
+
+
+def test_a_stopped_run_continues_to_the_same_bits(task, step, start, trained):
+    half, _ = run(task, step, start, 0, 13)  # not where codes are restarted
+    resumed, _ = run(task, step, half, 13, 60)
+    for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(trained[0]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_first_step_gives_every_code_a_place(trained):
+    assert trained[1][0]["codes_restarted"] == 16
+    assert all(m["codes_restarted"] == 0 for i, m in enumerate(trained[1]) if i % 5)
+
+
+def test_dead_codes_come_back_and_others_stay(task, step, trained):
+    """Half of the codes are thrown far away, where nothing is nearest to them."""
+    state, _ = trained
+    codebook = state.params["codebook"]
+    far = state.replace(
+        step=jnp.array(10, jnp.int32),
+        params={**state.params, "codebook": codebook.at[:8].set(1e3)},
+        extra={"usage": jnp.where(jnp.arange(16) < 8, 0.0, 1 / 8)},
+    )
+    batch = next(task.batches(60))
+    new, metrics = step(far, batch, jax.random.key(2))
+    assert metrics["codes_restarted"] == 8
+    assert jnp.abs(new.params["codebook"]).max() < 100
+    np.testing.assert_allclose(new.params["codebook"][8:], codebook[8:], atol=0.02)
+    # Between the steps for restarts nothing is moved.
+    new, metrics = step(far.replace(step=jnp.array(11, jnp.int32)), batch, jax.random.key(2))
+    assert metrics["codes_restarted"] == 0
+    assert jnp.abs(new.params["codebook"][:8]).min() > 900
+
+
+def test_restarts_end_when_told(start):
+    task = vqgan.make(get_config(**{"loss.restart_until": 20}))
+    images = jnp.zeros((16, 8, 8, 1))
+    for at, moved in [(15, 16), (20, 0)]:
+        state = start.replace(step=jnp.array(at, jnp.int32))
+        *_, restarted = jax.jit(task._restart_dead_codes)(state, images, jax.random.key(0))
+        assert restarted == moved
+
+
+def test_gradients_pass_straight_through(task, start):
+    """Encoder: from the decoder and the commitment. Codebook: from its own loss alone."""
+    images = vqgan.to_float(jnp.asarray(next(task.batches(0))["images"]))
+    params = start.params
+    no_codebook = vqgan.make(get_config(**{"loss.codebook_weight": 0.0}))
+    grads, _ = jax.jit(jax.grad(no_codebook._loss, has_aux=True))(params, images)
+    np.testing.assert_array_equal(grads["codebook"], 0)
+    no_commitment = vqgan.make(get_config(**{"loss.commitment_weight": 0.0}))
+    grads, _ = jax.jit(jax.grad(no_commitment._loss, has_aux=True))(params, images)
+    assert jnp.abs(grads["encoder"]["conv_in"]["kernel"]).max() > 0
+    assert jnp.abs(grads["codebook"]).max() > 0
+
+
+def test_code_statistics_of_known_counts():
+    usage, perplexity = vqgan.code_statistics(jnp.array([5.0, 5.0, 0.0, 0.0]))
+    np.testing.assert_allclose([usage, perplexity], [0.5, 2.0], rtol=1e-6)
+    counts = vqgan.count_codes(jnp.array([[0, 3], [3, 3]]), 4)
+    np.testing.assert_array_equal(counts, [1, 0, 0, 3])
+
+
+def test_pictures_show_originals_above_reconstructions(task, trained):
+    ((name, picture),) = task.images(trained[0])
+    assert name == "reconstructions"
+    assert picture.shape == (8 * 8, 8 * 8, 1) and picture.dtype == np.uint8
+    np.testing.assert_array_equal(picture[:8, 8:16], task.held_out.gather([1])["images"][0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss.reconstruction": "l3"}, "l3"),
+        ({"data.size": 9}, "do not suit"),
+        ({"model.image_channels": 3}, "do not suit"),
+        ({"model.codebook_size": 1024}, "positions"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        vqgan.make(get_config(**changes))
