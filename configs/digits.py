@@ -1,7 +1,7 @@
 """A small ENAT that learns to draw handwritten digits, on a laptop.
 
-    bash launch/quickstart.sh                     # everything, the tokenizer and the tokens too
-    python -m enat_jax.train --config configs/digits.py --workdir runs/digits/enat
+bash launch/quickstart.sh                     # everything, the tokenizer and the tokens too
+python -m enat_jax.train --config configs/digits.py --workdir runs/digits/enat
 """
 
 import ml_collections

@@ -1,6 +1,12 @@
-"""A tokenizer of handwritten digits: 32x32 grey images to 8x8 tokens.
+"""A tokenizer of handwritten digits: 32x32 grey pixels to 8x8 tokens out of 32 codes.
 
-python -m enat_jax.train --config configs/digits_vqgan.py --workdir runs/digits_vqgan
+    python -m enat_jax.train --config configs/digits_vqgan.py --workdir runs/digits/tokenizer
+
+About a minute on two CPU cores. Expected of held-out digits: reconstructions of 27 dB at least,
+all 32 codes in use, perplexity 23. Behind the choices, at 400 steps: squared error with a learning
+rate of 2e-3 gave 23.6 dB and blurred strokes, with 4e-3 25.9 dB; absolute error 27.5 dB. 64 codes
+gave no more than 32 do, but are harder to predict: a random forest that sees the eight neighbours
+and the class of a token names it in 0.30 of cases with 32 codes, in 0.23 with 64.
 """
 
 import ml_collections
@@ -15,20 +21,20 @@ def get_config() -> ml_collections.ConfigDict:
         "channel_multipliers": (1, 1, 2),
         "num_res_blocks": 1,
         "embed_dim": 8,
-        "codebook_size": 64,
-        "num_groups": 4,
+        "codebook_size": 32,
+        "num_groups": 4,  # of at least 4 channels
         "image_channels": 1,
     }
     config.data = {
         "source": "digits",
-        "size": 32,
-        "rotation": 10.0,
+        "size": 32,  # pixels
+        "rotation": 10.0,  # degrees; all four are bounds, see data/images.py
         "scale": 0.1,
         "shear": 0.15,
         "shift": 0.04,
     }
     config.optimizer = {
-        "learning_rate": 2e-3,
+        "learning_rate": 4e-3,
         "warmup_steps": 50,
         "schedule": "cosine",
         "b1": 0.9,
@@ -36,10 +42,10 @@ def get_config() -> ml_collections.ConfigDict:
         "weight_decay": 0.0,
     }
     config.loss = {
-        "reconstruction": "l2",
-        "usage_decay": 0.9,
+        "reconstruction": "l1",
+        "usage_decay": 0.9,  # so short a run must find its dead codes within tens of steps
         "restart_every": 25,
-        "restart_until": 250,
+        "restart_until": 250,  # the codes settle while the rate falls
     }
     config.train = {
         "batch_size": 32,

@@ -8,6 +8,7 @@ and `tokenizer/` (see the tokenizer module).
 """
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from enat_jax import checkpoint, model_files, sampling, tokenizer
+from enat_jax.data import tokens as token_data
 from enat_jax.models import enat, nat
 from enat_jax.tasks import enat as enat_task
 
@@ -42,6 +44,21 @@ class Generator:
     settings: sampling.Settings = sampling.Settings()
     provenance: dict = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self):
+        rows, columns = self.tokenizer.grid
+        found = (rows * columns, self.tokenizer.model.codebook_size, len(self.class_names))
+        needed = (self.model.num_tokens, self.model.codebook_size, self.model.num_classes)
+        if found != needed:
+            raise ValueError(
+                "tokens an image, codes and classes of the tokenizer and the class names are "
+                f"{found}, of the transformer {needed}: they do not belong together"
+            )
+
+    @functools.cached_property
+    def fingerprint(self):
+        """SHA-256 of the transformer's weights, hexadecimal."""
+        return token_data.fingerprint(self.params)
+
     def with_settings(self, **changes):
         """The same model with other sampler settings, for instance ``guidance_scale=3.0``."""
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **changes))
@@ -59,13 +76,15 @@ class Generator:
             uint8 [n, h, w, c].
 
         Raises:
-            ValueError: a label is out of range.
+            ValueError: a label is out of range, or ``batch_size`` is not positive.
         """
         return self.tokenizer.decode(self.sample_tokens(labels, seed, first_index, batch_size))
 
     def sample_tokens(self, labels, seed=0, first_index=0, batch_size=BATCH_SIZE):
         """As ``sample`` without decoding: int32 tokens [n, l] in raster order."""
         labels = self._checked(labels)
+        if batch_size < 1:
+            raise ValueError(f"{batch_size=} must be at least 1")
         run = sampling.make(self.model, self.settings)
         key = jax.random.key(seed)
         parts = [np.zeros((0, self.model.num_tokens), np.int32)]
@@ -107,6 +126,10 @@ class Generator:
             "model": model_files.settings_of(self.model),
             "sampler": dataclasses.asdict(self.settings),
             "class_names": list(self.class_names),
+            "fingerprint": {
+                "transformer": self.fingerprint,
+                "tokenizer": self.tokenizer.fingerprint,
+            },
             "provenance": self.provenance,
         }
         model_files.write_json(directory / "model.json", description)
@@ -132,11 +155,21 @@ class Generator:
             settings = sampling.Settings(**description["sampler"])
             names = tuple(description["class_names"])
             provenance = description["provenance"]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{directory / 'model.json'} is damaged: {error}") from error
+            # Directories written before fingerprints were kept have none to compare.
+            fingerprints = description.get("fingerprint", {})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{directory / 'model.json'} is damaged: {error!r}") from error
         params = checkpoint.load_params(directory / "transformer")
         codec = tokenizer.Tokenizer.load(directory / "tokenizer")
-        return cls(model, params, codec, names, settings, provenance)
+        found = cls(model, params, codec, names, settings, provenance)
+        if fingerprints.get("transformer", found.fingerprint) != found.fingerprint:
+            raise ValueError(f"the weights in {directory} are not those that were saved: damaged")
+        if fingerprints.get("tokenizer", codec.fingerprint) != codec.fingerprint:
+            raise ValueError(
+                f"the tokenizer in {directory} is not the one that the model was trained with: "
+                "copy the whole model directory again"
+            )
+        return found
 
     def _checked(self, labels):
         labels = np.asarray(labels)

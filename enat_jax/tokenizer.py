@@ -96,13 +96,15 @@ class Tokenizer:
         description = model_files.read_json(
             directory / "tokenizer.json", FORMAT, "train one with python -m enat_jax.train"
         )
-        found = cls(
-            vqgan.VQGAN(**model_files.settings_from(description["model"])),
-            checkpoint.load_params(directory / "params"),
-            tuple(description["image_size"]),
-            description["provenance"],
-        )
-        if found.fingerprint != description["fingerprint"]:
+        try:
+            model = vqgan.VQGAN(**model_files.settings_from(description["model"]))
+            image_size = tuple(description["image_size"])
+            provenance, fingerprint = description["provenance"], description["fingerprint"]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{directory / 'tokenizer.json'} is damaged: {error!r}") from error
+        params = checkpoint.load_params(directory / "params")
+        found = cls(model, params, image_size, provenance)
+        if found.fingerprint != fingerprint:
             raise ValueError(f"the weights in {directory} are not those that were saved: damaged")
         return found
 

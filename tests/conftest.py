@@ -4,10 +4,14 @@ import importlib.util
 import os
 
 # Read when jax is first imported, hence here. Eight CPU devices, so that every test may shard; no
-# persistent compilation cache, so that no test depends on what ran before it.
-_DEVICES = "--xla_force_host_platform_device_count"
-if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+# persistent compilation cache, so that no test depends on what ran before it; machine code that is
+# quickly made rather than fast, because tests compile far longer than they compute.
+for _flag, _value in (
+    ("--xla_force_host_platform_device_count", 8),
+    ("--xla_backend_optimization_level", 0),
+):
+    if _flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 

@@ -1,8 +1,11 @@
 """Goldens of the transformer: outputs of the reference implementation on small random models."""
 
+import functools
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from enat_jax import import_torch
@@ -39,7 +42,37 @@ class Golden:
         return {k.removeprefix(prefix): self.file[k].astype(np.float32) for k in names}
 
     def apply(self, *args, **kwargs):
-        return self.model.apply({"params": self.params}, *args, **kwargs)
+        return apply(self.model, self.params, *args, **kwargs)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="method")
+def apply(model, params, *args, **kwargs):
+    """``model.apply`` compiled as one; op by op it would take seconds."""
+    return model.apply({"params": params}, *args, **kwargs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def initial(model, seed=0):
+    """Initial parameters of a transformer."""
+    ids = jnp.zeros((1, model.num_tokens), jnp.int32)
+    return model.init(jax.random.key(seed), ids, jnp.zeros((1,), jnp.int32))["params"]
+
+
+def perturbed(model, seed=0):
+    """Random parameters in which, unlike in the initial ones, labels and blocks have a say.
+
+    Drawn with numpy, because compiling an initialisation takes seconds.
+    """
+    ids, labels = jnp.zeros((1, model.num_tokens), jnp.int32), jnp.zeros((1,), jnp.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), ids, labels)["params"]
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        is_scale = path[-1].key == "scale"
+        spread = 0.2 if leaf.ndim < 2 else leaf.shape[-2] ** -0.5
+        return (is_scale + spread * rng.standard_normal(leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def order_of(previous, current):

@@ -1,11 +1,13 @@
 """The spatial-temporal transformer against the reference, exact and through padded windows."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from references import Golden, order_of, rows
+from references import Golden, apply, initial, order_of, perturbed, rows
 
 from enat_jax import reveal
 from enat_jax.models import enat, layers
@@ -144,11 +146,6 @@ def small(**changes):
     return enat.ENAT(**settings | changes)
 
 
-def initial(model, seed=0):
-    ids = jnp.zeros((1, model.num_tokens), jnp.int32)
-    return model.init(jax.random.key(seed), ids, jnp.zeros((1,), jnp.int32))["params"]
-
-
 def test_initialisation_is_the_paper_s():
     params = initial(small(width=64, codebook_size=500, num_classes=200))
     block = params["encoder"]
@@ -185,11 +182,10 @@ def test_gates_and_positions_may_start_elsewhere():
 def test_remat_and_unrolling_change_nothing():
     ids = jnp.arange(16)[None] % 20
     outputs = []
+    params = perturbed(small())
     for model in (small(), small(remat=True), small(unroll=2)):
-        params = initial(small())
-        params = jax.tree.map(lambda x: x + 0.1, params)
-        function = lambda p, m=model: m.apply({"params": p}, ids, jnp.array([1])).sum()  # noqa: E731
-        outputs.append(jax.value_and_grad(function)(params))
+        function = lambda p, m=model: apply(m, p, ids, jnp.array([1])).sum()  # noqa: E731
+        outputs.append(jax.jit(jax.value_and_grad(function))(params))
     for other in outputs[1:]:
         chex.assert_trees_all_close(outputs[0], other, rtol=1e-5, atol=1e-5)
 
@@ -199,9 +195,9 @@ def test_bfloat16_keeps_float32_parameters_and_logits():
     params = initial(model)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     ids = jnp.arange(16)[None] % 20
-    logits = model.apply({"params": params}, ids, jnp.array([1]))
+    logits = apply(model, params, ids, jnp.array([1]))
     chex.assert_type(logits, jnp.float32)
-    exact = small().apply({"params": params}, ids, jnp.array([1]))
+    exact = apply(small(), params, ids, jnp.array([1]))
     np.testing.assert_allclose(logits, exact, atol=0.03)
 
 
@@ -220,15 +216,15 @@ def test_a_width_that_heads_do_not_divide_is_refused():
 def test_padding_has_no_gradient_and_no_nan():
     """All keys of a query may be padding: the cache is empty and the window larger than it."""
     model = small()
-    params = jax.tree.map(lambda x: x + 0.1, initial(model))
+    params = perturbed(model)
     ids = jnp.arange(16)[None] % 20
     positions = jnp.arange(16)[None]
     windows = reveal.Windows(4, 4, 8, 16)
 
     def total(params):
-        apply = lambda *a, **k: model.apply({"params": params}, *a, **k)  # noqa: E731
-        modulation = apply(jnp.array([1]), method="condition")
-        cache = apply(
+        run = functools.partial(model.apply, {"params": params})
+        modulation = run(jnp.array([1]), method="condition")
+        cache = run(
             ids[:, : windows.num_new],
             positions[:, : windows.num_new],
             modulation,
@@ -237,7 +233,7 @@ def test_padding_has_no_gradient_and_no_nan():
             num_cached=jnp.int32(0),
             method="encode",
         )
-        logits = apply(
+        logits = run(
             positions,
             modulation,
             cache,
@@ -247,7 +243,7 @@ def test_padding_has_no_gradient_and_no_nan():
         )
         return jnp.square(logits).mean()
 
-    loss, grads = jax.value_and_grad(total)(params)
+    loss, grads = jax.jit(jax.value_and_grad(total))(params)
     assert np.isfinite(loss)
     chex.assert_tree_all_finite(grads)
     assert not any(g.any() for g in jax.tree.leaves(grads["encoder"]))

@@ -15,7 +15,7 @@ LAYERS = {
     "maths": ["reveal", "losses", "fid", "quality", "costs"],
     "networks": ["models"],
     "services": ["data", "sharding", "optim", "checkpoint", "metric_writer", "model_files"],
-    "algorithm": ["train_state", "tokenizer", "tasks", "sampling"],
+    "algorithm": ["train_state", "tokenizer", "tasks", "sampling", "timing"],
     "product": ["generator"],
     "programs": [
         *["cli", "train", "sample", "tokenize_images", "evaluate"],

@@ -1,10 +1,13 @@
 """The NAT baseline."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from references import apply, perturbed
 
 from enat_jax.models import nat
 
@@ -18,12 +21,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def params(model):
-    ids, labels = jnp.zeros((1, 9), jnp.int32), jnp.zeros((1,), jnp.int32)
-    params = model.init(jax.random.key(0), ids, labels)["params"]
-    noise = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
-    leaves, tree = jax.tree.flatten(params)
-    leaves = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, noise, strict=True)]
-    return jax.tree.unflatten(tree, leaves)
+    return perturbed(model)
 
 
 ORDER = jnp.array([[3, 8, 1, 0, 2, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7, 8]])
@@ -32,20 +30,20 @@ LABELS = jnp.array([2, 0])
 
 
 def logits(model, params, ids, order, num_visible, padding=0, attention_mask=None):
-    apply = lambda *a, **k: model.apply({"params": params}, *a, **k)  # noqa: E731
-    modulation = apply(LABELS, method="condition")
+    run = functools.partial(apply, model, params)
+    modulation = run(LABELS, method="condition")
     chex.assert_shape(modulation, (2, 2, 6, 16))
     pad = lambda x, before, behind: jnp.pad(  # noqa: E731
         x, ((0, 0), (before, behind)), constant_values=5
     )
-    cache = apply(
+    cache = run(
         pad(ids[:, :num_visible], 0, padding),
         pad(order[:, :num_visible], 0, padding),
         modulation,
         method="encode",
     )
     count = lambda n: jnp.int32(n) if padding else None  # noqa: E731
-    out = apply(
+    out = run(
         pad(order[:, num_visible:], padding, 0),
         modulation,
         cache,
@@ -88,9 +86,7 @@ def test_quadrants_of_the_attention_can_be_disabled(model, params):
 
 def test_it_refuses_a_cache(model, params):
     with pytest.raises(ValueError, match="reuses no features"):
-        model.apply(
-            {"params": params}, IDS, ORDER, None, jnp.zeros((2, 1, 16)), method="encode"
-        )
+        model.apply({"params": params}, IDS, ORDER, None, jnp.zeros((2, 1, 16)), method="encode")
 
 
 def test_heads_must_divide_the_width():

@@ -1,5 +1,6 @@
 """Reveal order: schedules, segments, training splits and buckets."""
 
+import dataclasses
 import functools
 import math
 from fractions import Fraction
@@ -82,9 +83,7 @@ def test_the_cut_is_the_best_of_all_cuts():
 
     def work(bounds):
         parts = [reveal._cover(steps, i, j) for i, j in zip(bounds, bounds[1:], strict=False)]
-        return sum(
-            cost(w) * (j - i) for w, i, j in zip(parts, bounds, bounds[1:], strict=False)
-        )
+        return sum(cost(w) * (j - i) for w, i, j in zip(parts, bounds, bounds[1:], strict=False))
 
     best = min(work([0, i, j, 8]) for i in range(1, 7) for j in range(i + 1, 8))
     segments = reveal.cut_segments(steps, 3, cost)
@@ -159,15 +158,16 @@ def test_impossible_distributions_are_refused(change):
 
 def test_expected_work_counted_split_by_split():
     d = reveal.SplitDistribution(min_visible=0, reuse_probability=0.25)
-    cost = functools.partial(costs.training_cost, ENAT_L)
+    dims = dataclasses.replace(ENAT_L, num_tokens=16)
+    cost = functools.partial(costs.training_cost, dims)
     buckets = reveal.choose_buckets(16, d, 4, cost)
     mass, padded, exact = d.visible_probabilities(16), 0.0, 0.0
     for visible in range(16):
         for reuse, share in ((False, 0.75), (True, 0.25)):
             for c, p in enumerate(d.cached_probabilities(visible) if reuse else [1.0]):
                 windows = reveal.bucket_for(buckets, reveal.Split(reuse, c, visible)).windows
-                padded += share * mass[visible] * p * costs.training_cost(ENAT_L, *windows)
-                exact += share * mass[visible] * p * costs.exact_training_cost(ENAT_L, c, visible)
+                padded += share * mass[visible] * p * costs.training_cost(dims, *windows)
+                exact += share * mass[visible] * p * costs.exact_training_cost(dims, c, visible)
     assert reveal.expected_work(16, d, buckets, cost) == pytest.approx((padded, exact))
 
 

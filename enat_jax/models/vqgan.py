@@ -171,7 +171,7 @@ class VQGAN(nn.Module):
         # |z|^2 is the same for all codes of a position and left out.
         distances = jnp.square(self.codebook).sum(-1) - 2 * products
         ids = jnp.argmin(distances, axis=-1).astype(jnp.int32)
-        return ids, self.codebook[ids]
+        return ids, self._look_up(ids)
 
     def decode(self, codes: jax.Array) -> jax.Array:
         """Code vectors [b, h, w, d] -> images [b, H, W, c], float32, about [0, 1], not clipped."""
@@ -179,7 +179,11 @@ class VQGAN(nn.Module):
 
     def decode_codes(self, ids: jax.Array) -> jax.Array:
         """Code ids [b, h, w], integers in [0, codebook_size) -> images [b, H, W, c], float32."""
-        return self.decode(self.codebook[ids])
+        return self.decode(self._look_up(ids))
+
+    def _look_up(self, ids: jax.Array) -> jax.Array:
+        # A numpy codebook, as an importer gives it, cannot be indexed by traced ids.
+        return jnp.asarray(self.codebook)[ids]
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Reconstruction of images [b, H, W, c]; touches every parameter, so initialise with it."""

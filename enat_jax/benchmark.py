@@ -1,0 +1,268 @@
+"""How fast the sampler and the training step run, measured against the machine's own matrix rate.
+
+    python -m enat_jax.benchmark sampler --config configs/digits.py --batch 4 --segments 1,8
+    python -m enat_jax.benchmark train --config configs/digits.py --batch 64 --json train.json
+
+Needs no data: tokens, labels and parameters are random. Any value of the config can be changed, as
+in ``--config.model.width=64``. Everything runs on one device. Work is counted in multiply-adds (two
+flops each) by ``costs``: "exact" is the work that the method needs, "padded" what the compiled
+windows do. Rates and fractions count exact work only, so that padding never passes for speed.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import sys
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from enat_jax import cli, costs, model_files, optim, reveal, sampling, timing
+from enat_jax.models import vqgan
+from enat_jax.tasks import enat as enat_task
+
+# --- configs --------------------------------------------------------------------------------
+
+
+def load_config(path, overrides=()):
+    """The ``ConfigDict`` of a file, with arguments such as ``--config.model.width=64`` applied.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        absl.flags.Error, AttributeError: an override names no value of the config.
+    """
+    if not os.path.isfile(path.split(":")[0]):
+        raise FileNotFoundError(f"there is no config file {path}")
+    arguments = ["benchmark", f"--config={path}", *overrides]
+    values = flags.FlagValues()  # of its own: train has a flag of this name
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    rest = values(arguments)[1:]
+    if rest:
+        raise ValueError(f"arguments that mean nothing: {' '.join(rest)}")
+    return values.config
+
+
+def _splat(kind, section, **values):
+    """``kind(**values)``; a key that it does not know is the config's mistake."""
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"config.{section}: {error}") from error
+
+
+def make_model(config, dtype=None):
+    """The transformer of a config, with another compute dtype if one is given."""
+    if config.get("task") != "enat":
+        raise ValueError(
+            f"task={config.get('task')!r}: the benchmark needs the config of a transformer, "
+            "task='enat'"
+        )
+    values = config.model.to_dict()
+    kind = values.pop("kind")
+    if kind not in enat_task.MODELS:
+        raise ValueError(f"model.kind={kind!r} is unknown: one of {sorted(enat_task.MODELS)}")
+    model = _splat(enat_task.MODELS[kind], "model", **values)
+    return model if dtype is None else model.clone(dtype=dtype)
+
+
+def make_task(config, batch_size, max_shapes=None, dtype=None):
+    """The training task of a config without its data; ``max_shapes`` None: the config's."""
+    if batch_size < 1:
+        raise ValueError(f"{batch_size=} must be at least 1")
+    model = make_model(config, dtype)
+    training = _splat(enat_task.Training, "training", **config.training)
+    splits = _splat(reveal.SplitDistribution, "mask", **config.mask)
+    optimizer = _splat(optim.Optimizer, "optimizer", **config.optimizer)
+    cost = functools.partial(costs.training_cost, costs.dims_of(model))
+    shapes = training.max_shapes if max_shapes is None else max_shapes
+    return enat_task.Task(
+        model=model,
+        tokens=None,
+        held_out=None,
+        tokenizer=None,
+        optimizer=optimizer.make(config.train.num_steps),
+        training=training,
+        splits=splits,
+        buckets=reveal.choose_buckets(model.num_tokens, splits, shapes, cost),
+        sampler=sampling.Settings(),
+        seed=config.seed,
+        batch_size=batch_size,
+    )
+
+
+# --- the program ----------------------------------------------------------------------------
+
+COLUMNS = (
+    ("compile s", lambda x: f"{x.compile_seconds:.2f}"),
+    ("s/call", lambda x: f"{x.call_seconds:.4g}"),
+    ("images/s (min-max)", lambda x: "{:.4g} ({:.4g}-{:.4g})".format(*x.images_per_second)),
+    ("exact GMA", lambda x: f"{x.exact / 1e9:.4g}"),
+    ("padded GMA", lambda x: f"{x.padded / 1e9:.4g}"),
+    ("padding", lambda x: f"{x.padding:+.1%}"),
+    ("exact GMA/s", lambda x: f"{x.exact_rate / 1e9:.4g}"),
+    ("matmul GMA/s", lambda x: f"{x.matmul_rate / 1e9:.4g}"),
+    ("of matmul", lambda x: f"{x.fraction:.1%}"),
+    ("peak MiB", lambda x: f"{x.peak_bytes / 2**20:.0f}"),
+)
+LEGEND = """\
+GMA: 10^9 multiply-adds a call, two flops each.
+exact: what the method needs; padded: what the compiled windows compute; padding: the difference.
+of matmul: exact GMA/s over that of {matmul} in {dtype} at jax's
+  default precision, timed in turns with the calls; medians of {repeats}.
+compile s: tracing, lowering and compiling. peak: {peak}, the largest so far."""
+
+
+def table(columns, rows):
+    """Right-aligned text; columns are (title, row -> text)."""
+    cells = [[title for title, _ in columns], *([text(row) for _, text in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in cells
+    )
+
+
+def sampler_table(found):
+    return table([("segments", lambda x: str(x.label["segments"])), *COLUMNS], found)
+
+
+def training_table(found):
+    columns = [
+        ("visible", lambda x: "{}-{}".format(*x[1].label["visible"])),
+        (
+            "cached",
+            lambda x: "{}-{}".format(*x[1].label["cached"]) if x[1].label["reuse"] else "no reuse",
+        ),
+        ("of steps", lambda x: f"{x[0]:.1%}"),
+        *((title, lambda x, text=text: text(x[1])) for title, text in COLUMNS),
+    ]
+    lines = table(columns, list(zip(found.probabilities, found.timed, strict=True)))
+    return (
+        f"{lines}\n\n{found.shapes} shapes; expected padded work {found.padding:+.1%} over exact "
+        f"(over all splits).\nTimed: the {len(found.timed)} most probable, {found.share:.1%} of "
+        f"all steps. Expected over these: {found.images_per_second:.4g} images/s, "
+        f"{found.fraction:.1%} of matmul."
+    )
+
+
+def main(argv):
+    options, overrides = _parser().parse_known_args(argv)
+    # A compilation found in the persistent cache would pass for a fast one.
+    jax.config.update("jax_enable_compilation_cache", False)
+    config = load_config(options.config, overrides)
+    if options.program == "sampler":
+        model, settings, found = _sampler(config, options)
+        text, rows = sampler_table(found), found
+        result = {"sampler": settings, "rows": [x.json() for x in found]}
+        title = (
+            f"sampler: batch {options.batch}, {settings['num_steps']} steps, guidance "
+            f"{settings['guidance_scale']:g}, {'images' if options.decode else 'tokens only'}"
+        )
+    else:
+        task = make_task(config, options.batch, options.shapes, options.dtype)
+        model, found = (
+            task.model,
+            timing.measure_training(task, max_timed=options.time, repeats=options.repeats),
+        )
+        text, rows, result = training_table(found), found.timed, found.json()
+        title = f"train: batch {options.batch}, forward, backward and update"
+    device = jax.local_devices()[0]
+    result |= {
+        "benchmark": options.program,
+        "batch_size": options.batch,
+        "model": {"kind": config.model.kind, **model_files.settings_of(model)},
+        "machine": {
+            "backend": device.platform,
+            "device": device.device_kind,
+            "cpus": os.cpu_count(),
+            "jax": jax.__version__,
+        },
+        "matmul_shape": timing.MATMUL_SHAPE,
+    }
+    # With the JSON on stdout, what is for people goes beside it.
+    stream = sys.stderr if options.json == "-" else sys.stdout
+    legend = LEGEND.format(
+        matmul="[{0}, {1}] x [{1}, {2}]".format(*timing.MATMUL_SHAPE),
+        dtype=model.dtype,
+        repeats=options.repeats,
+        peak=rows[0].peak_of,
+    )
+    print(f"{title}; {_describe(config.model.kind, model)}; {model.dtype}", file=stream)
+    print(f"one device: {device.platform} {device.device_kind}, jax {jax.__version__}", file=stream)
+    print(f"\n{text}\n\n{legend}", file=stream)
+    if options.json == "-":
+        print(json.dumps(result, indent=2))
+    elif options.json:
+        model_files.write_json(options.json, result)
+
+
+def _sampler(config, options):
+    model = make_model(config, options.dtype)
+    values = config.sampler.to_dict()
+    if options.steps is not None:
+        values["num_steps"] = options.steps
+    values["num_segments"] = None
+    settings = _splat(sampling.Settings, "sampler", **values)
+    if options.decode != (options.tokenizer_config is not None):
+        raise ValueError("--decode and --tokenizer-config FILE go together: give both or neither")
+    codec = None
+    if options.decode:
+        section = load_config(options.tokenizer_config).model.to_dict()
+        # One compute dtype for both, so that there is one rate to compare with.
+        codec = _splat(vqgan.VQGAN, "model", **section | {"dtype": model.dtype})
+    segments = options.segments or (1, settings.num_steps)
+    found = timing.measure_sampler(
+        model, settings, options.batch, segments, codec=codec, repeats=options.repeats
+    )
+    return model, dataclasses.asdict(settings), found
+
+
+def _describe(kind, model):
+    layers = (
+        f"{model.num_layers}" if kind == "nat" else f"{model.encoder_layers}+{model.decoder_layers}"
+    )
+    return f"{kind} of {layers} layers, width {model.width}, {model.num_tokens} tokens"
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m enat_jax.benchmark",
+        description="Speed of the sampler and of the training step. Arguments such as "
+        "--config.model.width=64 change the config.",
+    )
+    programs = parser.add_subparsers(dest="program", required=True)
+    for name, text in (("sampler", "labels to tokens"), ("train", "one training step")):
+        program = programs.add_parser(name, help=text, allow_abbrev=False)
+        add = program.add_argument
+        add("--config", required=True, help="file of a transformer's config")
+        add("--batch", type=_positive, required=True, help="images of a call")
+        add("--repeats", type=_positive, default=5, help="timings of each (default 5)")
+        add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the config's")
+        add("--json", metavar="FILE", help="write the results for programs; - for stdout")
+        if name == "sampler":
+            add("--segments", type=_numbers, help="such as 1,8 (default: 1 and the steps)")
+            add("--steps", type=_positive, help="sampling steps (default: the config's)")
+            add("--decode", action="store_true", help="decode to images as well")
+            add("--tokenizer-config", metavar="FILE", help="config of the decoder's VQGAN")
+        else:
+            add("--shapes", type=_positive, help="compiled shapes (default: the config's)")
+            add("--time", type=_positive, default=4, help="shapes that are timed (default 4)")
+    return parser
+
+
+def _positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value
+
+
+def _numbers(text):
+    return tuple(_positive(part) for part in text.split(","))
+
+
+if __name__ == "__main__":
+    cli.run(main)
