@@ -50,10 +50,11 @@ class Tokenizer:
     def encode(self, images):
         """uint8 images [n, h, w, c] to int32 tokens [n, l] in raster order."""
         images = np.asarray(images)
-        if images.dtype != np.uint8 or images.shape[1:3] != tuple(self.image_size):
+        needed = (*self.image_size, self.model.image_channels)
+        if images.dtype != np.uint8 or images.shape[1:] != needed:
             raise ValueError(
                 f"images of {images.dtype} {images.shape[1:]} do not suit this tokenizer: it takes "
-                f"uint8 images of {self.image_size} pixels"
+                f"uint8 images of {needed}: height, width, channels"
             )
         return _in_batches(functools.partial(_encode, self.model, self.params), images)
 
@@ -61,6 +62,8 @@ class Tokenizer:
         """Tokens [n, l], 0 <= token < v, to uint8 images [n, h, w, c]."""
         codes = np.asarray(codes)
         rows, columns = self.grid
+        if codes.dtype.kind not in "iu":
+            raise ValueError(f"tokens of {codes.dtype}: need whole numbers")
         if codes.ndim != 2 or codes.shape[1] != rows * columns:
             raise ValueError(f"tokens of shape {codes.shape}: need [n, {rows * columns}]")
         if codes.size and not 0 <= codes.min() <= codes.max() < self.model.codebook_size:

@@ -63,7 +63,7 @@ def test_no_images(codec):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (np.zeros((1, 16, 16, 1), np.uint8), r"it takes uint8 images of \(8, 8\)"),
+        (np.zeros((1, 16, 16, 1), np.uint8), r"it takes uint8 images of \(8, 8, 1\)"),
         (np.zeros((1, 8, 8, 1), np.float32), "float32"),
         (np.zeros((8, 8, 1), np.uint8), "do not suit"),
         (np.zeros((1, 8, 8), np.uint8), "do not suit"),

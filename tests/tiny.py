@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from enat_jax import generator, sampling, tokenizer
 from enat_jax.models import enat, vqgan
@@ -12,23 +13,19 @@ NUM_TOKENS = 16
 CODES = 8
 
 
-def perturbed(params, seed):
-    """With noise on everything: fresh gates are zero, and then labels and context do nothing."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    pairs = zip(keys, leaves, strict=True)
-    return jax.tree.unflatten(tree, [x + 0.3 * jax.random.normal(k, x.shape) for k, x in pairs])
+def random_params(init, *inputs, seed):
+    """Parameters of a module without running its initialisation.
 
+    Noise on everything: fresh gates are zero, and then labels and context would do nothing.
+    """
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
 
-@jax.jit
-def _initial_codec():
-    return CODEC.init(jax.random.key(0), jnp.zeros((1, *IMAGE_SIZE, 1)))["params"]
+    def draw(path, leaf):
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return rng.normal(mean, 0.3, leaf.shape).astype(leaf.dtype)
 
-
-@jax.jit
-def _initial_transformer():
-    ids = jnp.zeros((1, NUM_TOKENS), jnp.int32)
-    return TRANSFORMER.init(jax.random.key(0), ids, jnp.zeros((1,), jnp.int32))["params"]
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 CODEC = vqgan.VQGAN(
@@ -39,6 +36,7 @@ CODEC = vqgan.VQGAN(
     codebook_size=CODES,
     num_groups=4,
     image_channels=1,
+    dtype="float32",
 )
 TRANSFORMER = enat.ENAT(
     num_tokens=NUM_TOKENS,
@@ -55,15 +53,15 @@ SETTINGS = sampling.Settings(
 
 
 def make_tokenizer(seed=0):
-    return tokenizer.Tokenizer(
-        CODEC, perturbed(_initial_codec(), seed), IMAGE_SIZE, {"weights": f"random {seed}"}
-    )
+    params = random_params(CODEC.init, jnp.zeros((1, *IMAGE_SIZE, 1)), seed=seed)
+    return tokenizer.Tokenizer(CODEC, params, IMAGE_SIZE, {"weights": f"random {seed}"})
 
 
 def make_generator(seed=0):
+    ids, labels = jnp.zeros((1, NUM_TOKENS), jnp.int32), jnp.zeros((1,), jnp.int32)
     return generator.Generator(
         TRANSFORMER,
-        perturbed(_initial_transformer(), seed + 100),
+        random_params(TRANSFORMER.init, ids, labels, seed=seed + 100),
         make_tokenizer(seed),
         CLASSES,
         SETTINGS,

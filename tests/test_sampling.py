@@ -1,0 +1,219 @@
+"""The sampler: the reference's tokens for every schedule, whatever the segments."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from references import Golden, perturbed
+
+from enat_jax import sampling
+from enat_jax.models import enat, nat
+
+GREEDY = dict(token_temperature=0.0, mask_temperature=0.0)
+SMALL = enat.ENAT(
+    num_tokens=16, codebook_size=20, num_classes=3, width=16, num_heads=2,
+    encoder_layers=2, decoder_layers=1,
+)  # fmt: skip
+
+
+def generate(model, params, settings, labels, index=None, seed=0):
+    index = np.arange(len(labels)) if index is None else index
+    sample = sampling.make(model, settings)
+    key = jax.random.key(seed)
+    return np.asarray(sample(params, np.asarray(labels, np.int32), np.asarray(index), key))
+
+
+@pytest.mark.parametrize("num_segments", [1, 2, 3, None])
+@pytest.mark.parametrize(
+    "name, run",
+    [
+        ("enat_generate_greedy", "cfg0_steps4"),
+        ("enat_generate_greedy", "cfg0_steps8"),
+        ("enat_generate_greedy", "cfg3_steps8"),
+        ("enat_generate_greedy", "cfg2_steps12"),
+        ("enat_edges", "steps1"),
+        ("enat_edges", "steps64"),
+    ],
+)
+def test_greedy_tokens_equal_the_reference(name, run, num_segments):
+    if run == "steps64" and num_segments is None:
+        pytest.skip("64 bodies take long to compile: see the slow test")
+    compare(name, run, num_segments)
+
+
+@pytest.mark.slow
+def test_greedy_tokens_equal_the_reference_with_a_body_per_step():
+    compare("enat_edges", "steps64", None)
+
+
+def compare(name, run, num_segments):
+    golden = Golden(name)
+    settings = sampling.Settings(
+        int(golden[f"{run}:steps"]), float(golden[f"{run}:cfg_scale"]), num_segments=num_segments,
+        **GREEDY,
+    )  # fmt: skip
+    tokens = generate(golden.model, golden.params, settings, golden["labels"])
+    np.testing.assert_array_equal(tokens, golden[f"{run}:tokens"])
+
+
+@pytest.fixture(scope="module")
+def params():
+    return perturbed(SMALL)
+
+
+NOISY = sampling.Settings(5, 2.0, token_temperature=2.0, mask_temperature=1.5)
+
+
+def test_segments_do_not_change_a_token_with_temperatures(params):
+    labels = [0, 1, 2, 3]
+    expected = generate(SMALL, params, NOISY, labels)
+    assert len(np.unique(expected)) > 5
+    for n in (1, 2, 3):
+        settings = dataclasses.replace(NOISY, num_segments=n)
+        np.testing.assert_array_equal(generate(SMALL, params, settings, labels), expected)
+
+
+def test_an_image_depends_on_seed_index_and_label_alone(params):
+    settings = dataclasses.replace(NOISY, num_segments=1)
+    labels, index = np.array([0, 1, 2, 0, 1, 2, 0]), np.arange(7) + 10
+    together = generate(SMALL, params, settings, labels, index)
+    for row in (0, 3, 6):
+        alone = generate(SMALL, params, settings, labels[[row]], index[[row]])
+        np.testing.assert_array_equal(alone[0], together[row])
+    backwards = generate(SMALL, params, settings, labels[::-1], index[::-1])
+    np.testing.assert_array_equal(backwards[::-1], together)
+    assert not np.array_equal(together[0], together[3])  # same label, other index
+    other_seed = generate(SMALL, params, settings, labels, index, seed=1)
+    assert not np.array_equal(other_seed, together)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        dataclasses.replace(SMALL, reuse=False),
+        nat.NAT(num_tokens=16, codebook_size=20, num_classes=3, width=16, num_heads=2,
+                num_layers=2),
+    ],
+    ids=["disentangled", "nat"],
+)  # fmt: skip
+def test_the_baselines_sample_too(model):
+    params = perturbed(model)
+    expected = generate(model, params, NOISY, [0, 1, 2])
+    assert 0 <= expected.min() and expected.max() < 20
+    settings = dataclasses.replace(NOISY, num_segments=2)
+    np.testing.assert_array_equal(generate(model, params, settings, [0, 1, 2]), expected)
+
+
+def test_the_sampler_is_the_method_written_plainly(params):
+    """Guidance, both temperatures and the order against loops over steps, images and tokens."""
+    settings = NOISY
+    labels = [2, 0]
+    expected = np.stack([plain(params, settings, y, i) for i, y in enumerate(labels)])
+    np.testing.assert_array_equal(generate(SMALL, params, settings, labels), expected)
+
+
+def plain(params, settings, label, index):
+    run = jax.jit(
+        lambda *a, method, **k: SMALL.apply({"params": params}, *a, method=method, **k),
+        static_argnames="method",
+    )
+    t, l = settings.num_steps, SMALL.num_tokens  # noqa: E741
+    counts = [l] + [int(np.floor(l * np.cos(np.pi * s / (2 * t)))) for s in range(1, t)] + [0]
+    key = jax.random.fold_in(jax.random.key(0), index)
+    order, ids, previous = list(range(l)), {}, 0
+    caches = [None, None]
+    for s in range(t):
+        visible = l - counts[s]
+        logits = []
+        for branch, y in enumerate((label, SMALL.num_classes)):
+            modulation = run(jnp.array([y]), method="condition")
+            new = np.array([order[previous:visible]], np.int32)
+            new_ids = np.array([[ids[p] for p in new[0]]], np.int32).reshape(new.shape)
+            caches[branch] = run(new_ids, new, modulation, caches[branch], method="encode")
+            masked = np.array([order[visible:]], np.int32)
+            logits.append(run(masked, modulation, caches[branch], method="decode")[0])
+        weight = s / t * settings.guidance_scale
+        log_probs = jax.nn.log_softmax(logits[0] + weight * (logits[0] - logits[1]), axis=-1)
+        remaining = 1 - (s + 1) / t
+        confidences = {}
+        for row, p in enumerate(order[visible:]):
+            noise = jax.random.fold_in(jax.random.fold_in(key, s), p)
+            temperature = max(settings.token_temperature * remaining, 1e-3)
+            gumbel = jax.random.gumbel(jax.random.fold_in(noise, 0), log_probs[row].shape)
+            ids[p] = int(jnp.argmax(log_probs[row] / temperature + gumbel))
+            gumbel = jax.random.gumbel(jax.random.fold_in(noise, 1))
+            scale = settings.mask_temperature * remaining
+            confidences[p] = float(log_probs[row, ids[p]] + scale * gumbel)
+        order[visible:] = sorted(order[visible:], key=lambda p: -confidences[p])
+        previous = visible
+    return np.array([ids[p] for p in range(l)])
+
+
+def test_tokens_follow_the_predicted_distribution():
+    """One step from nothing at a known temperature: frequencies are softmax(logits / tau)."""
+    params = perturbed(SMALL, seed=3)
+    n, tau = 3000, 1.5
+    # The first of two steps has remaining = 1/2.
+    settings = sampling.Settings(2, 0.0, token_temperature=2 * tau, mask_temperature=0.0)
+    static, inputs = sampling.plan(settings, SMALL)
+    modulation = SMALL.apply({"params": params}, jnp.array([1]), method="condition")
+    logits = SMALL.apply(
+        {"params": params}, jnp.arange(16)[None], modulation, jnp.zeros((1, 0, 16)),
+        method="decode",
+    )  # fmt: skip
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), jnp.arange(n))
+    step = jax.tree.map(lambda x: x[0], inputs)
+    log_probs = jnp.broadcast_to(jax.nn.log_softmax(logits[:, :1]), (n, 1, 20))
+    positions = jnp.zeros((n, 1), jnp.int32)
+    tokens, _ = sampling._choose(static, step, log_probs, positions, keys)
+    seen = np.bincount(np.asarray(tokens)[:, 0], minlength=20) / n
+    expected = np.asarray(jax.nn.softmax(logits[0, 0] / tau))
+    assert np.abs(seen - expected).max() < 4 * np.sqrt(expected.max() / n)
+    assert np.abs(seen - np.asarray(jax.nn.softmax(logits[0, 0]))).max() > 0.02
+
+
+def test_bfloat16_samples_with_float32_logits():
+    model = dataclasses.replace(SMALL, dtype="bfloat16")
+    tokens = generate(model, perturbed(model), NOISY, [0, 1])
+    assert tokens.dtype == np.int32 and tokens.shape == (2, 16)
+
+
+def test_eight_devices_give_the_tokens_of_one(params):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    labels, index = np.arange(8, dtype=np.int32) % 4, np.arange(8)
+    settings = dataclasses.replace(NOISY, num_segments=1)
+    expected = generate(SMALL, params, settings, labels, index)
+    sample = sampling.make(SMALL, settings)
+    tokens = sample(
+        params, *(jax.device_put(x, sharding) for x in (labels, index)), jax.random.key(0)
+    )
+    assert len(tokens.sharding.device_set) == 8
+    np.testing.assert_array_equal(tokens, expected)
+
+
+def test_changing_guidance_or_temperature_does_not_compile_again(params):
+    settings = dataclasses.replace(NOISY, num_segments=2)
+    generate(SMALL, params, settings, [0, 1])
+    before = sampling.sample_tokens._cache_size()
+    for change in (dict(guidance_scale=1.0), dict(token_temperature=3.0)):
+        generate(SMALL, params, dataclasses.replace(settings, **change), [0, 1])
+    assert sampling.sample_tokens._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_steps": 0},
+        {"num_steps": 2.5},
+        {"num_segments": 0},
+        {"guidance_scale": float("nan")},
+        {"token_temperature": -1.0},
+        {"mask_temperature": float("inf")},
+    ],
+)
+def test_impossible_settings_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        sampling.Settings(**change)
