@@ -119,7 +119,9 @@ class TokenEmbedding(nn.Module):
 
     def __call__(self, ids, positions, deterministic=True):
         """ids, positions: int32 [b, n] (ids in 0..v, v is [MASK]); returns [b, n, d]."""
-        x = self.norm(self.word[ids] + self.position[positions])
+        # Loaded parameters are numpy arrays, which a traced index cannot index.
+        word, position = jnp.asarray(self.word), jnp.asarray(self.position)
+        x = self.norm(word[ids] + position[positions])
         return self.drop(x, deterministic=deterministic).astype(self.dtype)
 
 
@@ -234,7 +236,7 @@ class Modulation(nn.Module):
         size = self.num_vectors * self.width
         kernel = self.param("kernel", nn.initializers.zeros, (self.num_layers, self.width, size))
         bias = self.param("bias", self._init_bias, (self.num_layers, size))
-        c = jax.nn.silu(table[labels]).astype(self.dtype)
+        c = jax.nn.silu(jnp.asarray(table)[labels]).astype(self.dtype)
         vectors = jnp.einsum("bd,lde->lbe", c, kernel.astype(self.dtype))
         vectors = vectors + bias[:, None].astype(self.dtype)
         return vectors.reshape(self.num_layers, -1, self.num_vectors, self.width)

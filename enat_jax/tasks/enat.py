@@ -257,7 +257,7 @@ class Task:
         ema_params = jax.tree.map(
             lambda e, p: decay * e + (1 - decay) * p, state.ema_params, params
         )
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         metrics["masked_share"] = 1 - traced["num_visible"] / self.model.num_tokens
         state = state.replace(
             step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state

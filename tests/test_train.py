@@ -1,0 +1,293 @@
+"""The training program: resuming exactly, refusing what does not fit, what a run leaves behind."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from enat_jax import sharding, tokenizer, train
+from enat_jax.data import tokens
+from enat_jax.generator import Generator
+from enat_jax.models import vqgan
+from enat_jax.tasks import enat as enat_task
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def small_config(root, **changes):
+    """A transformer of 16 tokens on random token sets; changes are dotted keys."""
+    config = ml_collections.ConfigDict(
+        {
+            "task": "enat",
+            "seed": 0,
+            "model": {
+                "kind": "enat", "num_tokens": 16, "codebook_size": 20, "num_classes": 3,
+                "width": 16, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 1,
+            },
+            "data": {
+                "tokens": str(root / "tokens"),
+                "held_out_tokens": str(root / "tokens"),
+                "tokenizer": str(root / "tokenizer"),
+            },
+            "mask": {"mask_ratio": "cosine", "min_visible": 0},
+            "training": {"max_shapes": 2, "ema_decay": 0.9},
+            "sampler": {"num_steps": 3, "num_segments": 1},
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2},
+            "train": {
+                "batch_size": 8, "num_steps": 6, "log_every": 2, "eval_every": 100,
+                "save_every": 2, "pictures": False,
+            },
+        }
+    )  # fmt: skip
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A tokenizer with random weights, and tokens of no image that follow from the label."""
+    root = tmp_path_factory.mktemp("data")
+    model = vqgan.VQGAN(
+        channels=4, channel_multipliers=(1, 2), num_res_blocks=1, embed_dim=4, codebook_size=20,
+        num_groups=2, image_channels=1,
+    )  # fmt: skip
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+    codec = tokenizer.Tokenizer(model, params, (8, 8))
+    codec.save(root / "tokenizer")
+    labels = np.random.default_rng(0).integers(0, 3, 50)
+    tokens.TokenSet(
+        tokens=labels[:, None] + np.arange(16) % 4,
+        labels=labels,
+        grid=(4, 4),
+        codebook_size=20,
+        class_names=("a", "b", "c"),
+        tokenizer=codec.fingerprint,
+        preprocessing={},
+    ).save(root / "tokens")
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(data):
+    """An uninterrupted run: (directory, final state)."""
+    config = small_config(data)
+    config.train.pictures = True
+    return data / "run", train.train(config, data / "run")
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_metrics_pictures_checkpoints_and_a_model(finished):
+    workdir, state = finished
+    assert int(state.step) == 6
+    logged = lines(workdir)
+    assert [x["step"] for x in logged if "loss" in x] == [2, 4, 6]
+    assert all(np.isfinite(x["loss"]) for x in logged if "loss" in x)
+    (evaluation,) = [x for x in logged if "held_out/loss_0.5_visible" in x]
+    assert 0 <= evaluation["held_out/accuracy_0.0625_visible"] <= 1
+    assert (workdir / "pictures" / "samples_0000006.png").stat().st_size > 100
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [4, 6]
+    generator = Generator.load(workdir / "model")
+    chex.assert_trees_all_equal(generator.params, jax.device_get(state.ema_params))
+    assert generator.class_names == ("a", "b", "c")
+    assert generator.sample([0, 1, 2, 3]).shape == (4, 8, 8, 1)
+    assert generator.provenance["step"] == 6
+
+
+def test_a_resumed_run_ends_in_the_same_bits(data, finished, tmp_path):
+    train.train(small_config(data, **{"train.num_steps": 4}), tmp_path)
+    state = train.train(small_config(data), tmp_path)
+    chex.assert_trees_all_equal(jax.device_get(state), jax.device_get(finished[1]))
+    assert [x["step"] for x in lines(tmp_path) if "loss" in x] == [2, 4, 6]
+
+
+def test_a_finished_run_started_again_does_not_train(data, finished, monkeypatch):
+    workdir, state = finished
+    before = lines(workdir)
+    monkeypatch.setattr(enat_task.Task, "train_step", None)
+    again = train.train(small_config(data), workdir)
+    chex.assert_trees_all_equal(jax.device_get(again), jax.device_get(state))
+    assert lines(workdir) == before
+
+
+def test_it_learns(data, finished):
+    logged = [x["loss"] for x in lines(finished[0]) if "loss" in x]
+    assert logged[-1] < logged[0]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model.width": 32}, "model.width is 16 in the checkpoint but 32"),
+        ({"seed": 1}, "seed is 0 in the checkpoint but 1"),
+        ({"train.batch_size": 16}, "batch_size is 8"),
+        ({"train.num_steps": 5}, "has been trained for 6 steps already"),
+    ],
+)
+def test_a_run_is_not_continued_with_another_config(data, finished, change, message):
+    with pytest.raises(ValueError, match=message):
+        train.train(small_config(data, **change), finished[0])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"train.batch_size": 9}, "batch_size=9 is not divisible by 8 devices"),
+        ({"train.num_steps": 0}, "train.num_steps=0"),
+        ({"model.num_tokens": 9}, "4x4 tokens an image, model.num_tokens=9"),
+        ({"model.codebook_size": 21}, "a codebook of 20, model.codebook_size=21"),
+        ({"model.num_classes": 10}, "3 classes, model.num_classes=10"),
+        ({"model.kind": "gan"}, "model.kind='gan' is unknown"),
+        ({"model.reuse": False}, "reuse_probability=0.5 needs a model that reuses"),
+        ({"data.tokens": "nowhere"}, "no token set in nowhere"),
+        ({"data.tokenizer": "nowhere"}, "no nowhere/tokenizer.json"),
+        ({"task": "gan"}, "task='gan' is unknown"),
+    ],
+)
+def test_bad_configs_are_refused_before_anything_is_written(data, tmp_path, change, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train.train(small_config(data, **change), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_unknown_keys_are_named(data, tmp_path):
+    for section, key in [("model", "heads"), ("optimizer", "momentum"), ("mask", "gamma")]:
+        config = small_config(data)
+        config[section][key] = 1
+        with pytest.raises(ValueError, match=key):
+            train.train(config, tmp_path)
+    config = small_config(data)
+    config.extra = {"a": 1}
+    with pytest.raises(ValueError, match="extra"):
+        train.train(config, tmp_path)
+
+
+def test_tokens_of_another_tokenizer_are_refused(data, tmp_path):
+    foreign = tokens.TokenSet.open(data / "tokens")
+    tokens.TokenSet(
+        foreign.tokens, foreign.labels, foreign.grid, 20, foreign.class_names, "0" * 64, {}
+    ).save(tmp_path / "foreign")
+    config = small_config(data, **{"data.tokens": str(tmp_path / "foreign")})
+    with pytest.raises(ValueError, match="was not made by the tokenizer"):
+        train.train(config, tmp_path / "run")
+
+
+def test_eight_devices_train_like_one(data):
+    """Also with parameters divided by a rule: the update is the same to rounding."""
+    config = small_config(data, **{"model.dropout": 0.0})
+    task = enat_task.make(config)
+    static, traced = task.shapes(0)
+    batch = next(task.batches(0))
+    results = []
+    rule = ("coder/mlp/up/kernel", (None, None, "model"))
+    for devices, policy in [
+        (1, sharding.Sharding()),
+        (8, sharding.Sharding()),
+        (8, sharding.Sharding((("data", 4), ("model", 2)), (rule,))),
+    ]:
+        mesh = sharding.make_mesh(policy, jax.devices()[:devices])
+        placed = sharding.of_state(jax.eval_shape(task.init, jax.random.key(0)), mesh, policy)
+        rep = sharding.replicated(mesh)
+        state = jax.jit(task.init, out_shardings=placed)(jax.random.key(0))
+        step = jax.jit(
+            lambda s, b, t, k: task.train_step(s, b, t, k, static=static),
+            in_shardings=(placed, sharding.of_batch(mesh), rep, rep),
+            out_shardings=(placed, rep),
+        )
+        # Not the first step, whose learning rate is zero.
+        for i in range(2):
+            state, metrics = step(
+                state, sharding.global_batch(batch, mesh), traced, jax.random.key(i)
+            )
+        results.append((jax.device_get(state.ema_params), jax.device_get(metrics)))
+    kernel = state.params["encoder"]["mlp"]["up"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (2, 16, 32)
+    for other in results[1:]:
+        chex.assert_trees_all_close(other, results[0], rtol=1e-4, atol=1e-5)
+
+
+COMMAND = [
+    sys.executable, "-m", "enat_jax.train", "--config", str(ROOT / "configs" / "digits.py"),
+    "--config.model.num_tokens=16", "--config.model.codebook_size=20",
+    "--config.model.num_classes=3", "--config.model.width=16", "--config.model.num_heads=2",
+    "--config.model.encoder_layers=1", "--config.training.max_shapes=2",
+    "--config.train.batch_size=8", "--config.train.num_steps=60", "--config.train.save_every=5",
+    "--config.train.eval_every=1000", "--config.train.log_every=10",
+    "--config.optimizer.warmup_steps=5",
+]  # fmt: skip
+
+
+def start(data, workdir, cache, *more):
+    paths = {"tokens": "tokens", "held_out_tokens": "tokens", "tokenizer": "tokenizer"}
+    command = [*COMMAND, f"--workdir={workdir}", *more]
+    command += [f"--config.data.{key}={data / name}" for key, name in paths.items()]
+    environment = os.environ | {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_in_the_same_bits(data, tmp_path):
+    whole = start(data, tmp_path / "whole", tmp_path / "cache")
+    output, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, output
+    begun = time.monotonic()
+    warm = start(data, tmp_path / "warm", tmp_path / "cache")
+    assert warm.wait(timeout=300) == 0
+    length = time.monotonic() - begun
+    rng = random.Random(0)
+    for kill in range(6):
+        process = start(data, tmp_path / "killed", tmp_path / "cache")
+        time.sleep(length * rng.uniform(0.3, 1.0))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        print(f"kill {kill}: {sorted(p.name for p in (tmp_path / 'killed').rglob('[0-9]*'))}")
+    last = start(data, tmp_path / "killed", tmp_path / "cache")
+    output, _ = last.communicate(timeout=300)
+    assert last.returncode == 0, output
+    expected = Generator.load(tmp_path / "whole" / "model")
+    chex.assert_trees_all_equal(
+        Generator.load(tmp_path / "killed" / "model").params, expected.params
+    )
+    steps = [line["step"] for line in lines(tmp_path / "killed") if "loss" in line]
+    assert steps == sorted(set(steps)) and steps[-1] == 60
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config.train.num_stepz=3"], "num_stepz"),
+        (["--config.model.position_init=learned"], "position_init"),
+        (["--config.data.tokens=nowhere"], "no token set in nowhere"),
+    ],
+)
+def test_the_program_says_what_is_wrong_in_one_line(data, tmp_path, arguments, message):
+    paths = ["--config.data.tokenizer=" + str(data / "tokenizer")]
+    paths += [f"--config.data.{key}={data / 'tokens'}" for key in ("tokens", "held_out_tokens")]
+    result = subprocess.run(
+        [*COMMAND, f"--workdir={tmp_path / 'run'}", *paths, *arguments],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert result.returncode == 2
+    (line,) = [x for x in result.stderr.splitlines() if x.startswith("error:")]
+    assert message in line and "Traceback" not in result.stderr
