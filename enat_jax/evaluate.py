@@ -17,6 +17,10 @@ published, by the measures of `quality.py`. Rows:
   decoded by the same tokenizer. No model at all.
 - the model, and every `--compare NAME=DIR`: as many of each class, drawn in one call.
 
+The classifier has 3 neighbours, a choice made on real digits alone: it names 98.1% of the held-out
+ones, 5 neighbours 96.4%; among the training digits, each left out in turn, the two do not differ
+(98.1% and 98.2%).
+
 Copies are sought among training digits as they are, by pixels. A copy that passed through the
 tokenizer might escape, so a line tells which share of reconstructed *training* digits is found.
 
@@ -37,7 +41,7 @@ from enat_jax import cli, fid, generator, model_files, quality
 from enat_jax.data import images, tokens
 
 FEATURE_SIZE = 8  # pixels a side of the published digits
-NUM_NEIGHBOURS = 5
+NUM_NEIGHBOURS = 3
 COPY_PERCENTILE = 1.0
 VISIBLE = (Fraction(1, 16), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4))
 
@@ -191,16 +195,18 @@ def quality_table(rows: Sequence[Quality], found_copies: float) -> str:
         "| images | number | class accuracy | diversity | Fréchet distance | copies |",
         "|---|---:|---:|---:|---:|---:|",
     ]
+    formats = (
+        ("class_accuracy", ".1%"),
+        ("diversity", ".2f"),
+        ("frechet_distance", ".3f"),
+        ("copies", ".1%"),
+    )
     for row in rows:
-        cells = {
-            "class_accuracy": f"{row.class_accuracy:.1%}",
-            "diversity": f"{row.diversity:.2f}",
-            "frechet_distance": f"{row.frechet_distance:.3f}",
-            "copies": f"{row.copies:.1%}",
-        }
-        for field in row.by_definition:
-            cells[field] += " *"
-        lines.append(f"| {row.name} | {row.num_images} | {' | '.join(cells.values())} |")
+        cells = [
+            format(getattr(row, field), form) + " *" * (field in row.by_definition)
+            for field, form in formats
+        ]
+        lines.append(f"| {row.name} | {row.num_images} | {' | '.join(cells)} |")
     error = np.sqrt(0.95 * 0.05 / rows[-1].num_images)
     return "\n".join(
         [
@@ -230,9 +236,8 @@ def context_table(evaluation: "Evaluation") -> str:
         ]
         for row in rows:
             lines.append(
-                f"| {row.visible} | {row.num_visible} "
-                f"| {row.accuracy:.3f} ± {row.accuracy_error:.3f} "
-                f"| {row.loss:.3f} ± {row.loss_error:.3f} |"
+                f"| {row.visible} | {row.num_visible} | {row.accuracy:.3f} ± "
+                f"{row.accuracy_error:.3f} | {row.loss:.3f} ± {row.loss_error:.3f} |"
             )
         parts.append("\n".join([*lines, "", evaluation.verdicts[name]]))
     return "\n\n".join(parts)
@@ -285,12 +290,11 @@ def evaluate(
     reference = Reference(_features(training[0]), training[1], _features(held_out[0]), held_out[1])
     subset = quality.balanced_subset(training[1], num, rng)
 
-    rows = [measure_held_out(reference)]
-    rows.append(
-        measure(
-            "real, training", reference.training[subset], training[1][subset], reference, subset
-        )
-    )
+    drawn = reference.training[subset], training[1][subset]
+    rows = [
+        measure_held_out(reference),
+        measure("real, training", *drawn, reference, subset),
+    ]
     if held_out_tokens is None:
         held_out_tokens = codec.encode(held_out[0])
     rebuilt = _features(codec.decode(held_out_tokens))

@@ -58,7 +58,7 @@ def knn_classify(
     features: np.ndarray,
     references: np.ndarray,
     reference_labels: np.ndarray,
-    k: int = 5,
+    k: int = 3,
     own: np.ndarray | None = None,
 ) -> np.ndarray:
     """Returns int64 `[n]`, the class that most of the `k` nearest references have.
@@ -94,7 +94,7 @@ def class_accuracy(
     labels: np.ndarray,
     references: np.ndarray,
     reference_labels: np.ndarray,
-    k: int = 5,
+    k: int = 3,
     own: np.ndarray | None = None,
 ) -> float:
     """Returns the share of rows that the nearest-neighbour classifier gives their label `[n]`."""

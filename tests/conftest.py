@@ -1,15 +1,16 @@
 """What must hold before the first test: devices, flags, and which tests this machine can run."""
 
+import importlib.metadata
 import importlib.util
 import os
 
 # Read when jax is first imported, hence here. Eight CPU devices, so that every test may shard; no
 # persistent compilation cache, so that no test depends on what ran before it; machine code that is
 # quickly made rather than fast, because tests compile far longer than they compute.
-for _flag, _value in (
-    ("--xla_force_host_platform_device_count", 8),
-    ("--xla_backend_optimization_level", 0),
-):
+_FLAGS = {"--xla_force_host_platform_device_count": 8, "--xla_backend_optimization_level": 0}
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    _FLAGS["--xla_cpu_use_fusion_emitters"] = "false"  # unknown to later versions, which would stop
+for _flag, _value in _FLAGS.items():
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
