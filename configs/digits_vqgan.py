@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
         "channel_multipliers": (1, 1, 2),
         "num_res_blocks": 1,
         "embed_dim": 8,
-        "codebook_size": 32,
+        "codebook_size": 16,
         "num_groups": 4,  # of at least 4 channels
         "image_channels": 1,
     }
@@ -46,6 +46,8 @@ def get_config() -> ml_collections.ConfigDict:
         "usage_decay": 0.9,  # so short a run must find its dead codes within tens of steps
         "restart_every": 25,
         "restart_until": 250,  # the codes settle while the rate falls
+        # Without it codes describe the whole picture, and no token can be told from its neighbours.
+        "code_noise": 0.2,
     }
     config.train = {
         "batch_size": 32,

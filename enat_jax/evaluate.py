@@ -43,6 +43,7 @@ from enat_jax.data import images, tokens
 FEATURE_SIZE = 8  # pixels a side of the published digits
 NUM_NEIGHBOURS = 3
 COPY_PERCENTILE = 1.0
+COLUMNS = dict(class_accuracy=".1%", diversity=".2f", frechet_distance=".3f", copies=".1%")
 VISIBLE = (Fraction(1, 16), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4))
 
 
@@ -110,8 +111,7 @@ def measure(
 def measure_held_out(reference: Reference) -> Quality:
     """The row of held-out digits, all but the accuracy marked as true by definition."""
     row = measure("real, held out", reference.held_out, reference.held_out_labels, reference)
-    defined = ("diversity", "frechet_distance", "copies")
-    return dataclasses.replace(row, by_definition=defined)
+    return dataclasses.replace(row, by_definition=tuple(COLUMNS)[1:])
 
 
 def masked_scores(
@@ -195,16 +195,10 @@ def quality_table(rows: Sequence[Quality], found_copies: float) -> str:
         "| images | number | class accuracy | diversity | Fréchet distance | copies |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    formats = (
-        ("class_accuracy", ".1%"),
-        ("diversity", ".2f"),
-        ("frechet_distance", ".3f"),
-        ("copies", ".1%"),
-    )
     for row in rows:
         cells = [
             format(getattr(row, field), form) + " *" * (field in row.by_definition)
-            for field, form in formats
+            for field, form in COLUMNS.items()
         ]
         lines.append(f"| {row.name} | {row.num_images} | {' | '.join(cells)} |")
     error = np.sqrt(0.95 * 0.05 / rows[-1].num_images)
@@ -290,11 +284,8 @@ def evaluate(
     reference = Reference(_features(training[0]), training[1], _features(held_out[0]), held_out[1])
     subset = quality.balanced_subset(training[1], num, rng)
 
-    drawn = reference.training[subset], training[1][subset]
-    rows = [
-        measure_held_out(reference),
-        measure("real, training", *drawn, reference, subset),
-    ]
+    real = reference.training[subset], training[1][subset]
+    rows = [measure_held_out(reference), measure("real, training", *real, reference, subset)]
     if held_out_tokens is None:
         held_out_tokens = codec.encode(held_out[0])
     rebuilt = _features(codec.decode(held_out_tokens))

@@ -155,21 +155,22 @@ class Generator:
             settings = sampling.Settings(**description["sampler"])
             names = tuple(description["class_names"])
             provenance = description["provenance"]
-            # Directories written before fingerprints were kept have none to compare.
-            fingerprints = description.get("fingerprint", {})
+            expected = description["fingerprint"]["transformer"]
+            expected_tokenizer = description["fingerprint"]["tokenizer"]
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{directory / 'model.json'} is damaged: {error!r}") from error
         params = checkpoint.load_params(directory / "transformer")
         codec = tokenizer.Tokenizer.load(directory / "tokenizer")
         found = cls(model, params, codec, names, settings, provenance)
-        if fingerprints.get("transformer", found.fingerprint) != found.fingerprint:
+        if found.fingerprint != expected:
             raise ValueError(f"the weights in {directory} are not those that were saved: damaged")
-        if fingerprints.get("tokenizer", codec.fingerprint) != codec.fingerprint:
+        if codec.fingerprint != expected_tokenizer:
             raise ValueError(
                 f"the tokenizer in {directory} is not the one that the model was trained with: "
                 "copy the whole model directory again"
             )
-        return found
+        # To the device once, not anew with every batch.
+        return dataclasses.replace(found, params=jax.device_put(params))
 
     def _checked(self, labels):
         labels = np.asarray(labels)

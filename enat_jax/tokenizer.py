@@ -109,7 +109,8 @@ class Tokenizer:
         found = cls(model, params, image_size, provenance)
         if found.fingerprint != fingerprint:
             raise ValueError(f"the weights in {directory} are not those that were saved: damaged")
-        return found
+        # To the device once, not anew with every batch.
+        return dataclasses.replace(found, params=jax.device_put(params))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -78,6 +78,7 @@ class ENAT(nn.Module):
         reuse: whether features are reused between steps; False is the paper's disentangled
             model, which encodes every visible token anew at every step and has no projection f.
         position_init: "normal" (paper) or "sincos".
+        word_std: initial standard deviation of the word table, 0.02 in the paper.
         gate_bias: initial bias of the blocks' gates; 0 in the paper.
         remat: recompute each block in the backward pass instead of storing its activations.
         unroll: layers per iteration of the scan over blocks; only speed depends on it.
@@ -95,6 +96,7 @@ class ENAT(nn.Module):
     dropout: float = 0.1
     reuse: bool = True
     position_init: str = "normal"
+    word_std: float = 0.02
     gate_bias: float = 0.0
     remat: bool = False
     unroll: int = 1
@@ -110,6 +112,7 @@ class ENAT(nn.Module):
             self.width,
             self.dropout,
             self.position_init,
+            self.word_std,
             dtype,
         )
         self.modulation = layers.Modulation(

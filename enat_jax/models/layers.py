@@ -94,7 +94,8 @@ class TokenEmbedding(nn.Module):
     """``LN(word[id] + position[raster position])``, then dropout.
 
     ``position_init`` is ``"normal"`` (N(0, 0.02), the paper) or ``"sincos"`` (2-D sine-cosine),
-    which lets a small model use context from the start.
+    which lets a small model use context from the start. ``word_std`` is the initial standard
+    deviation of the word table; it is the scale of the first logits too, because the head ties it.
     """
 
     num_tokens: int
@@ -102,11 +103,13 @@ class TokenEmbedding(nn.Module):
     width: int
     dropout: float
     position_init: str
+    word_std: float
     dtype: jnp.dtype
 
     def setup(self):
         # One row more than codes: the last is [MASK].
-        self.word = self.param("word", normal, (self.codebook_size + 1, self.width))
+        init = nn.initializers.normal(stddev=self.word_std)
+        self.word = self.param("word", init, (self.codebook_size + 1, self.width))
         shape = (self.num_tokens, self.width)
         if self.position_init == "sincos":
             self.position = self.param("position", lambda key: sincos_2d(*shape))

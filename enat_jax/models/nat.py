@@ -23,6 +23,7 @@ class NAT(nn.Module):
     mlp_ratio: int = 4
     dropout: float = 0.1
     position_init: str = "normal"
+    word_std: float = 0.02
     gate_bias: float = 0.0
     remat: bool = False
     unroll: int = 1
@@ -40,6 +41,7 @@ class NAT(nn.Module):
             self.width,
             self.dropout,
             self.position_init,
+            self.word_std,
             dtype,
         )
         self.modulation = layers.Modulation(

@@ -40,10 +40,13 @@ class Loss:
     dead_below: float = 0.1  # a code is dead below this share of an even use of the codebook
     restart_every: int = 100  # steps between restarts of dead codes; 0 for none, not even at first
     restart_until: int | None = None  # no restarts from this step on, so that the codes settle
+    code_noise: float = 0.0  # share of positions whose code is swapped before decoding, in training
 
     def __post_init__(self):
         if self.reconstruction not in ("l1", "l2"):
             raise ValueError(f"reconstruction={self.reconstruction!r} is unknown: 'l1' or 'l2'")
+        if not 0 <= self.code_noise < 1:
+            raise ValueError(f"code_noise={self.code_noise!r} must lie in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +110,9 @@ class Task:
         """One update; `key` is of this step alone. Metrics are float32 scalars."""
         del traced, static
         images = to_float(batch["images"])
-        params, usage, restarted = self._restart_dead_codes(state, images, key)
-        grads, (metrics, counts) = jax.grad(self._loss, has_aux=True)(params, images)
+        restart_key, noise_key = jax.random.split(key)
+        params, usage, restarted = self._restart_dead_codes(state, images, restart_key)
+        grads, (metrics, counts) = jax.grad(self._loss, has_aux=True)(params, images, noise_key)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, params)
         share = counts / counts.sum()
         usage = self.loss.usage_decay * usage + (1 - self.loss.usage_decay) * share
@@ -122,15 +126,16 @@ class Task:
         metrics["codes_restarted"] = restarted
         return state, metrics
 
-    def _loss(self, params: dict, images: jax.Array) -> tuple[jax.Array, tuple]:
+    def _loss(self, params: dict, images: jax.Array, key: jax.Array) -> tuple[jax.Array, tuple]:
         """The loss, and (metrics, how many positions each code wins, float32 [v])."""
         variables = {"params": params}
         z = self.model.apply(variables, images, method="encode")
         ids, codes = self.model.apply(variables, z, method="quantize")
         # Straight-through: the decoder sees the codes, the encoder gets the decoder's gradient.
-        reconstruction = self.model.apply(
-            variables, z + jax.lax.stop_gradient(codes - z), method="decode"
-        )
+        decoded = z + jax.lax.stop_gradient(codes - z)
+        if self.loss.code_noise:
+            decoded = _swap_some(decoded, jax.lax.stop_gradient(codes), self.loss.code_noise, key)
+        reconstruction = self.model.apply(variables, decoded, method="decode")
         error = reconstruction - images
         metrics = {
             "reconstruction_loss": jnp.abs(error).mean()
@@ -225,6 +230,19 @@ class Task:
             return self.model.apply(variables, codes, method="decode"), ids
 
         return jax.jit(reconstruct)
+
+
+def _swap_some(decoded: jax.Array, codes: jax.Array, share: float, key: jax.Array) -> jax.Array:
+    """``decoded`` [b, h, w, d] with codes from random positions of the batch at a share of places.
+
+    A decoder that cannot trust every code makes neighbours agree: codes become local and can be
+    predicted from one another, and a wrong token in a sample does less harm.
+    """
+    swap_key, order_key = jax.random.split(key)
+    swap = jax.random.bernoulli(swap_key, share, decoded.shape[:-1])
+    flat = codes.reshape(-1, codes.shape[-1])
+    others = jax.random.permutation(order_key, flat).reshape(codes.shape)
+    return jnp.where(swap[..., None], others, decoded)
 
 
 def to_float(images: jax.Array) -> jax.Array:
