@@ -4,7 +4,7 @@
 #   bash launch/quickstart.sh                    everything goes to runs/quickstart
 #   bash launch/quickstart.sh DIR                or to DIR
 #   bash launch/quickstart.sh --compare [DIR]    afterwards also trains the paper's two baselines
-#                                                at the same sampling cost, about five minutes more
+#                                                at the same sampling cost, about ten minutes more
 #
 # Stop it whenever you like: the same command goes on where it was, and ends at once when all is
 # there. Times are those of 2 CPU cores. ENAT_JAX_VENV and PYTHON: see launch/environment.sh.
@@ -64,7 +64,7 @@ stage "      Tokens of the held-out digits: some seconds." \
   "$dir/tokens_held_out" \
   enat_jax.tokenize_images --model "$dir/tokenizer/model" --source digits --split test \
   --copies 1 --out "$dir/tokens_held_out"
-train enat digits "[4/6] Training ENAT to predict masked tokens: about two minutes." \
+train enat digits "[4/6] Training ENAT to predict masked tokens: four or five minutes." \
   "$dir/enat/model/model.json"
 stage "[5/6] Drawing ten digits of each class: some seconds." "$dir/samples/grid.png" \
   enat_jax.sample --model "$dir/enat/model" --labels all --num 10 --out "$dir/samples"
@@ -74,7 +74,7 @@ models=()
 if [[ -n "$compare" ]]; then
   evaluation=$dir/comparison
   for name in nat disentangled; do
-    train "$name" "digits_$name" "      Training the $name baseline: about two minutes." \
+    train "$name" "digits_$name" "      Training the $name baseline: four or five minutes." \
       "$dir/$name/model/model.json"
     models+=(--compare "$name=$dir/$name/model")
   done

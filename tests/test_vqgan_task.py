@@ -156,3 +156,19 @@ def test_pictures_show_originals_above_reconstructions(task, trained):
 def test_what_does_not_fit_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         vqgan.make(get_config(**changes))
+
+
+def test_a_share_of_codes_is_swapped_for_others_of_the_batch():
+    codes = jnp.arange(4 * 16 * 16, dtype=jnp.float32).reshape(4, 16, 16, 1)
+    swapped = vqgan._swap_some(codes, codes, 0.25, jax.random.key(0))
+    changed = np.asarray(swapped != codes)
+    assert abs(changed.mean() - 0.25) < 0.05
+    assert np.isin(swapped, codes).all()
+    gradient = jax.grad(lambda x: vqgan._swap_some(x, codes, 0.25, jax.random.key(0)).sum())
+    np.testing.assert_array_equal(np.asarray(gradient(codes)) == 0, changed)
+
+
+@pytest.mark.parametrize("code_noise", [-0.1, 1.0])
+def test_an_impossible_code_noise_is_refused(code_noise):
+    with pytest.raises(ValueError, match="code_noise"):
+        vqgan.Loss(code_noise=code_noise)

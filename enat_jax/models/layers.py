@@ -48,8 +48,8 @@ def attention(query, key, value, mask=None):
 def sincos_2d(num_tokens, width):
     """2-D sine-cosine position table of a square grid, float32 [num_tokens, width].
 
-    Half of the channels encode the row, half the column (MAE's convention); a width that is not
-    divisible by four is padded with zeros.
+    Half of the channels encode the row, half the column, with wavelengths from 2 pi tokens to the
+    grid's side times that; a width that is not divisible by four is padded with zeros.
 
     Raises:
         ValueError: ``num_tokens`` is not a square.
@@ -57,7 +57,7 @@ def sincos_2d(num_tokens, width):
     side = round(num_tokens**0.5)
     if side * side != num_tokens:
         raise ValueError(f"{num_tokens=} is not a square: sine-cosine positions need a square grid")
-    frequencies = 10000.0 ** -(jnp.arange(width // 4) / max(width // 4, 1))
+    frequencies = float(side) ** -(jnp.arange(width // 4) / max(width // 4, 1))
     row, column = jnp.divmod(jnp.arange(num_tokens), side)
     angles = [axis[:, None] * frequencies for axis in (row, column)]
     table = jnp.concatenate([f(a) for a in angles for f in (jnp.sin, jnp.cos)], axis=-1)
