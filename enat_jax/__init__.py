@@ -1,4 +1,4 @@
-"""ENAT in JAX: token-based image synthesis that encodes only the tokens revealed since the last step.
+"""ENAT in JAX: image synthesis that encodes only the tokens revealed since the last step.
 
 Source of the method: Ni et al., "ENAT: Rethinking Spatial-temporal Interactions in Token-based
 Image Synthesis", NeurIPS 2024, arXiv 2411.06959 ("the paper") and the authors' PyTorch release
@@ -16,10 +16,10 @@ Layers, each importing only those above it (``tests/test_layers.py`` holds this)
 
     maths        reveal, losses, fid, quality, costs
     networks     models/ (the only home of flax.linen)
-    services     data/, sharding, optim, checkpoint, metric_writer
-    algorithm    train_state, sampling, tasks/
+    services     data/, sharding, optim, checkpoint, model_files, metric_writer
+    algorithm    train_state, tokenizer, sampling, tasks/, timing
     product      generator
-    programs     train, sample, tokenize_images, evaluate, import_torch, export, benchmark
+    programs     train, sample, tokenize_images, evaluate, import_torch, benchmark, cli
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The JSON side of model directories: settings that rebuild a module, written whole or not at all."""
+"""The JSON side of model directories: settings that rebuild a module, written whole or not."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ def settings_of(module):
 
 
 def settings_from(values):
-    """What ``settings_of`` gave, after a way through JSON, as keyword arguments: lists to tuples."""
+    """Keyword arguments from what ``settings_of`` gave and JSON turned into lists: tuples again."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 

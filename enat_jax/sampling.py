@@ -227,11 +227,10 @@ def _step(apply, static, carry, step, *, exact, windows, branches, modulation, k
     confidence = jnp.where(real, confidence, jnp.inf)
     tokens = jnp.where(real, tokens, ids[:, first:])
     rank = jnp.argsort(confidence, axis=1, stable=True, descending=True)
-    reveal_next = (
-        lambda old, suffix: jnp.concatenate(  # noqa: E731
-            [old[:, :first], jnp.take_along_axis(suffix, rank, axis=1)], axis=1
-        )
-    )
+
+    def reveal_next(old, suffix):
+        return jnp.concatenate([old[:, :first], jnp.take_along_axis(suffix, rank, axis=1)], axis=1)
+
     return (reveal_next(order, positions), reveal_next(ids, tokens), cache), None
 
 

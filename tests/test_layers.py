@@ -19,7 +19,7 @@ LAYERS = {
     "product": ["generator"],
     "programs": [
         *["cli", "train", "sample", "tokenize_images", "evaluate"],
-        *["import_torch", "export", "benchmark"],
+        *["import_torch", "benchmark"],
     ],
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
