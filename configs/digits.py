@@ -48,8 +48,8 @@ def get_config() -> ml_collections.ConfigDict:
     # broken strokes, and more steps than 8 did not help.
     config.sampler = {
         "num_steps": 8,
-        "guidance_scale": 0.5,
-        "token_temperature": 3.0,
+        "guidance_scale": 0.75,
+        "token_temperature": 2.75,
         "mask_temperature": 25.0,
         "num_segments": 2,
     }
