@@ -253,7 +253,8 @@ def test_killed_at_any_moment_it_ends_in_the_same_bits(data, tmp_path):
     assert whole.returncode == 0, output
     begun = time.monotonic()
     warm = start(data, tmp_path / "warm", tmp_path / "cache")
-    assert warm.wait(timeout=300) == 0
+    warm.communicate(timeout=300)
+    assert warm.returncode == 0
     length = time.monotonic() - begun
     rng = random.Random(0)
     for kill in range(6):
