@@ -1,7 +1,7 @@
 """Draw images with a trained model.
 
-    python -m enat_jax.sample --model runs/digits/enat/model --labels all --num 10 --out runs/pictures
-    python -m enat_jax.sample --model runs/digits/enat/model --labels 3,7 --steps 16 --out runs/pictures
+    python -m enat_jax.sample --model MODEL_DIR --labels all --num 10 --out runs/pictures
+    python -m enat_jax.sample --model MODEL_DIR --labels 3,7 --steps 16 --out runs/pictures
 
 DIR receives `NNNNN_<class name>.png`, `grid.png` with a row per label, and `settings.json`. Images
 are numbered through, label by label; an image depends on seed, number and label alone. The same
