@@ -53,8 +53,6 @@ def test_loss_and_every_gradient_equal_the_reference(golden, case, padding):
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         scale = np.abs(expected[name]).max()
-        if name.endswith("key/bias"):
-            scale = 1.0
         np.testing.assert_allclose(
             gradient, expected[name], rtol=0, atol=1e-5 * scale + 1e-12, err_msg=name
         )
