@@ -46,6 +46,7 @@ setuptools.setup(
     description="ENAT, token-based image synthesis in a few parallel steps, in JAX",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["enat_jax", "enat_jax.*"]),
+    package_data={"enat_jax.data": ["imagenet_classes.txt"]},
     python_requires=">=3.11,<3.14",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

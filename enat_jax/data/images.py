@@ -1,142 +1,176 @@
-"""Image sources.
-
-A source has a length, `class_names`, and `gather(indices, seeds)`, which returns a batch
-{"images": uint8 [b, h, w, c], "labels": int32 [b]}. `seeds` holds one integer per example, from
-which its augmentation follows, so that an example depends neither on its batch nor on its host;
-without seeds nothing is augmented.
-"""
+"""Image sources: what a source of pictures offers, and how to open one by its name."""
 
 import dataclasses
-import functools
-import math
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
-from scipy import ndimage
 
-SPLITS = ("train", "test")
-_TEST_SHARE = 0.2
-_SPLIT_SEED = 0  # never change it: every measurement on held-out digits rests on this split
+from enat_jax.data import layout, pictures, readers, tfds_records
+from enat_jax.data.digits import Digits
+from enat_jax.data.pictures import Example, UnreadableImage
+
+__all__ = ["Digits", "Example", "Files", "Source", "UnreadableImage", "open_source"]
+
+KINDS = (
+    "a source is 'digits', 'tfds:NAME' (a TFDS data set prepared as array_record), or the path of "
+    "a folder, a .zip file or an uncompressed .tar file of pictures"
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Digits:
-    """The 1,797 handwritten digits of scikit-learn, 8x8 pixels, enlarged smoothly.
+class Source(Protocol):
+    """Labelled pictures of one size, numbered from 0. Safe to use in threads, and picklable.
 
-    The 8x8 values are counts of ink in a scan of 32x32 black and white pixels, so a cubic spline
-    through them followed by a soft threshold comes near to the scan again. The augmentation moves
-    the grid on which the spline is read; nothing is interpolated twice.
-
-    `split` is "train", 1,438 images, or "test", the 359 held out: a fixed fifth of each class.
-    All other settings may be chosen freely; the augmentation draws uniformly from plus or minus the
-    given bounds.
-
-    Raises ValueError for an unknown split or a size below 8.
+    `seed`, an integer that is not negative, decides the augmentation of an example alone, so that
+    it depends neither on its batch nor on its host; None: not augmented.
     """
 
-    split: str
-    size: int = 32  # pixels of a side of the result
-    fill: float = 0.8125  # share of the side that the 8x8 pixels take up, the rest is margin
-    threshold: tuple[float, float] = (0.1, 0.85)  # ink that becomes 0 and 1, smooth in between
-    rotation: float = 0.0  # degrees
-    scale: float = 0.0  # of the logarithm of the size, width and height apart
-    shear: float = 0.0  # horizontal shift per height
-    shift: float = 0.0  # share of the side, both ways
+    class_names: tuple[str, ...]  # label i means class_names[i]
+    image_shape: tuple[int, int, int]  # of all images
+    mirrored: bool  # whether a mirrored picture still belongs to its class
+    ignored: dict[str, int]  # number of files that are no pictures, by extension, "" for none
 
-    def __post_init__(self):
-        if self.split not in SPLITS:
-            raise ValueError(f"split={self.split!r} is unknown: choose one of {SPLITS}")
-        if self.size < 8:
-            raise ValueError(f"size={self.size} is smaller than the digits, 8x8 pixels")
+    def __len__(self) -> int: ...
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return tuple("0123456789")
+    def key(self, index: int) -> str:
+        """Names a picture for people, and is unique; reads nothing.
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return (self.size, self.size, 1)
+        A path below the folder, a member of the archive, TFDS's "train[123]", or "digits/17".
+        """
+
+    def load(self, index: int, seed: int | None = None) -> Example:
+        """One example; its key is `key(index)`, or the file name that a record holds.
+
+        Raises UnreadableImage for a picture that cannot be had, IndexError for no valid index.
+        """
+
+    def gather(
+        self, indices: Sequence[int], seeds: Sequence[int] | None = None
+    ) -> dict[str, np.ndarray]:
+        """{"images": uint8 [b, h, w, c], "labels": int32 [b]}; `seeds` are one per index.
+
+        Raises UnreadableImage, with what to do about it.
+        """
+
+    def identity(self) -> dict[str, object]:
+        """JSON values that decide images and labels; the same wherever the data lie."""
+
+
+class Files:
+    """Pictures in files below a folder or in an archive; see `readers` and `layout.arrange`.
+
+    Settings are those of `pictures.Framing`, and `classes`, `class_names` and `held_out` as
+    `layout.arrange` describes them.
+    """
+
+    mirrored = True
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        reader: readers.Folder | readers.Zip | readers.Tar,
+        split: str,
+        framing: pictures.Framing,
+        *,
+        classes: str = "first",
+        class_names: str | None = None,
+        held_out: float = 0.0,
+    ):
+        found = layout.arrange(
+            reader.keys,
+            reader.folders,
+            split,
+            where=path,
+            packed=reader.packed,
+            classes=classes,
+            class_names=class_names,
+            held_out=held_out,
+        )
+        self._reader, self._framing = reader, framing
+        self._rows, self.labels = found.rows, found.labels
+        self._settings = {"split": split, "classes": classes, "held_out": float(held_out)}
+        self.class_names = found.class_names
+        self.image_shape = framing.shape
+        self.ignored = reader.ignored
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._rows)
 
-    @functools.cached_property
-    def labels(self) -> np.ndarray:
-        """Classes of the split's images, int32 [n]."""
-        return _digits()[1][_split(self.split)].astype(np.int32)
+    def key(self, index: int) -> str:
+        return self._reader.keys[self._rows[pictures.checked(index, len(self))]]
 
-    @functools.cached_property
-    def _splines(self) -> np.ndarray:
-        """Cubic spline coefficients [n, 16, 16] of the images in a margin of zeros."""
-        padded = np.pad(_digits()[0][_split(self.split)], ((0, 0), (4, 4), (4, 4)))
-        return np.stack([ndimage.spline_filter(image, order=3) for image in padded])
+    def load(self, index: int, seed: int | None = None) -> Example:
+        key = self.key(index)
+        data = self._reader.read(self._rows[index])
+        try:
+            pixels = self._framing.pixels(data, seed)
+        except ValueError as error:
+            raise UnreadableImage(key, str(error)) from error
+        return Example(pixels, int(self.labels[index]), key)
 
-    def gather(self, indices: np.ndarray, seeds: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """The images [b, size, size, 1] uint8 and labels [b] int32 of `indices` in [0, n).
+    def gather(
+        self, indices: Sequence[int], seeds: Sequence[int] | None = None
+    ) -> dict[str, np.ndarray]:
+        return pictures.gather(self.load, self.image_shape, indices, seeds)
 
-        `seeds` are integers [b], not negative; the same seed gives the same image.
-        """
-        indices = np.asarray(indices)
-        draws = np.zeros((len(indices), 6))
-        if seeds is not None:
-            draws = np.stack([np.random.default_rng(int(s)).uniform(-1, 1, 6) for s in seeds])
+    def identity(self) -> dict[str, object]:
+        listing = hashlib.sha256()
+        for row, label in zip(self._rows, self.labels, strict=True):
+            # No key holds a zero byte, so no two listings read the same.
+            listing.update(
+                f"{self._reader.keys[row]}\0{label} {self._reader.sizes[row]}\0".encode()
+            )
         return {
-            "images": np.stack(
-                [self._render(self._splines[i], u) for i, u in zip(indices, draws, strict=True)]
-            ),
-            "labels": self.labels[indices],
+            "source": "files",
+            **self._settings,
+            **self._framing.identity(),
+            "num_images": len(self),
+            "listing": listing.hexdigest(),
         }
 
-    def _render(self, spline: np.ndarray, draw: np.ndarray) -> np.ndarray:
-        """One image [size, size, 1] uint8; `draw` holds six numbers in [-1, 1]."""
-        angle = math.radians(self.rotation) * draw[0]
-        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        slant = np.array([[1.0, 0.0], [self.shear * draw[1], 1.0]])
-        # From centred pixels of the result to centred pixels of the 8x8 image, rows first.
-        step = 8 / (self.fill * self.size)
-        matrix = np.diag(np.exp(self.scale * draw[2:4]) * step) @ slant @ turn
-        centre = (self.size - 1) / 2
-        middle = (spline.shape[0] - 1) / 2
-        offset = middle - matrix @ (centre + self.shift * self.size * draw[4:6])
-        ink = ndimage.affine_transform(
-            spline, matrix, offset, (self.size, self.size), order=3, prefilter=False
-        )
-        low, high = self.threshold
-        t = np.clip((ink - low) / (high - low), 0, 1)
-        return np.rint(255 * t * t * (3 - 2 * t)).astype(np.uint8)[..., None]
+
+def open_source(source: str, split: str, **settings) -> Source:
+    """The source of a config's data section.
+
+    `source` is one of
+        "digits": `Digits`, splits "train" and "test".
+        "tfds:NAME", "tfds:NAME/CONFIG", "tfds:NAME:VERSION": `tfds_records.Records`, splits as in
+            TFDS, such as "train", "validation", "train[:10%]".
+        the path of a folder, a .zip file or an uncompressed .tar file: `Files`, splits "train",
+            "test", "all" and the names of split folders.
+    `settings` are those of the class, and for pictures of any size those of `pictures.Framing`,
+    of which `size` must be given.
+
+    Raises ValueError for an unknown source, split or setting, and as the class does; OSError for
+    files that cannot be listed or opened.
+    """
+    if source == "digits":
+        known = {field.name for field in dataclasses.fields(Digits)} - {"split"}
+        _refuse_unknown(source, settings, known)
+        return Digits(split=split, **settings)
+    if source.startswith(tfds_records.PREFIX):
+        framing, others = _framing(source, settings, {"data_dir", "image_key", "label_key"})
+        return tfds_records.Records(source, split, framing, **others)
+    path = pathlib.Path(source).expanduser()
+    reader = readers.kind(path)
+    if reader is None:
+        reason = "is none of these" if path.exists() else "does not exist"
+        raise ValueError(f"{source=} {reason}: {KINDS}")
+    framing, others = _framing(source, settings, {"classes", "class_names", "held_out"})
+    return Files(path, reader(path), split, framing, **others)
 
 
-@functools.cache
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """All images, float64 [1797, 8, 8] in [0, 1], and labels, int64 [1797]."""
-    try:
-        from sklearn import datasets  # an extra: slow to import, and only the digits need it
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "the digits come with scikit-learn, which is not installed: pip install scikit-learn"
-        ) from error
-    data = datasets.load_digits()
-    return data.images / 16, data.target
+def _framing(source: str, settings: dict, others: set[str]) -> tuple[pictures.Framing, dict]:
+    names = {field.name for field in dataclasses.fields(pictures.Framing)}
+    _refuse_unknown(source, settings, names | others)
+    if "size" not in settings:
+        raise ValueError(f"{source=} needs a setting size, the pixels of a side of its images")
+    framing = pictures.Framing(**{k: v for k, v in settings.items() if k in names})
+    return framing, {k: v for k, v in settings.items() if k in others}
 
 
-@functools.cache
-def _split(split: str) -> np.ndarray:
-    """Indices of a split, ascending: of each class the same share, drawn once and for all."""
-    labels = _digits()[1]
-    rng = np.random.default_rng(_SPLIT_SEED)
-    parts = {name: [] for name in SPLITS}
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        cut = round(len(members) * _TEST_SHARE)
-        parts["test"].append(members[:cut])
-        parts["train"].append(members[cut:])
-    return np.sort(np.concatenate(parts[split]))
-
-
-def open_source(source: str, split: str, **settings) -> Digits:
-    """The source of a config's data section; raises ValueError for an unknown name or setting."""
-    if source != "digits":
-        raise ValueError(f"{source=} is unknown: the images at hand are those of 'digits'")
-    known = {field.name for field in dataclasses.fields(Digits)} - {"split"}
+def _refuse_unknown(source: str, settings: dict, known: set[str]) -> None:
     if unknown := sorted(set(settings) - known):
-        raise ValueError(f"source 'digits' has no settings {unknown}: it has {sorted(known)}")
-    return Digits(split=split, **settings)
+        raise ValueError(f"{source=} has no settings {unknown}: it has {sorted(known)}")

@@ -1,0 +1,333 @@
+"""From the bytes of a picture file to pixels: decoding and crops.
+
+Pixels are those of the file: colour profiles are ignored, as in the literature.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import io
+import math
+import numbers
+import operator
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")  # in any case
+MAX_PIXELS = 89_478_485  # a quarter of a GiB of RGB
+MAX_BYTES = 64 * 2**20  # of an encoded picture
+MODES = {1: "L", 3: "RGB"}  # by number of channels
+
+
+class UnreadableImage(ValueError):
+    """A picture that cannot be had. `key` names it, `reason` says why: "KEY: REASON"."""
+
+    def __init__(self, key: str, reason: str):
+        super().__init__(key, reason)
+        self.key = key
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.reason}"
+
+
+class Example(NamedTuple):
+    """One example of a source."""
+
+    image: np.ndarray  # uint8 [h, w, c]
+    label: int
+    key: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Framing:
+    """How pictures of any size become pixels [size, size, channels].
+
+    Not augmented: `center_crop`. Augmented: `random_resized_crop`, then mirrored half of the time.
+
+    Raises ValueError for a setting out of its range.
+    """
+
+    size: int  # pixels of a side of the result
+    channels: int = 3  # or 1, grey
+    crop_area: tuple[float, float] = (0.8, 1.0)  # share of the picture's area
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)  # width to height
+    flip: bool = True  # mirror left to right
+
+    def __post_init__(self):
+        if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
+            raise ValueError(f"size={self.size!r} is not a whole number of pixels of at least 1")
+        if self.channels not in MODES:
+            raise ValueError(f"channels={self.channels!r} is neither 1 (grey) nor 3 (RGB)")
+        if not isinstance(self.flip, bool):
+            raise ValueError(f"flip={self.flip!r} is neither True nor False")
+        for name, most in (("crop_area", 1.0), ("crop_ratio", math.inf)):
+            value = getattr(self, name)
+            if not _is_range(value) or not 0 < value[0] <= value[1] <= most:
+                limit = f" and at most {most:g}" if most < math.inf else ""
+                raise ValueError(
+                    f"{name}={value!r} must be two numbers, the lower one first, above 0{limit}"
+                )
+            object.__setattr__(self, name, tuple(map(float, value)))  # from JSON it is a list
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.size, self.size, self.channels)
+
+    def identity(self) -> dict[str, object]:
+        """The settings as JSON values."""
+        settings = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+
+    def pixels(self, data: bytes, seed: int | None = None) -> np.ndarray:
+        """uint8 [size, size, channels] of an encoded picture; `seed` decides the augmentation.
+
+        Raises ValueError saying what is the matter with the picture.
+        """
+        image = decode(data, self.channels)
+        if seed is None:
+            return center_crop(image, self.size)
+        rng = np.random.default_rng(int(seed))
+        # Drawn first: how many tries a crop takes must not decide which way the picture faces.
+        mirror = rng.random() < 0.5 and self.flip
+        cut = random_resized_crop(image, self.size, self.crop_area, self.crop_ratio, rng)
+        return cut[:, ::-1] if mirror else cut
+
+
+def checked(index: int, n: int) -> int:
+    """`index` as an int; raises IndexError if it is not in [0, n)."""
+    index = operator.index(index)
+    if not 0 <= index < n:
+        raise IndexError(f"{index=} is not in [0, {n})")
+    return index
+
+
+def gather(
+    load: Callable[[int, int | None], Example],
+    shape: tuple[int, int, int],
+    indices: Sequence[int],
+    seeds: Sequence[int] | None = None,
+) -> dict[str, np.ndarray]:
+    """{"images": uint8 [b, *shape], "labels": int32 [b]} of `load(index, seed)`, in threads.
+
+    Raises the first UnreadableImage, with what to do about it.
+    """
+    indices = [int(i) for i in indices]
+    seeds = [None] * len(indices) if seeds is None else [int(s) for s in seeds]
+    if len(indices) != len(seeds):
+        raise ValueError(f"{len(indices)} indices, but {len(seeds)} seeds")
+    images = np.empty((len(indices), *shape), np.uint8)
+    labels = np.empty(len(indices), np.int32)
+    threads = max(1, min(os.cpu_count() or 1, len(indices)))
+    try:
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            for i, example in enumerate(pool.map(load, indices, seeds)):
+                images[i], labels[i] = example.image, example.label
+    except UnreadableImage as error:
+        advice = "remove this picture or replace it by a good copy"
+        raise UnreadableImage(error.key, f"{error.reason}; {advice}") from error
+    return {"images": images, "labels": labels}
+
+
+def decode(data: bytes, channels: int = 3) -> Image.Image:
+    """A picture as RGB, or as grey ("L") for one channel: the first frame, the right way up.
+
+    The orientation in the EXIF data is applied. Transparent parts show white. Of 16 bits the upper
+    8 are taken. CMYK is read as Adobe's programs write it.
+
+    Raises ValueError if `data` is no whole picture of `FORMATS` or has more than `MAX_PIXELS`.
+    """
+    if not data:
+        raise ValueError("is empty (0 bytes)")
+    exif = b""
+    if data.startswith(b"\xff\xd8\xff"):
+        data, exif = _without_metadata(data)
+    with _reasons():
+        image = _open(data)
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+    with _reasons():
+        if image.format == "PNG":
+            _open(data).verify()  # the decoder itself passes over the checksums of pixels
+        image.load()
+        orientation = _orientation(exif or image.info.get("exif", b""))
+        converted = _converted(image, MODES[channels])
+        turn = _TURNS.get(orientation)
+        return converted if turn is None else converted.transpose(turn)
+
+
+def center_crop(image: Image.Image, size: int) -> np.ndarray:
+    """The middle square of a picture, its shorter side resized to `size`: uint8 [size, size, c].
+
+    The preprocessing of "Diffusion Models Beat GANs on Image Synthesis" (arXiv:2105.05233): halved
+    by a box filter while the shorter side is at least 2 * size, then bicubic.
+
+    Raises ValueError if the picture is so elongated that resized it exceeds `MAX_PIXELS`.
+    """
+    _refuse_elongated(image, size)
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    pixels = _array(image.resize((width, height), Image.Resampling.BICUBIC))
+    top, left = (height - size) // 2, (width - size) // 2
+    return pixels[top : top + size, left : left + size]
+
+
+def random_resized_crop(
+    image: Image.Image,
+    size: int,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """A random rectangle of a picture, resized to uint8 [size, size, c].
+
+    Its share of the picture's area is uniform in `area`, its width to height log-uniform in
+    `ratio`. If ten such rectangles do not fit in, it is the largest one in the middle whose
+    proportions are the nearest ones within `ratio`.
+
+    Raises ValueError for the pictures that `center_crop` refuses.
+    """
+    _refuse_elongated(image, size)
+    box = _random_box(image.width, image.height, area, ratio, rng)
+    return _array(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+def _random_box(
+    width: int,
+    height: int,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[int, int, int, int]:
+    for _ in range(10):
+        pixels = width * height * rng.uniform(*area)
+        proportion = math.exp(rng.uniform(*np.log(ratio)))
+        w, h = round(math.sqrt(pixels * proportion)), round(math.sqrt(pixels / proportion))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return (left, top, left + w, top + h)
+    proportion = min(max(width / height, ratio[0]), ratio[1])
+    w = max(1, min(width, round(height * proportion)))
+    h = max(1, min(height, round(width / proportion)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return (left, top, left + w, top + h)
+
+
+def _is_range(value: object) -> bool:
+    return (
+        isinstance(value, (tuple, list))
+        and len(value) == 2
+        and all(isinstance(v, numbers.Real) and math.isfinite(v) for v in value)
+    )
+
+
+def _refuse_elongated(image: Image.Image, size: int) -> None:
+    resized = size * size * max(image.size) / min(image.size)
+    if resized > MAX_PIXELS:
+        raise ValueError(
+            f"is too elongated: {image.width} x {image.height} pixels would become more than "
+            f"{MAX_PIXELS:,} at size {size}"
+        )
+
+
+def _array(image: Image.Image) -> np.ndarray:
+    pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+    """Turns whatever a decoder raises into a ValueError that says what ails the picture."""
+    try:
+        yield
+    except Exception as error:  # decoders of damaged data raise nearly everything
+        raise ValueError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "is not a JPEG, PNG, WebP, GIF or BMP file, or its beginning is damaged"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"has more than {MAX_PIXELS:,} pixels"
+    if isinstance(error, MemoryError):
+        return "needs more memory than there is"
+    if isinstance(error, EOFError) or "truncated" in str(error).lower():
+        return "is truncated"
+    return f"is damaged ({error or type(error).__name__})"
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255
+        values = np.asarray(image)
+        opaque = values != image.info.get("transparency", -1)
+        image = Image.fromarray(np.where(opaque, values >> 8, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert("RGB")
+    return image.convert(mode)
+
+
+def _without_metadata(jpeg: bytes) -> tuple[bytes, bytes]:
+    """A JPEG file without what says nothing about its pixels, and its EXIF data.
+
+    Pillow reads metadata of its own accord and warns of damaged ones, which there are in ImageNet;
+    warnings cannot be kept quiet in threads.
+    """
+    kept, exif, start = [jpeg[:2]], b"", 2
+    while start + 4 <= len(jpeg) and jpeg[start] == 0xFF and 0xC0 <= jpeg[start + 1] <= 0xFE:
+        marker = jpeg[start + 1]
+        end = start + 2 + int.from_bytes(jpeg[start + 2 : start + 4])
+        if marker == 0xDA or end > len(jpeg):  # what follows is pixels, or damaged
+            break
+        # Application segments, but for JFIF and Adobe's, which says what the channels are.
+        if marker in range(0xE1, 0xF0) and marker != 0xEE:
+            segment = jpeg[start + 4 : end]
+            if marker == 0xE1 and segment.startswith(b"Exif\0\0"):
+                exif = exif or segment
+        else:
+            kept.append(jpeg[start:end])
+        start = end
+    return b"".join([*kept, jpeg[start:]]), exif
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112  # the tag's number
+
+
+def _orientation(exif: bytes) -> int:
+    """1 to 8 as EXIF counts them; 1, upright, where the data do not say or are damaged."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, start)
+        for i in range(count):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * i)
+            if tag == _ORIENTATION:
+                return value
+    except struct.error:
+        pass
+    return 1

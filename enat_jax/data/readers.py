@@ -1,0 +1,371 @@
+"""The picture files of a folder, a zip file or a tar file: a sorted listing, and their bytes.
+
+Every reader has
+    keys: list of str, sorted by code points: paths below the folder, or members of the archive,
+        with "/"; unique, and always encodable as UTF-8.
+    sizes: int64 [n], bytes of each file; -1 for a link to nothing.
+    folders: frozenset of str, the folders that were seen, in which there may be no pictures.
+    ignored: {extension: number} of the files that are no pictures.
+    packed: whether it is an archive.
+    read(i) -> bytes; raises UnreadableImage.
+
+Readers are thread-safe and picklable; an archive is opened again where it is unpickled. Archives
+are never unpacked. Hidden files and folders and what macOS and Windows add are passed over.
+"""
+
+import collections
+import os
+import pathlib
+import stat
+import struct
+import tarfile
+import weakref
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from enat_jax.data.pictures import EXTENSIONS, MAX_BYTES, UnreadableImage
+
+COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".tzst")
+_COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")  # gzip, xz, bzip2, zstandard
+_LITTER = ("__macosx", "thumbs.db", "desktop.ini")  # beside what begins with a dot
+# What zipfile raises of damaged files, and of versions and names that it cannot read.
+_NOT_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error)
+
+
+class _Listing:
+    """Collects files; what it says is the same whatever the order they come in."""
+
+    def __init__(self, source: object):
+        self._source = source
+        self._found = {}
+        self._folders = set()
+        self._ignored = collections.Counter()
+
+    def add_folder(self, key: str) -> None:
+        if key and not _is_litter(key):
+            self._folders.add(key)
+
+    def add(self, key: str, where: tuple, regular: bool = True) -> None:
+        """`where` is what reading needs, beginning with the size; not `regular`: no picture."""
+        if _is_litter(key):
+            return
+        folder, _, name = key.rpartition("/")
+        if folder:
+            self._folders.add(folder)
+        extension = os.path.splitext(name)[1].lower()
+        if not regular or extension not in EXTENSIONS:
+            self._ignored[extension] += 1
+        elif key in self._found:
+            raise ValueError(f"{self._source} holds two files named {key!r}: rename or remove one")
+        else:
+            self._found[key] = where
+
+    def finish(self, reader: "Folder | Zip | Tar", items: int) -> np.ndarray:
+        """Gives `reader` its attributes; returns `where` of each key, int64 [n, items]."""
+        reader.keys = sorted(self._found)
+        try:
+            places = np.array([self._found[key] for key in reader.keys], np.int64)
+        except OverflowError as error:
+            raise ValueError(f"{self._source} is damaged: a file in it has no size") from error
+        places = places.reshape(-1, items)  # without pictures it has one axis only
+        reader.sizes = places[:, 0]
+        reader.folders = frozenset(self._folders)
+        reader.ignored = dict(sorted(self._ignored.items()))
+        return places
+
+
+def _is_litter(key: str) -> bool:
+    if key.startswith(".") or "/." in key:
+        return True
+    lower = key.lower()
+    return any(name in lower for name in _LITTER) and not {*_LITTER}.isdisjoint(lower.split("/"))
+
+
+class Folder:
+    """The files below a folder; links to folders are followed, but not round in circles.
+
+    Raises OSError if the folder or one within it cannot be listed.
+    """
+
+    packed = False
+
+    def __init__(self, path: str | os.PathLike):
+        self._root = os.path.abspath(path)
+        listing = _Listing(path)
+        self._names = {}  # on disk, of files whose keys are spelled otherwise
+        for name, status in _walk(self._root):
+            key = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            if key != name and not stat.S_ISDIR(status.st_mode if status else 0):
+                self._names[key] = name
+            if status is None:
+                listing.add(key, (-1,))
+            elif stat.S_ISDIR(status.st_mode):
+                listing.add_folder(key)
+            else:
+                listing.add(key, (status.st_size,), stat.S_ISREG(status.st_mode))
+        listing.finish(self, items=1)
+
+    def read(self, i: int) -> bytes:
+        key = self.keys[i]
+        path = os.path.join(self._root, self._names.get(key, key))
+        try:
+            # Not to wait for a writer, should it be a pipe by now.
+            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+                status = os.fstat(file.fileno())
+                _check_size(key, status.st_size)
+                if not stat.S_ISREG(status.st_mode) or status.st_size != self.sizes[i]:
+                    raise UnreadableImage(key, "has changed since the folder was listed")
+                return file.read()
+        except OSError as error:
+            raise UnreadableImage(key, f"cannot be read ({error.strerror})") from error
+
+
+def _walk(root: str) -> Iterator[tuple[str, os.stat_result | None]]:
+    """Everything below a folder, (path, status), in any order; a link to nothing has no status."""
+    above = os.stat(root)
+    left = [("", ((above.st_dev, above.st_ino),))]
+    while left:
+        folder, above = left.pop()
+        with os.scandir(os.path.join(root, folder)) as entries:
+            for entry in entries:
+                if _is_litter(entry.name):
+                    continue
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                try:
+                    status = entry.stat()
+                except OSError:  # a link to nothing or to itself, or a file that is gone by now
+                    status = None
+                if status is None or not stat.S_ISDIR(status.st_mode):
+                    yield name, status
+                    continue
+                inode = (status.st_dev, status.st_ino)
+                if inode not in above:
+                    yield name, status
+                    left.append((name, (*above, inode)))
+
+
+class _File:
+    """An open file that is read at any place by any thread; opened again where it is unpickled."""
+
+    def __init__(self, path: str | os.PathLike, stamp: tuple[int, int] | None = None):
+        self._path = os.path.abspath(path)
+        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._stamp = stamp or self._now()
+
+    def __reduce__(self):
+        return _File, (self._path, self._stamp)
+
+    def _now(self) -> tuple[int, int]:
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes. Raises ValueError if there are fewer, or if the file has changed."""
+        if self._now() != self._stamp:
+            raise ValueError(f"cannot be read: {self._path} has changed since it was opened")
+        parts = []
+        while size > 0 and (part := os.pread(self._descriptor, size, offset)):
+            parts.append(part)
+            offset, size = offset + len(part), size - len(part)
+        if size > 0:
+            raise ValueError(f"cannot be read: {self._path} ends within it")
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class Zip:
+    """The members of a zip file, stored or deflated; several threads read at once.
+
+    Raises ValueError if it is damaged, encrypted or compressed otherwise, or if a name in it is
+    unsafe or occurs twice; OSError if it cannot be opened.
+    """
+
+    packed = True
+
+    def __init__(self, path: str | os.PathLike):
+        self._file = _File(path)
+        listing = _Listing(path)
+        for info in _zip_members(path):
+            name = _zip_name(info)
+            if "\\" in name:
+                raise _unsafe(path, name)
+            key = _member_key(path, name)
+            if info.is_dir():
+                listing.add_folder(key)
+                continue
+            linked = info.create_system == 3 and stat.S_ISLNK(info.external_attr >> 16)
+            where = (info.file_size, info.header_offset, info.compress_size)
+            listing.add(key, (*where, info.compress_type, info.CRC, info.flag_bits), not linked)
+        self._places = listing.finish(self, items=6)
+        method, flags = self._places[:, 3], self._places[:, 5]
+        locked = np.flatnonzero(flags & 1)
+        if len(locked):
+            key = self.keys[locked[0]]
+            raise ValueError(f"{path}: {key!r} is encrypted: pack it without a password")
+        others = np.flatnonzero(~np.isin(method, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
+        if len(others):
+            key = self.keys[others[0]]
+            raise ValueError(
+                f"{path}: {key!r} is compressed by an unsupported method ({method[others[0]]}): "
+                "pack it again, stored or deflated"
+            )
+
+    def read(self, i: int) -> bytes:
+        key = self.keys[i]
+        size, header, packed, method, crc, _ = map(int, self._places[i])
+        _check_size(key, max(size, packed))
+        try:
+            fixed = self._file.read(header, 30)
+            if fixed[:4] != b"PK\3\4":
+                raise ValueError("has no header where the zip file's directory says")
+            name, extra = struct.unpack("<HH", fixed[26:])
+            data = self._file.read(header + 30 + name + extra, packed)
+            if method == zipfile.ZIP_DEFLATED:
+                # One byte more than there should be: more than that is never unpacked.
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+            if len(data) != size:
+                raise ValueError("has another size than the zip file's directory says")
+            if zlib.crc32(data) != crc:
+                raise ValueError("is damaged (wrong checksum in the zip file)")
+        except OSError as error:
+            raise UnreadableImage(key, f"cannot be read ({error.strerror})") from error
+        except zlib.error as error:
+            raise UnreadableImage(key, f"is damaged ({error})") from error
+        except ValueError as error:
+            raise UnreadableImage(key, str(error)) from error
+        return data
+
+
+def _zip_members(path: str | os.PathLike) -> list[zipfile.ZipInfo]:
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return archive.infolist()
+        except _NOT_ZIP as error:
+            raise ValueError(
+                f"{path} is not a whole zip file ({error}): was it copied or downloaded completely?"
+            ) from error
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    name = info.orig_filename  # `filename` ends at a zero byte
+    if info.flag_bits & 0x800 or name.isascii():
+        return name
+    try:  # macOS writes UTF-8 without saying so, and zipfile takes it for the alphabet of DOS
+        return name.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return name
+
+
+class Tar:
+    """The members of a tar file that is not compressed; several threads read at once.
+
+    Links, devices and pipes count as no pictures. Raises ValueError if the file is compressed or
+    damaged or ends early, or if a name in it is unsafe or occurs twice; OSError if it cannot be
+    opened.
+    """
+
+    packed = True
+
+    def __init__(self, path: str | os.PathLike):
+        self._file = _File(path)
+        listing = _Listing(path)
+        for member in _tar_members(path):
+            key = _member_key(path, member.name)
+            if member.isdir():
+                if key:
+                    listing.add_folder(key)
+                continue
+            if member.issparse():
+                raise ValueError(f"{path}: {key!r} is stored as a sparse file: pack it without -S")
+            listing.add(key, (member.size, member.offset_data), member.isreg())
+        self._places = listing.finish(self, items=2)
+
+    def read(self, i: int) -> bytes:
+        key = self.keys[i]
+        size, offset = map(int, self._places[i])
+        _check_size(key, size)
+        try:
+            return self._file.read(offset, size)
+        except OSError as error:
+            raise UnreadableImage(key, f"cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise UnreadableImage(key, str(error)) from error
+
+
+def _tar_members(path: str | os.PathLike) -> Iterator[tarfile.TarInfo]:
+    with open(path, "rb") as file:
+        if file.read(6).startswith(_COMPRESSED):
+            raise _compressed_tar(path)
+        file.seek(0)
+        try:
+            with tarfile.open(
+                fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape"
+            ) as archive:
+                while (member := archive.next()) is not None:
+                    yield member
+                    archive.members.clear()  # or a million of them would stay in memory
+                end = archive.offset
+        except (tarfile.TarError, EOFError, struct.error) as error:
+            raise ValueError(
+                f"{path} is not a whole tar file ({error}): was it copied or downloaded completely?"
+            ) from error
+        # The module takes whatever it cannot read for the end.
+        file.seek(end)
+        block = file.read(tarfile.BLOCKSIZE)
+        if len(block) < tarfile.BLOCKSIZE or any(block):
+            raise ValueError(
+                f"{path} is damaged or truncated: at byte {end} there is neither a file nor the "
+                "archive's end"
+            )
+        while block := file.read(2**20):
+            if block.count(0) != len(block):
+                raise ValueError(
+                    f"{path} goes on after its end at byte {end}, as archives that were joined by "
+                    "cat do: pack the files into one archive, or open the archives one by one"
+                )
+
+
+def _member_key(path: str | os.PathLike, name: str) -> str:
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts or "\0" in name:
+        raise _unsafe(path, name)
+    key = "/".join(part for part in parts if part not in ("", "."))
+    return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _unsafe(path: str | os.PathLike, name: str) -> ValueError:
+    return ValueError(
+        f"{path} holds a file with the name {name!r}, which is no plain relative path with '/': "
+        "pack it again"
+    )
+
+
+def _check_size(key: str, size: int) -> None:
+    if size > MAX_BYTES:
+        raise UnreadableImage(key, f"is too large: {size:,} bytes, at most {MAX_BYTES:,} are read")
+
+
+def _compressed_tar(path: str | os.PathLike) -> ValueError:
+    return ValueError(
+        f"{path} is a compressed tar file, in which no picture can be read without all before it: "
+        "unpack it (a folder and an uncompressed .tar will do) or pack it as a .zip"
+    )
+
+
+def kind(path: pathlib.Path) -> type[Folder] | type[Zip] | type[Tar] | None:
+    """The class that reads what is at `path`, told by its name; None if there is none.
+
+    Raises ValueError for a compressed tar file.
+    """
+    if path.is_dir():
+        return Folder
+    if not path.is_file():
+        return None
+    name = path.name.lower()
+    if name.endswith(COMPRESSED_TARS):
+        raise _compressed_tar(path)
+    return {".zip": Zip, ".tar": Tar}.get(os.path.splitext(name)[1])
