@@ -2,6 +2,7 @@
 
     python -m enat_jax.benchmark sampler --config configs/digits.py --batch 4 --segments 1,8
     python -m enat_jax.benchmark train --config configs/digits.py --batch 64 --json train.json
+    python -m enat_jax.benchmark loader --records 500000,5000000 --batch 2048
 
 Needs no data: tokens, labels and parameters are random. Any value of the config can be changed, as
 in ``--config.model.width=64``. Everything runs on one device. Work is counted in multiply-adds (two
@@ -14,13 +15,16 @@ import dataclasses
 import functools
 import json
 import os
+import pathlib
+import statistics
 import sys
+import tempfile
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from enat_jax import cli, costs, model_files, optim, reveal, sampling, timing
+from enat_jax import cli, costs, loader_timing, model_files, optim, reveal, sampling, timing
 from enat_jax.models import vqgan
 from enat_jax.tasks import enat as enat_task
 
@@ -150,6 +154,11 @@ def training_table(found):
 
 def main(argv):
     options, overrides = _parser().parse_known_args(argv)
+    if options.program == "loader":
+        if overrides:
+            raise ValueError(f"arguments that mean nothing: {' '.join(overrides)}")
+        _loader(options)
+        return
     # A compilation found in the persistent cache would pass for a fast one.
     jax.config.update("jax_enable_compilation_cache", False)
     config = load_config(options.config, overrides)
@@ -193,6 +202,47 @@ def main(argv):
     print(f"{title}; {_describe(config.model.kind, model)}; {model.dtype}", file=stream)
     print(f"one device: {device.platform} {device.device_kind}, jax {jax.__version__}", file=stream)
     print(f"\n{text}\n\n{legend}", file=stream)
+    if options.json == "-":
+        print(json.dumps(result, indent=2))
+    elif options.json:
+        model_files.write_json(options.json, result)
+
+
+def _loader(options):
+    """Shuffled token examples from disk, and what other formats give."""
+    result = {"benchmark": "loader", "batch_size": options.batch, "rows": [], "formats": {}}
+    with tempfile.TemporaryDirectory(dir=options.dir) as directory:
+        directory = pathlib.Path(directory)
+        for num_records in options.records:
+            made = loader_timing.make_tokens(
+                directory / str(num_records), num_records, options.tokens
+            )
+            result["rows"].append(
+                loader_timing.measure_loader(made, options.batch, options.repeats, options.workers)
+            )
+        if options.compare:
+            result["formats"] = loader_timing.compare_formats(
+                made, directory, options.batch, options.repeats
+            )
+    columns = [
+        ("records", lambda x: f"{x.num_records:,}"),
+        ("on disk MiB", lambda x: f"{x.num_bytes / 2**20:.0f}"),
+        (
+            "examples/s (min-max)",
+            lambda x: "{:,.0f} ({:,.0f}-{:,.0f})".format(*x.examples_per_second),
+        ),
+        ("peak MiB", lambda x: f"{x.memory:.0f}"),
+    ]
+    stream = sys.stderr if options.json == "-" else sys.stdout
+    print(
+        f"loader: shuffled batches of {options.batch} x {options.tokens} tokens from disk, "
+        f"{options.workers} worker processes, {os.cpu_count()} cores\n",
+        file=stream,
+    )
+    print(table(columns, result["rows"]), file=stream)
+    for name, rates in result["formats"].items():
+        print(f"random batches, {name}: {statistics.median(rates):,.0f} records/s", file=stream)
+    result["rows"] = [dataclasses.asdict(row) for row in result["rows"]]
     if options.json == "-":
         print(json.dumps(result, indent=2))
     elif options.json:
@@ -250,6 +300,16 @@ def _parser():
         else:
             add("--shapes", type=_positive, help="compiled shapes (default: the config's)")
             add("--time", type=_positive, default=4, help="shapes that are timed (default 4)")
+    program = programs.add_parser("loader", help="token records to batches", allow_abbrev=False)
+    add = program.add_argument
+    add("--records", type=_numbers, default=(500_000,), help="sizes of the sets (default 500000)")
+    add("--tokens", type=_positive, default=256, help="of a record (default 256)")
+    add("--batch", type=_positive, default=2048, help="examples of a batch (default 2048)")
+    add("--workers", type=int, default=0, help="processes that read; 0: a thread (default)")
+    add("--repeats", type=_positive, default=5, help="timings of each (default 5)")
+    add("--compare", action="store_true", help="also other file formats, of the last set")
+    add("--dir", metavar="DIR", help="disk to measure (default: that of temporary files)")
+    add("--json", metavar="FILE", help="write the results for programs; - for stdout")
     return parser
 
 

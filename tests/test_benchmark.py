@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from enat_jax import benchmark, cli, costs, reveal, timing
+from enat_jax import benchmark, cli, costs, loader_timing, reveal, timing
 from enat_jax.models import nat
 
 SMALL = (32, 48, 32)
@@ -243,3 +243,31 @@ def test_mistakes_are_one_line(config_file, tmp_path, capsys, quick):
 def test_wrong_numbers(config_file, capsys, arguments):
     code, _, stderr = ends(capsys, "sampler", "--config", config_file, "--batch", "1", *arguments)
     assert code == 2 and f"argument {arguments[0]}: " in stderr
+
+
+def test_the_loader_is_timed_on_sets_of_several_sizes(tmp_path, capsys):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loader_timing, "LEAST_SECONDS", 0.02)
+        patched.setattr(loader_timing, "PER_FILE", 100)
+        benchmark.main(
+            ["loader", "--records", "300,600", "--tokens", "16", "--batch", "64", "--repeats", "2"]
+            + ["--compare", "--dir", str(tmp_path), "--json", str(tmp_path / "loader.json")]
+        )
+    assert [p.name for p in tmp_path.iterdir()] == ["loader.json"]
+    found = json.loads((tmp_path / "loader.json").read_text())
+    assert [row["num_records"] for row in found["rows"]] == [300, 600]
+    assert [row["num_bytes"] for row in found["rows"]] == [300 * 41, 600 * 41]
+    assert all(len(row["rates"]) == 2 and min(row["rates"]) > 0 for row in found["rows"])
+    assert len(found["formats"]) == 3
+    printed = capsys.readouterr().out
+    assert "examples/s" in printed and "random batches, ArrayRecord: " in printed
+
+
+def test_all_formats_give_the_same_records(tmp_path):
+    made = loader_timing.make_tokens(tmp_path / "set", 250, 16)
+    indices = np.array([249, 0, 100, 100])
+    maps = [made.rows[np.arange(i, min(i + 100, 250))] for i in (0, 100, 200)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loader_timing, "PER_FILE", 100)
+        found = loader_timing._from_maps(maps, indices)
+    np.testing.assert_array_equal(found, made.rows[indices])

@@ -8,12 +8,15 @@ import pytest
 from enat_jax.data import loader
 
 
-def gather(indices, seeds):
-    return {"index": indices, "seed": seeds}
+class Echo:
+    """Examples that can be sent to other processes."""
+
+    def __call__(self, indices, seeds):
+        return {"index": indices, "seed": seeds}
 
 
 def take(count, n=10, global_batch=4, **settings):
-    stream = loader.train_batches(gather, n, global_batch, **{"seed": 0} | settings)
+    stream = loader.train_batches(Echo(), n, global_batch, **{"seed": 0} | settings)
     return list(itertools.islice(stream, count))
 
 
@@ -43,6 +46,42 @@ def test_another_seed_is_another_stream():
     assert all((a["seed"] != b["seed"]).all() for a, b in zip(first, second, strict=True))
 
 
+def test_an_order_is_a_permutation_that_depends_on_seed_and_epoch_alone():
+    epochs = [loader.shuffled(e * 1000, 1000, 1000, seed=3) for e in range(3)]
+    for order in epochs:
+        assert sorted(order) == list(range(1000))
+    assert (epochs[0] != epochs[1]).mean() > 0.9 and (epochs[1] != epochs[2]).mean() > 0.9
+    # Any cut out of it is the same, and what comes before does not matter.
+    np.testing.assert_array_equal(
+        loader.shuffled(990, 1020, 1000, seed=3),
+        np.concatenate([epochs[0][990:], epochs[1], epochs[2][:10]]),
+    )
+    # Neighbours in the data are no neighbours in the order.
+    assert np.abs(np.diff(epochs[0])).mean() == pytest.approx(1000 / 3, rel=0.1)
+
+
+def test_one_example_is_repeated():
+    assert loader.shuffled(5, 3, 1, seed=0).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_change_nothing(workers):
+    np.testing.assert_equal(take(5, start_step=3, workers=workers), take(8)[3:])
+
+
+def test_batches_are_put_ahead_and_in_order():
+    put = []
+
+    def begin(batch):
+        put.append(batch)
+        return -batch
+
+    stream = loader.prefetch(iter(range(1, 6)), begin, ahead=2)
+    assert next(stream) == -1 and put == [1, 2, 3]  # the next two are on their way
+    assert next(stream) == -2 and put == [1, 2, 3, 4]
+    assert list(stream) == [-3, -4, -5]
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_share_the_same_global_batches(hosts):
     parts = [take(6, process_index=i, process_count=hosts) for i in range(hosts)]
@@ -61,6 +100,7 @@ def test_a_batch_may_be_larger_than_the_data():
     ("settings", "message"),
     [
         ({"n": 0}, "n=0"),
+        ({"workers": -1}, "workers=-1"),
         ({"process_count": 3}, "global_batch=4 is not divisible"),
         ({"process_index": 2, "process_count": 2}, "process_index=2"),
     ],

@@ -1,79 +1,224 @@
-"""Token sets: whole or not there, and made once."""
+"""Token sets: made shard by shard, whole or not there, and the same whoever makes them."""
 
+import dataclasses
 import json
+import os
 
-import jax
 import numpy as np
 import pytest
 
-from enat_jax import cli, tokenize_images, tokenizer
-from enat_jax.data import images, tokens
-from enat_jax.models import vqgan
+from enat_jax.data import tokens
+
+PLAN = tokens.Plan(
+    num_images=10,
+    copies=1,
+    flips=True,
+    batch_size=2,
+    grid=(2, 2),
+    codebook_size=300,
+    class_names=("a", "b"),
+    tokenizer="1234",
+    preprocessing={"source": {"name": "noise", "size": 8}},
+    location={"source": "noise"},
+    shard_items=4,
+)
 
 
-def token_set(n=6, codebook_size=300):
-    rng = np.random.default_rng(0)
-    return tokens.TokenSet(
-        tokens=rng.integers(0, codebook_size, (n, 4)),
-        labels=np.arange(n, dtype=np.int32) % 2,
-        grid=(2, 2),
-        codebook_size=codebook_size,
-        class_names=("a", "b"),
-        tokenizer="1234",
-        preprocessing={"source": "noise"},
+def rows_of(plan, shard):
+    items = np.array(plan.items(shard))
+    rows = np.zeros(len(items) * plan.views, plan.dtype)
+    rows["image"] = np.repeat(items // plan.copies, plan.views)
+    rows["flip"] = np.tile(np.arange(plan.views), len(items))
+    rows["label"] = rows["image"] % 2
+    rows["tokens"] = (rows["image"] * 2 + rows["flip"])[:, None] + np.arange(4)
+    return rows
+
+
+def write(directory, plan, shard):
+    keys = [f"{i}.png" for i in sorted({item // plan.copies for item in plan.items(shard)})]
+    tokens.write_shard(directory, plan, shard, rows_of(plan, shard), keys, [])
+
+
+def make(directory, plan=PLAN, backwards=False):
+    for shard in sorted(tokens.begin(directory, plan), reverse=backwards):
+        write(directory, plan, shard)
+    assert tokens.finish(directory, plan)
+    return directory
+
+
+def content(directory):
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def test_a_plan_cuts_items_into_shards_of_whole_batches():
+    assert (PLAN.num_items, PLAN.num_shards, PLAN.views) == (10, 3, 2)
+    assert [list(PLAN.items(s)) for s in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    odd = dataclasses.replace(PLAN, shard_items=5)
+    assert odd.items_per_shard == 6  # whole batches of 2
+    imagenet = dataclasses.replace(PLAN, num_images=1_281_167, batch_size=16, shard_items=None)
+    assert imagenet.num_shards <= tokens.MAX_SHARDS
+    assert sum(len(imagenet.items(s)) for s in range(imagenet.num_shards)) == 1_281_167
+    few = dataclasses.replace(PLAN, copies=3, shard_items=None)
+    assert (few.num_items, few.num_shards) == (30, 1)
+
+
+def test_what_was_made_is_opened_again(tmp_path):
+    found = tokens.TokenSet.open(make(tmp_path / "set"))
+    assert len(found) == 20
+    assert (found.grid, found.codebook_size, found.class_names) == ((2, 2), 300, ("a", "b"))
+    assert (found.tokenizer, found.preprocessing) == ("1234", PLAN.preprocessing)
+    batch = found.gather(np.array([19, 4]))
+    assert batch["tokens"].dtype == batch["labels"].dtype == np.int32
+    np.testing.assert_array_equal(batch["tokens"], [[19, 20, 21, 22], [4, 5, 6, 7]])
+    assert batch["labels"].tolist() == [1, 0]
+    np.testing.assert_array_equal(
+        found.in_memory().gather(np.arange(20))["tokens"], found.gather(np.arange(20))["tokens"]
     )
 
 
-def test_saved_is_opened_again(tmp_path):
-    made = token_set()
-    made.save(tmp_path / "set")
-    found = tokens.TokenSet.open(tmp_path / "set")
-    assert len(found) == 6
-    np.testing.assert_array_equal(found.tokens, made.tokens)
-    np.testing.assert_array_equal(found.labels, made.labels)
-    for field in ("grid", "codebook_size", "class_names", "tokenizer", "preprocessing"):
-        assert getattr(found, field) == getattr(made, field)
-    batch = found.gather(np.array([4, 0]))
-    assert batch["tokens"].dtype == batch["labels"].dtype == np.int32
-    np.testing.assert_array_equal(batch["tokens"], made.tokens[[4, 0]])
+def test_metadata_say_what_is_in_it(tmp_path):
+    metadata = tokens.read_metadata(make(tmp_path / "set"))
+    assert metadata["num_images"] == 10 and metadata["num_records"] == 20
+    assert metadata["shards"] == [8, 8, 4] and metadata["class_counts"] == [10, 10]
+    assert metadata["token_dtype"] == "uint16" and metadata["skipped"] == []
+    assert metadata["versions"]["jax"] and metadata["location"] == {"source": "noise"}
+    shard = json.loads((tmp_path / "set" / "00001-of-00003.json").read_text())
+    assert shard["first_image"] == 4
+    assert shard["keys"] == ["4.png", "5.png", "6.png", "7.png"]
 
 
-@pytest.mark.parametrize(("codebook_size", "dtype"), [(256, "uint8"), (257, "uint16")])
-def test_tokens_take_the_smallest_type(tmp_path, codebook_size, dtype):
-    token_set(codebook_size=codebook_size).save(tmp_path / "set")
-    assert tokens.TokenSet.open(tmp_path / "set").tokens.dtype == dtype
+def test_the_bytes_depend_neither_on_the_order_nor_on_interruptions(tmp_path, monkeypatch):
+    whole = content(make(tmp_path / "whole"))
+    assert content(make(tmp_path / "backwards", backwards=True)) == whole
+    directory, replace = tmp_path / "interrupted", os.replace
+    for _ in range(len(whole) - 1):
+        written = []
+
+        def one_more(source, target, written=written):
+            """Lets one file appear; at the next the process is gone, and nobody tidies up."""
+            written.append(target)
+            if len(written) > 1:
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr("pathlib.Path.replace", one_more)
+            patched.setattr("pathlib.Path.unlink", lambda *arguments, **settings: None)
+            make(directory)
+    assert any(path.name.endswith(".unfinished") for path in directory.iterdir())
+    assert content(make(directory)) == whole
 
 
-def test_a_set_is_whole_or_not_there(tmp_path, monkeypatch):
-    def fail(*args, **kwargs):
-        raise OSError("disk full")
+def test_unfinished_shards_are_named_and_finished_ones_kept(tmp_path):
+    directory = tmp_path / "set"
+    assert tokens.begin(directory, PLAN) == [0, 1, 2]
+    write(directory, PLAN, 1)
+    before = (directory / "00001-of-00003.npy").stat().st_mtime_ns
+    assert tokens.begin(directory, PLAN) == [0, 2]
+    assert not tokens.finish(directory, PLAN)
+    with pytest.raises(ValueError, match="not finished: start the command"):
+        tokens.TokenSet.open(directory)
+    make(directory)
+    assert (directory / "00001-of-00003.npy").stat().st_mtime_ns == before
 
-    monkeypatch.setattr(json, "dumps", fail)
-    with pytest.raises(OSError, match="disk full"):
-        token_set().save(tmp_path / "set")
+
+def test_records_without_their_description_are_not_finished(tmp_path):
+    directory = make(tmp_path / "set")
+    (directory / "00002-of-00003.json").unlink()
+    (directory / "metadata.json").unlink()
+    assert tokens.begin(directory, PLAN) == [2]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tokenizer": "9999"}, "its tokenizer is '1234', now it would be '9999'"),
+        ({"preprocessing": {"source": {"name": "noise", "size": 16}}}, "preprocessing.source.size"),
+        ({"flips": False}, "its flips is True"),
+        ({"num_images": 11}, "its num_images is 10, now it would be 11"),
+        ({"copies": 2}, "its copies is 1"),
+    ],
+)
+def test_another_plan_is_refused(tmp_path, change, words):
+    directory = make(tmp_path / "set")
+    before = content(directory)
+    with pytest.raises(ValueError, match=words):
+        tokens.begin(directory, dataclasses.replace(PLAN, **change))
+    assert content(directory) == before
+
+
+def test_images_may_move(tmp_path):
+    directory = make(tmp_path / "set")
+    before = content(directory)
+    moved = dataclasses.replace(PLAN, location={"source": "elsewhere", "size": 3})
+    assert tokens.begin(directory, moved) == [] and tokens.finish(directory, moved)
+    assert content(directory) == before
+
+
+def test_what_is_no_token_set_is_left_alone(tmp_path):
+    (tmp_path / "photo.jpg").write_text("mine")
+    with pytest.raises(ValueError, match="is no token set: choose another"):
+        tokens.begin(tmp_path, PLAN)
+    with pytest.raises(ValueError, match="is no token set: choose another"):
+        tokens.begin(tmp_path / "photo.jpg", PLAN)
     with pytest.raises(FileNotFoundError, match="no token set"):
-        tokens.TokenSet.open(tmp_path / "set")
-    monkeypatch.undo()
-    token_set().save(tmp_path / "set")  # what was left behind is not in the way
-    with pytest.raises(FileExistsError):
-        token_set().save(tmp_path / "set")
-
-
-def test_what_is_no_token_set_is_refused(tmp_path):
+        tokens.TokenSet.open(tmp_path)
+    (tmp_path / "plan.json").write_text('{"format": "something else"}')
+    with pytest.raises(ValueError, match="no token set of ours"):
+        tokens.begin(tmp_path, PLAN)
     (tmp_path / "metadata.json").write_text('{"format": "something else"}')
-    with pytest.raises(ValueError, match="not a token set of ours"):
+    with pytest.raises(ValueError, match="does not say"):
         tokens.TokenSet.open(tmp_path)
     (tmp_path / "metadata.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
         tokens.TokenSet.open(tmp_path)
+    assert (tmp_path / "photo.jpg").read_text() == "mine"
 
 
 def test_a_damaged_set_is_refused(tmp_path):
-    token_set().save(tmp_path / "set")
-    file = tmp_path / "set" / "tokens.npy"
+    file = make(tmp_path / "set") / "00001-of-00003.npy"
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match=r"is damaged .*00001-of-00003\.npy"):
         tokens.TokenSet.open(tmp_path / "set")
+
+
+def test_skipped_images_are_listed_once(tmp_path):
+    plan = dataclasses.replace(PLAN, copies=3, flips=False, batch_size=1)
+    directory = tmp_path / "set"
+    tokens.begin(directory, plan)
+    bad = {"image": 1, "key": "1.png", "reason": "is truncated"}
+    for shard in range(plan.num_shards):  # items 3 to 5 are copies of image 1, in two shards
+        rows = rows_of(plan, shard)
+        rows = rows[rows["image"] != 1]
+        skipped = [bad] if shard < 2 else []
+        tokens.write_shard(directory, plan, shard, rows, ["..."], skipped)
+    assert tokens.finish(directory, plan)
+    metadata = tokens.read_metadata(directory)
+    assert metadata["skipped"] == [bad] and metadata["num_records"] == 27
+    assert metadata["shards"][:2] == [3, 2]
+    assert 1 not in tokens.TokenSet.open(directory).rows[np.arange(27)]["image"]
+
+
+def test_a_set_of_nothing_is_refused(tmp_path):
+    plan = dataclasses.replace(PLAN, num_images=1)
+    tokens.begin(tmp_path, plan)
+    bad = {"image": 0, "key": "0.png", "reason": "is empty"}
+    tokens.write_shard(tmp_path, plan, 0, rows_of(plan, 0)[:0], ["0.png"], [bad])
+    with pytest.raises(ValueError, match="none of the 1 images could be read"):
+        tokens.finish(tmp_path, plan)
+
+
+def test_a_feature_file_of_the_reference_is_a_token_set(tmp_path):
+    values = np.array([[1, 5, 6, 7, 8], [0, 9, 0, 2, 3]], np.int64)
+    np.save(tmp_path / "train.npy", values)
+    found = tokens.TokenSet.open_reference(tmp_path / "train.npy", 10, ("a", "b"))
+    assert (found.grid, found.tokenizer, len(found)) == ((2, 2), None, 2)
+    batch = found.gather(np.array([1, 0]))
+    np.testing.assert_array_equal(batch["tokens"], values[::-1, 1:])
+    assert batch["labels"].tolist() == [0, 1]
+    np.save(tmp_path / "train.npy", values[:, :4])
+    with pytest.raises(ValueError, match="no square grid"):
+        tokens.TokenSet.open_reference(tmp_path / "train.npy", 10, ("a", "b"))
 
 
 def test_a_fingerprint_tells_any_change():
@@ -87,68 +232,3 @@ def test_a_fingerprint_tells_any_change():
         {"d": params["a"], "b": params["b"]},
     ]
     assert len({tokens.fingerprint(p) for p in [params, *others]}) == 5
-
-
-@pytest.fixture(scope="module")
-def model():
-    module = vqgan.VQGAN(
-        channels=4,
-        channel_multipliers=(1, 1, 1),
-        num_res_blocks=1,
-        embed_dim=4,
-        codebook_size=16,
-        num_groups=2,
-        image_channels=1,
-    )
-    params = jax.jit(module.init)(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))["params"]
-    # Codes of the size of the encoder's outputs, or all images would get the same few.
-    params["codebook"] = jax.random.normal(jax.random.key(1), (16, 4))
-    data = {"source": "digits", "size": 8, "rotation": 20.0}
-    return tokenizer.Tokenizer(module, params, (8, 8), {"config": {"data": data}})
-
-
-def test_copies_are_augmented_but_the_first(model):
-    source = images.Digits("test", size=8, rotation=20.0)
-    made = tokenize_images.tokenize(model, source, 2, {})
-    n = len(source)
-    assert made.tokens.shape == (2 * n, 4) and made.grid == (2, 2)
-    np.testing.assert_array_equal(made.labels, np.tile(source.labels, 2))
-    plain = model.encode(source.gather(np.arange(n))["images"])
-    np.testing.assert_array_equal(made.tokens[:n], plain)
-    assert (made.tokens[n:] != plain).any()
-    again = tokenize_images.tokenize(model, source, 2, {})
-    np.testing.assert_array_equal(made.tokens, again.tokens)
-
-
-def test_the_program_makes_a_set_once(model, tmp_path, capsys):
-    model.save(tmp_path / "model")
-    out = tmp_path / "tokens"
-    arguments = ["--model", str(tmp_path / "model"), "--split", "test", "--out", str(out)]
-    tokenize_images.main(arguments)
-    found = tokens.TokenSet.open(out)
-    assert found.tokenizer == model.fingerprint
-    assert found.preprocessing["rotation"] == 20.0  # as the tokenizer was trained
-    assert found.preprocessing["size"] == 8
-    before = (out / "metadata.json").stat().st_mtime_ns
-    tokenize_images.main(arguments)
-    assert "already" in capsys.readouterr().out
-    assert (out / "metadata.json").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="other settings"):
-        tokenize_images.main([*arguments, "--set", "rotation=5"])
-
-
-def test_the_program_ends_in_one_line(model, tmp_path, capsys):
-    model.save(tmp_path / "model")
-    (tmp_path / "full").mkdir()
-    wrong = [
-        (["--model", str(tmp_path / "nothing"), "--out", "x"], "nothing"),
-        (["--model", str(tmp_path / "model"), "--out", str(tmp_path / "full")], "no token set"),
-        (["--model", str(tmp_path / "model"), "--source", "cats", "--out", "x"], "cats"),
-        (["--model", str(tmp_path / "model"), "--split", "all", "--out", "x"], "all"),
-    ]
-    for arguments, message in wrong:
-        with pytest.raises(SystemExit) as exit_:
-            cli.run(tokenize_images.main, arguments)
-        error = capsys.readouterr().err
-        assert exit_.value.code == 2
-        assert message in error and error.count("\n") == 1

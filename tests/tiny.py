@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from enat_jax import generator, sampling, tokenizer
+from enat_jax.data import records, tokens
 from enat_jax.models import enat, vqgan
 
 CLASSES = ("cat", "dog", "tench, Tinca tinca")
@@ -67,3 +68,41 @@ def make_generator(seed=0):
         SETTINGS,
         {"weights": f"random {seed}"},
     )
+
+
+def token_set(
+    codes, labels, *, codebook_size, class_names, tokenizer, preprocessing=None, grid=None
+):
+    """A token set in memory, of tokens [n, l] and labels [n]."""
+    side = round(codes.shape[1] ** 0.5)
+    rows = np.zeros(len(codes), records.dtype(codes.shape[1], codebook_size))
+    rows["tokens"], rows["label"], rows["image"] = codes, labels, np.arange(len(codes))
+    return tokens.TokenSet(
+        rows=rows,
+        grid=grid or (side, side),
+        codebook_size=codebook_size,
+        class_names=tuple(class_names),
+        tokenizer=tokenizer,
+        preprocessing=preprocessing or {},
+    )
+
+
+def write_tokens(directory, made):
+    """Writes a token set as tokenization does; returns the directory."""
+    plan = tokens.Plan(
+        num_images=len(made),
+        copies=1,
+        flips=False,
+        batch_size=1,
+        grid=made.grid,
+        codebook_size=made.codebook_size,
+        class_names=made.class_names,
+        tokenizer=made.tokenizer,
+        preprocessing=made.preprocessing,
+        location={},
+    )
+    for shard in tokens.begin(directory, plan):
+        items = np.array(plan.items(shard))
+        tokens.write_shard(directory, plan, shard, made.rows[items], [str(i) for i in items], [])
+    assert tokens.finish(directory, plan)
+    return directory

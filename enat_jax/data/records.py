@@ -1,0 +1,150 @@
+"""Token records of fixed length in .npy files, read by index without holding the files in memory.
+
+Records are read with `pread`: a batch of random records costs one system call each, memory does not
+grow with the files (a memory map's would, page by page), and a damaged file is an error instead of
+a crash. `python -m enat_jax.benchmark loader` compares.
+"""
+
+import io
+import os
+import pathlib
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def dtype(length: int, codebook_size: int) -> np.dtype:
+    """Of a record: tokens in the smallest type that holds them, label, flip flag, image index."""
+    tokens = np.min_scalar_type(codebook_size - 1).newbyteorder("<")
+    fields = [("tokens", tokens, (length,)), ("label", "<i4"), ("flip", "u1"), ("image", "<u4")]
+    return np.dtype(fields)
+
+
+def npy_bytes(rows: np.ndarray) -> bytes:
+    """The .npy file of an array."""
+    file = io.BytesIO()
+    np.save(file, rows, allow_pickle=False)
+    return file.getvalue()
+
+
+def npy_header(path: pathlib.Path) -> tuple[int, np.dtype, int]:
+    """Number of rows, type of a row (with its shape) and position of the first, of a .npy file.
+
+    Raises FileNotFoundError, ValueError if it is no .npy file or not as long as it says.
+    """
+    with open(path, "rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+                version, np.lib.format.read_array_header_2_0
+            )
+            shape, fortran, found = read(file)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path} is not a .npy file ({error})") from error
+        if fortran or not shape or found.hasobject:
+            raise ValueError(f"{path} holds {found} {shape}, which are no rows of records")
+        start, size = file.tell(), os.fstat(file.fileno()).st_size
+    row = np.dtype((found, shape[1:]))
+    if size != start + shape[0] * row.itemsize:
+        raise ValueError(
+            f"{path} has {size} bytes instead of {start + shape[0] * row.itemsize}: it is cut off"
+        )
+    return shape[0], row, start
+
+
+class Files:
+    """The records of several .npy files, one after the other.
+
+    Raises FileNotFoundError, ValueError if a file is missing, is not of `record` or has not as many
+    records as `lengths` says.
+    """
+
+    def __init__(self, paths: Sequence[pathlib.Path], lengths: Sequence[int], record: np.dtype):
+        self._paths = [pathlib.Path(p) for p in paths]
+        self._lengths = np.asarray(lengths, np.int64)
+        self._record = record
+        self._ends = np.cumsum(self._lengths)
+        self._descriptors: list[int] = []
+        weakref.finalize(self, _close, self._descriptors)
+        starts = []
+        for path, length in zip(self._paths, lengths, strict=True):
+            found_length, found, start = npy_header(path)
+            if (found_length, found) != (length, record):
+                raise ValueError(f"{path} holds {found_length} {found}, not {length} {record}")
+            starts.append(start)
+            self._descriptors.append(os.open(path, os.O_RDONLY))
+        self._starts = np.asarray(starts, np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        """The records [b] at `indices`, int64 [b] in [0, n)."""
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"{indices.min()} to {indices.max()} is not within 0 to {len(self)}")
+        files = np.searchsorted(self._ends, indices, side="right")
+        rows = indices - (self._ends - self._lengths)[files]
+        size = self._record.itemsize
+        out = np.empty(len(indices), self._record)
+        view = memoryview(out.view(np.uint8)).cast("B")
+        positions = (self._starts[files] + rows * size).tolist()
+        descriptors = [self._descriptors[f] for f in files.tolist()]
+        # In the order of the files, which is kind to disks and their read-ahead.
+        for i in np.lexsort((rows, files)).tolist():
+            row = view[i * size : (i + 1) * size]
+            if os.preadv(descriptors[i], [row], positions[i]) != size:
+                raise ValueError(f"{self._paths[files[i]]} was cut off while it was in use")
+        return out
+
+    def __getstate__(self):
+        # File descriptors do not travel; Grain's workers open their own.
+        return self._paths, self._lengths.tolist(), self._record
+
+    def __setstate__(self, state):
+        self.__init__(*state)
+
+
+class Reference:
+    """Records from a feature file of the reference: .npy, int64 [n, 1 + l], label and tokens.
+
+    Raises FileNotFoundError, ValueError, also when a record does not fit codebook or classes.
+    """
+
+    def __init__(self, path: pathlib.Path, codebook_size: int, num_classes: int):
+        length, row, _ = npy_header(path)
+        if len(row.shape) != 1 or row.shape[0] < 2 or row.base != np.dtype("<i8"):
+            raise ValueError(
+                f"{path} holds rows of {row}: a feature file of the reference is int64 "
+                "[n, 1 + tokens], rows of a label and its tokens"
+            )
+        self._path = path
+        self._rows = Files([path], [length], row)
+        self._codebook_size = codebook_size
+        self._num_classes = num_classes
+        self.num_tokens = row.shape[0] - 1
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        """The records [b] at `indices`, int64 [b] in [0, n)."""
+        rows = self._rows[indices]
+        bounds = np.full(rows.shape[1], self._codebook_size)
+        bounds[0] = self._num_classes
+        wrong = (rows < 0) | (rows >= bounds)
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"{self._path}: {f'token {column - 1}' if column else 'the label'} of row "
+                f"{indices[row]} is {rows[row, column]}, not within [0, {bounds[column]}): the "
+                "file does not fit the config"
+            )
+        out = np.zeros(len(rows), dtype(self.num_tokens, self._codebook_size))
+        out["label"], out["tokens"], out["image"] = rows[:, 0], rows[:, 1:], indices
+        return out
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
