@@ -26,7 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
         "dtype": "bfloat16",  # of convolutions; parameters and distances are float32
     }
     config.data = {
-        "source": "imagenet",
+        "source": "tfds:imagenet2012",  # see enat_jax.prepare
+        "held_out_split": "validation",
         "size": 256,  # pixels
     }
     config.optimizer = {

@@ -19,7 +19,7 @@ Layers, each importing only those above it (``tests/test_layers.py`` holds this)
     services     data/, sharding, optim, checkpoint, model_files, metric_writer
     algorithm    train_state, tokenizer, sampling, tasks/, timing
     product      generator
-    programs     train, sample, tokenize_images, evaluate, import_torch, benchmark, cli
+    programs     train, sample, tokenize_images, evaluate, import_torch, benchmark, prepare, cli
 """
 
 __version__ = "0.1.0"

@@ -290,8 +290,9 @@ def evaluate(
         held_out_tokens = codec.encode(held_out[0])
     rebuilt = _features(codec.decode(held_out_tokens))
     rows.append(measure("held out, reconstructed", rebuilt, held_out[1], reference))
+    batch = training_tokens.gather(np.arange(len(training_tokens)))
     drawn = quality.independent_tokens(
-        training_tokens.tokens, training_tokens.labels, labels, training_tokens.codebook_size, rng
+        batch["tokens"], batch["labels"], labels, training_tokens.codebook_size, rng
     )
     rows.append(measure("control", _features(codec.decode(drawn)), labels, reference))
 
@@ -326,11 +327,12 @@ def main(arguments: Sequence[str]) -> None:
     if options.heldout_tokens is not None:
         found = tokens.TokenSet.open(options.heldout_tokens)
         _require_tokenizer(models["ours"], found, options.heldout_tokens)
-        if not np.array_equal(found.labels, held_out[1]):
+        batch = found.gather(np.arange(len(found)))
+        if not np.array_equal(batch["labels"], held_out[1]):
             raise ValueError(
                 f"the tokens in {options.heldout_tokens} are not of the held-out digits"
             )
-        held_out_tokens = found.gather(np.arange(len(found)))["tokens"]
+        held_out_tokens = batch["tokens"]
     evaluation = evaluate(
         models,
         _digits("train", training_tokens),
@@ -366,13 +368,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _digits(split: str, training_tokens: tokens.TokenSet) -> tuple[np.ndarray, np.ndarray]:
     """The digits as they were prepared for the token set, but not augmented."""
-    made_by = dict(training_tokens.preprocessing)
-    if made_by.pop("source", None) != "digits" or made_by.pop("split", None) != "train":
+    settings = dict(training_tokens.preprocessing.get("source") or {})
+    if (settings.pop("source", None), settings.pop("split", None)) != ("digits", "train"):
         raise ValueError(
             "the model's --tokens must be those of the training digits, made with --source digits "
             f"--split train, not with {training_tokens.preprocessing}"
         )
-    settings = {name: value for name, value in made_by.items() if name not in ("copies", "seed")}
     source = images.open_source("digits", split, **settings)
     batch = source.gather(np.arange(len(source)))
     return batch["images"], batch["labels"]

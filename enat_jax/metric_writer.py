@@ -120,6 +120,7 @@ class Progress:
       initial_step: where this run goes on.
       stream: standard error if None.
       interval: least seconds between two plain lines.
+      unit: what the plain lines call a step.
     """
 
     def __init__(
@@ -129,7 +130,9 @@ class Progress:
         initial_step: int = 0,
         stream: TextIO | None = None,
         interval: float = 10.0,
+        unit: str = "step",
     ):
+        self._unit = unit
         self._stream = sys.stderr if stream is None else stream
         self._num_steps = num_steps
         self._images_per_step = images_per_step
@@ -191,7 +194,7 @@ class Progress:
         left = (self._num_steps - self._step) / rate if rate > 0 else math.inf
         remaining = tqdm.tqdm.format_interval(left) if math.isfinite(left) else "?"
         line = _joined(
-            f"step {self._step}/{self._num_steps}",
+            f"{self._unit} {self._step}/{self._num_steps}",
             self._loss_text(),
             f"{rate * self._images_per_step:.0f} images/s",
             f"{tqdm.tqdm.format_interval(now - self._start)} elapsed",

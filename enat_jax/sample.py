@@ -35,7 +35,8 @@ def parse_labels(text, class_names):
     """Labels named by a comma-separated list of class names or numbers, or by "all".
 
     Args:
-        text: what was asked for. A name goes before a number; ``len(class_names)`` is no class.
+        text: what was asked for. A name goes before a number; ``len(class_names)`` is no class. Of
+            a name such as "tabby, tabby cat" each part will do.
         class_names: of the model.
 
     Returns:
@@ -54,9 +55,21 @@ def parse_labels(text, class_names):
 def _label(text, class_names):
     if text in class_names:
         return class_names.index(text)
+    # "tabby, tabby cat" is called by either name, in any case and with spaces or underscores.
+    wanted, synonyms = _normal(text), {}
+    for label, name in enumerate(class_names):
+        for synonym in {_normal(name), *map(_normal, name.split(","))}:
+            synonyms.setdefault(synonym, []).append(label)
+    meant = synonyms.get(wanted, [])
+    if len(meant) > 1:
+        raise ValueError(
+            f"label {text!r} may be " + " or ".join(f"{i} ({class_names[i]})" for i in meant)
+        )
+    if meant:
+        return meant[0]
     number = int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else None
     if number is None:
-        near = difflib.get_close_matches(text, class_names, n=1)
+        near = difflib.get_close_matches(wanted, synonyms, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"label {text!r} is neither a class name nor a number{hint or ':'} this model has "
@@ -68,6 +81,10 @@ def _label(text, class_names):
             f"{len(class_names) - 1}, and {len(class_names)} for no class"
         )
     return number
+
+
+def _normal(name):
+    return " ".join(name.replace("_", " ").casefold().split())
 
 
 def sample(model, labels, num, out, *, seed=0, batch_size=generator.BATCH_SIZE, description=None):

@@ -1,11 +1,13 @@
-"""From a set of images and a tokenizer to a token set.
+"""From images and a tokenizer to a token set.
 
-    python -m enat_jax.tokenize_images --model TOKENIZER_DIR --source digits --split train \\
-        --copies 20 --out DIR
+    python -m enat_jax.tokenize_images --model TOKENIZER_DIR --source pictures.zip --out DIR
+    python -m enat_jax.tokenize_images --model TOKENIZER_DIR --source digits --copies 20 --out DIR
+    python -m enat_jax.tokenize_images --model TOKENIZER_DIR --inspect DIR --out PICTURES_DIR
 
-Preprocessing and augmentation are those that the tokenizer was trained with, as its directory says,
-but for what `--set` changes. The first copy of each image is not augmented. If DIR already holds
-the very same set, the program says so and ends.
+Start the same command again to go on with an interrupted one. Several hosts that share DIR take
+every n-th shard each: give them `--num-hosts N` and `--host-index 0` to N-1. The result is the
+same byte for byte. Settings of the source are those that the tokenizer was trained with, as its
+directory says, but for what `--set` changes.
 """
 
 import argparse
@@ -13,68 +15,64 @@ import json
 import pathlib
 from typing import Any
 
-import numpy as np
+import jax
 
-from enat_jax import cli, metric_writer, tokenizer
+from enat_jax import cli, token_inspection, tokenization, tokenizer
 from enat_jax.data import images, tokens
+from enat_jax.tasks import vqgan
 
-SEED = 0
-BATCH_SIZE = 256  # images in memory at a time
+PIXELS = 1 << 20  # of one call of the tokenizer on one device
 
 
-def tokenize(
+def make_plan(
     model: tokenizer.Tokenizer,
-    source: images.Digits,
-    copies: int,
-    preprocessing: dict[str, Any],
-    seed: int = SEED,
-) -> tokens.TokenSet:
-    """Tokens of `copies` versions of each image of `source`, all first versions first.
-
-    Version 0 is the image as it is, the others are augmented by a seed that depends on `seed`, the
-    version and the image alone. `preprocessing` is written into the set.
-    """
-    n = len(source)
-    rows, labels = [], []
-    with metric_writer.Progress(copies * n, 1) as progress:
-        for copy in range(copies):
-            seeds = np.random.default_rng([seed, copy]).integers(0, 1 << 63, n) if copy else None
-            for start in range(0, n, BATCH_SIZE):
-                part = np.arange(start, min(start + BATCH_SIZE, n))
-                batch = source.gather(part, None if seeds is None else seeds[part])
-                rows.append(model.encode(batch["images"]))
-                labels.append(batch["labels"])
-                progress.update(copy * n + int(part[-1]) + 1)
-    return tokens.TokenSet(
-        tokens=np.concatenate(rows),
-        labels=np.concatenate(labels),
+    source: images.Source,
+    location: dict[str, Any],
+    flags: argparse.Namespace,
+) -> tokens.Plan:
+    """What the command line asks for; raises ValueError if the images do not suit the tokenizer."""
+    height, width, channels = source.image_shape
+    needed = (*model.image_size, model.model.image_channels)
+    if source.image_shape != needed:
+        raise ValueError(
+            f"images of {source.image_shape} do not suit this tokenizer: it takes {needed}: "
+            "height, width, channels; --set size=... and channels=... change them"
+        )
+    flips = flags.flips
+    if flips is None:
+        flips = source.mirrored and flags.split.startswith("train")
+    preprocessing = {"source": source.identity(), "ignored_files": source.ignored}
+    if flags.copies > 1:
+        preprocessing["augmentation_seed"] = tokenization.SEED
+    return tokens.Plan(
+        num_images=len(source),
+        copies=flags.copies,
+        flips=flips,
+        batch_size=flags.batch_size or min(64, max(1, PIXELS // (height * width))),
         grid=tuple(model.grid),
         codebook_size=model.model.codebook_size,
         class_names=tuple(source.class_names),
         tokenizer=model.fingerprint,
         preprocessing=preprocessing,
+        location=location,
+        shard_items=flags.shard_items,
     )
 
 
-def is_done(directory: pathlib.Path, fingerprint: str, preprocessing: dict[str, Any]) -> bool:
-    """Whether `directory` holds the set that this tokenizer would make.
-
-    Raises ValueError if it holds anything else.
-    """
-    if not directory.exists():
-        return False
-    try:
-        found = tokens.TokenSet.open(directory)
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{directory} exists and is no token set: remove it or choose another --out"
-        ) from error
-    if (found.tokenizer, found.preprocessing) != (fingerprint, preprocessing):
-        raise ValueError(
-            f"{directory} holds tokens of another tokenizer or of other settings "
-            f"({found.preprocessing}): remove it or choose another --out"
-        )
-    return True
+def _location(model: tokenizer.Tokenizer, flags: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `images.open_source`."""
+    trained_with = model.provenance.get("config", {}).get("data")
+    trained_with = vqgan.Data.of(trained_with) if trained_with else None
+    if trained_with is not None and trained_with.source == flags.source:
+        settings = dict(trained_with.settings)
+    elif flags.source == "digits":
+        settings = {}
+    else:
+        height, width = model.image_size
+        if height != width:
+            raise ValueError(f"the tokenizer takes {height}x{width} pixels, which is no square")
+        settings = {"size": height, "channels": model.model.image_channels}
+    return {"source": flags.source, "split": flags.split} | settings | dict(flags.set)
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -93,47 +91,90 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
-def main(arguments: list[str]) -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m enat_jax.tokenize_images", description=__doc__.split("\n\n")[0]
     )
-    parser.add_argument("--model", type=pathlib.Path, required=True, help="tokenizer directory")
-    parser.add_argument("--source", default="digits", help="where the images come from")
-    parser.add_argument("--split", default="train", help="train or test")
-    parser.add_argument("--copies", type=_at_least_one, default=1, help="versions of each image")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="new directory")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--model", type=pathlib.Path, required=True, metavar="DIR", help="tokenizer directory")
+    add(
+        "--source",
+        default="digits",
+        help="digits, a folder, a .zip, a .tar or tfds:NAME (default: digits)",
+    )
+    add("--split", default="train", help="train, test, all; with tfds its own (default: train)")
+    add("--copies", type=_at_least_one, default=1, help="versions of each image, augmented but one")
+    add(
+        "--flips",
+        action=argparse.BooleanOptionalAction,
+        help="also mirrored images (default: for training splits, not of digits)",
+    )
+    add(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do about an image that cannot be read; skipped ones are listed in the set",
+    )
+    add("--out", type=pathlib.Path, required=True, metavar="DIR", help="directory to write")
+    add(
         "--set",
         type=_setting,
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="another value for a setting of the source, such as rotation=5",
+        help="another value for a setting of the source, such as held_out=0.05",
     )
-    flags = parser.parse_args(arguments)
+    add(
+        "--batch-size", type=_at_least_one, help="images a call and device (default: by their size)"
+    )
+    add("--shard-items", type=_at_least_one, help="images a file (default: 128 files, 256 or more)")
+    add("--host-index", type=int, help="of this process (default: jax's)")
+    add("--num-hosts", type=_at_least_one, help="that share the work (default: jax's)")
+    add(
+        "--inspect",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="make nothing, but show how good a finished token set is; pictures go to --out",
+    )
+    return parser
 
+
+def main(arguments: list[str]) -> None:
+    flags = _parser().parse_args(arguments)
     model = tokenizer.Tokenizer.load(flags.model)
-    trained_with = dict(model.provenance.get("config", {}).get("data", {}))
-    settings = trained_with if trained_with.pop("source", None) == flags.source else {}
-    settings |= dict(flags.set)
-    source = images.open_source(flags.source, flags.split, **settings)
-    preprocessing = json.loads(  # as it will be read back: tuples become lists
-        json.dumps(
-            {"source": flags.source, "split": flags.split, "copies": flags.copies, "seed": SEED}
-            | settings
-        )
-    )
-    if is_done(flags.out, model.fingerprint, preprocessing):
+    if flags.inspect:
+        print(token_inspection.inspect(flags.inspect, model, flags.out))
+        return
+    num_hosts = flags.num_hosts or jax.process_count()
+    host_index = jax.process_index() if flags.host_index is None else flags.host_index
+    if not 0 <= host_index < num_hosts:
+        raise ValueError(f"--host-index {host_index} is not in [0, {num_hosts})")
+    location = _location(model, flags)
+    source = images.open_source(**location)
+    plan = make_plan(model, source, location, flags)
+    unfinished = tokens.begin(flags.out, plan)
+    if not unfinished and (flags.out / "metadata.json").exists():
         print(f"{flags.out} already holds these tokens")
         return
-    print(f"tokenizing {flags.copies} x {len(source)} images into {flags.out}")
-    made = tokenize(model, source, flags.copies, preprocessing)
-    made.save(flags.out)
-    rows, columns = made.grid
     print(
-        f"{len(made)} images of {rows}x{columns} tokens, "
-        f"{len(np.unique(made.tokens))} of {made.codebook_size} codes in use"
+        f"tokenizing {plan.copies} x {plan.num_images} images"
+        f"{' and their mirror images' if plan.flips else ''} into {flags.out}: "
+        f"{len(unfinished)} of {plan.num_shards} shards to do"
     )
+    times = tokenization.tokenize(
+        model,
+        source,
+        plan,
+        flags.out,
+        skip_errors=flags.on_error == "skip",
+        host_index=host_index,
+        num_hosts=num_hosts,
+    )
+    print(times)
+    if tokens.finish(flags.out, plan):
+        print(token_inspection.summary(flags.out))
+    else:
+        print(f"this host's shards are finished; {flags.out} is complete when the others' are")
 
 
 if __name__ == "__main__":

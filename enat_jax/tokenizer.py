@@ -113,18 +113,30 @@ class Tokenizer:
         return dataclasses.replace(found, params=jax.device_put(params))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(model, params, images):
+def to_float(images):
+    """uint8 images -> float32 in [0, 1], what the network takes."""
+    return images.astype(jnp.float32) / 255
+
+
+def to_uint8(images):
+    """The network's images, about [0, 1] -> uint8, clipped and rounded."""
+    return jnp.rint(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
+
+
+def encode(model, params, images):
+    """uint8 images [b, h, w, c] -> int32 tokens [b, l] in raster order; pure, to be jitted."""
     variables = {"params": params}
-    z = model.apply(variables, images.astype(jnp.float32) / 255, method="encode")
+    z = model.apply(variables, to_float(images), method="encode")
     ids, _ = model.apply(variables, z, method="quantize")
     return ids.reshape(ids.shape[0], -1)
 
 
+_encode = jax.jit(encode, static_argnums=0)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(model, params, grids):
-    images = model.apply({"params": params}, grids, method="decode_codes")
-    return jnp.rint(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
+    return to_uint8(model.apply({"params": params}, grids, method="decode_codes"))
 
 
 def _in_batches(function, rows):

@@ -21,6 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from enat_jax import checkpoint, cli, generator, metric_writer, model_files, sharding, tokenizer
+from enat_jax.data import loader
 from enat_jax.tasks import enat, vqgan
 
 TASKS = {"vqgan": vqgan, "enat": enat}
@@ -114,7 +115,8 @@ def train(config, workdir):
             donate_argnums=0,
         )
 
-    batches = task.batches(start)
+    put = functools.partial(sharding.global_batch, mesh=mesh)
+    batches = loader.prefetch(task.batches(start), put)
     recent = []
     with (
         checkpointer,
@@ -133,8 +135,7 @@ def train(config, workdir):
             if last:
                 break
             static, traced = task.shapes(step)
-            batch = sharding.global_batch(next(batches), mesh)
-            state, metrics = compiled(static)(state, batch, traced, key)
+            state, metrics = compiled(static)(state, next(batches), traced, key)
             recent.append(metrics)
             if (step + 1) % loop.log_every == 0 or step + 1 == loop.num_steps:
                 means = _means(recent)
@@ -238,7 +239,8 @@ def main(argv):
     del argv
     if _CONFIG.value is None or _WORKDIR.value is None:
         raise ValueError("give --config FILE and --workdir DIR; see --help")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name, level in (("absl", logging.ERROR), ("jax", logging.WARNING)):
+        logging.getLogger(name).setLevel(level)
     train(_CONFIG.value, _WORKDIR.value)
 
 

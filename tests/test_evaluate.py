@@ -3,9 +3,10 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 
 from enat_jax import evaluate, quality
-from enat_jax.data import images, tokens
+from enat_jax.data.digits import Digits
 
 GRID = 8
 CODES = 16
@@ -58,21 +59,23 @@ def real(labels, rng):
     return (pictures // 2 + noise).astype(np.uint8)
 
 
+def encoded(digits):
+    return tiny.token_set(
+        Tokenizer().encode(digits[0]),
+        digits[1],
+        codebook_size=CODES,
+        class_names=("0", "1"),
+        tokenizer=Tokenizer.fingerprint,
+    )
+
+
 @pytest.fixture(scope="module")
 def digits():
     rng = np.random.default_rng(0)
     training_labels, held_out_labels = np.arange(300) % 2, np.arange(100) % 2
     training = real(training_labels, rng), training_labels
     held_out = real(held_out_labels, rng), held_out_labels
-    token_set = tokens.TokenSet(
-        tokens=Tokenizer().encode(training[0]),
-        labels=training_labels.astype(np.int32),
-        grid=(GRID, GRID),
-        codebook_size=CODES,
-        class_names=("0", "1"),
-        tokenizer=Tokenizer.fingerprint,
-        preprocessing={},
-    )
+    token_set = encoded(training)
     return training, held_out, token_set
 
 
@@ -125,9 +128,9 @@ def test_the_control_has_the_marginals_and_only_those(digits):
     model = Tokenizer()
     labels = quality.balanced_labels(400, 2)
     drawn = quality.independent_tokens(
-        token_set.tokens, token_set.labels, labels, CODES, np.random.default_rng(0)
+        token_set.rows["tokens"], token_set.rows["label"], labels, CODES, np.random.default_rng(0)
     )
-    control, training_rebuilt = model.decode(drawn), model.decode(token_set.tokens)
+    control, training_rebuilt = model.decode(drawn), model.decode(token_set.rows["tokens"])
     np.testing.assert_allclose(control.mean(axis=0), training_rebuilt.mean(axis=0), atol=8)
     row_sums = training_rebuilt[training[1] == 0].mean(axis=(2, 3)).max(axis=1)
     control_sums = control[labels == 0].mean(axis=(2, 3)).max(axis=1)
@@ -206,7 +209,7 @@ def test_masked_scores_average_tokens_and_orders():
 def program(digits, tmp_path, monkeypatch):
     """Runs `main` on the made-up digits; returns the files it wrote."""
     training, held_out, token_set = digits
-    token_set.save(tmp_path / "tokens")
+    tiny.write_tokens(tmp_path / "tokens", token_set)
     loaded = []
 
     class Loader:
@@ -244,20 +247,15 @@ def test_program_writes_and_prints_the_tables(program, capsys):
 
 
 def test_program_takes_held_out_tokens_of_the_held_out_digits_only(program, digits, tmp_path):
-    _, held_out, token_set = digits
-    held_out_set = dataclasses.replace(
-        token_set,
-        tokens=Tokenizer().encode(held_out[0]),
-        labels=held_out[1].astype(np.int32),
-    )
-    held_out_set.save(tmp_path / "held_out")
+    _, held_out, _ = digits
+    tiny.write_tokens(tmp_path / "held_out", encoded(held_out))
     program("--heldout-tokens", str(tmp_path / "held_out"))
     with pytest.raises(ValueError, match="not of the held-out digits"):
         program("--heldout-tokens", str(tmp_path / "tokens"))
 
 
 def test_program_refuses_tokens_of_another_tokenizer(program, digits, tmp_path):
-    dataclasses.replace(digits[2], tokenizer="another").save(tmp_path / "foreign")
+    tiny.write_tokens(tmp_path / "foreign", dataclasses.replace(digits[2], tokenizer="another"))
     with pytest.raises(ValueError, match="another tokenizer"):
         program("--tokens", str(tmp_path / "foreign"))
 
@@ -269,24 +267,19 @@ def test_program_explains_compare(program, entry):
 
 
 def test_real_digits_are_prepared_as_the_training_tokens_were(digits):
-    token_set = dataclasses.replace(
-        digits[2],
-        preprocessing={
-            **{"source": "digits", "split": "train", "copies": 4, "seed": 0},
-            **{"size": 16, "rotation": 10.0},
-        },
-    )
+    identity = Digits(split="train", size=16, rotation=10.0).identity()
+    token_set = dataclasses.replace(digits[2], preprocessing={"source": identity})
     pictures, labels = evaluate._digits("test", token_set)
-    source = images.Digits(split="test", size=16)
+    source = Digits(split="test", size=16)
     np.testing.assert_array_equal(labels, source.labels)
     plain = source.gather(np.arange(len(source)))["images"]  # no rotation: not augmented
     np.testing.assert_array_equal(pictures, plain)
 
 
 @pytest.mark.parametrize(
-    "preprocessing", [{}, {"source": "digits", "split": "test"}, {"source": "faces"}]
+    "source", [None, {"source": "digits", "split": "test"}, {"source": "files", "split": "train"}]
 )
-def test_only_training_tokens_of_digits_will_do(digits, preprocessing):
-    token_set = dataclasses.replace(digits[2], preprocessing=preprocessing)
+def test_only_training_tokens_of_digits_will_do(digits, source):
+    token_set = dataclasses.replace(digits[2], preprocessing={"source": source})
     with pytest.raises(ValueError, match="--split train"):
         evaluate._digits("test", token_set)

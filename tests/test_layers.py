@@ -15,11 +15,14 @@ LAYERS = {
     "maths": ["reveal", "losses", "fid", "quality", "costs"],
     "networks": ["models"],
     "services": ["data", "sharding", "optim", "checkpoint", "metric_writer", "model_files"],
-    "algorithm": ["train_state", "tokenizer", "tasks", "sampling", "timing"],
+    "algorithm": [
+        *["train_state", "tokenizer", "tokenization", "token_inspection", "tasks", "sampling"],
+        *["timing", "loader_timing"],
+    ],
     "product": ["generator"],
     "programs": [
         *["cli", "train", "sample", "tokenize_images", "evaluate"],
-        *["import_torch", "benchmark"],
+        *["import_torch", "benchmark", "prepare"],
     ],
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}

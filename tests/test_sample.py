@@ -117,6 +117,30 @@ def test_labels(text, labels):
     assert sample.parse_labels(text, tiny.CLASSES) == labels
 
 
+IMAGENET = ("tabby, tabby cat", "tiger cat", "crane (bird)", "maillot", "maillot, tank suit")
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("tabby cat", [0]),
+        ("Tabby", [0]),
+        ("tiger_cat,tank suit, 2", [1, 4, 2]),
+        ("tabby, tabby cat", [0]),  # the whole name, not two labels
+        ("maillot", [3]),  # a name goes before a part of another
+    ],
+)
+def test_any_name_of_a_class_will_do(text, labels):
+    assert sample.parse_labels(text, IMAGENET) == labels
+
+
+def test_a_name_of_two_classes_is_refused():
+    with pytest.raises(ValueError, match=r"may be 0 \(cat, pet\) or 1 \(dog, pet\)"):
+        sample.parse_labels("pet", ("cat, pet", "dog, pet"))
+    with pytest.raises(ValueError, match="did you mean 'tabby cat'"):
+        sample.parse_labels("tabby cta", IMAGENET)
+
+
 def test_a_name_goes_before_a_number():
     assert sample.parse_labels("7,1", ("7", "3")) == [0, 1]
 

@@ -1,5 +1,6 @@
 """The training program: resuming exactly, refusing what does not fit, what a run leaves behind."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+import tiny
 
 from enat_jax import sharding, tokenizer, train
 from enat_jax.data import tokens
@@ -66,15 +68,14 @@ def data(tmp_path_factory):
     codec = tokenizer.Tokenizer(model, params, (8, 8))
     codec.save(root / "tokenizer")
     labels = np.random.default_rng(0).integers(0, 3, 50)
-    tokens.TokenSet(
-        tokens=labels[:, None] + np.arange(16) % 4,
-        labels=labels,
-        grid=(4, 4),
+    made = tiny.token_set(
+        labels[:, None] + np.arange(16) % 4,
+        labels,
         codebook_size=20,
         class_names=("a", "b", "c"),
         tokenizer=codec.fingerprint,
-        preprocessing={},
-    ).save(root / "tokens")
+    )
+    tiny.write_tokens(root / "tokens", made)
     return root
 
 
@@ -147,9 +148,9 @@ def test_a_run_is_not_continued_with_another_config(data, finished, change, mess
     [
         ({"train.batch_size": 9}, "batch_size=9 is not divisible by 8 devices"),
         ({"train.num_steps": 0}, "train.num_steps=0"),
-        ({"model.num_tokens": 9}, "4x4 tokens an image, model.num_tokens=9"),
-        ({"model.codebook_size": 21}, "a codebook of 20, model.codebook_size=21"),
-        ({"model.num_classes": 10}, "3 classes, model.num_classes=10"),
+        ({"model.num_tokens": 9}, "num_tokens=16, but model.num_tokens=9"),
+        ({"model.codebook_size": 21}, "codebook_size=20, but model.codebook_size=21"),
+        ({"model.num_classes": 10}, "num_classes=3, but model.num_classes=10"),
         ({"model.kind": "gan"}, "model.kind='gan' is unknown"),
         ({"model.reuse": False}, "reuse_probability=0.5 needs a model that reuses"),
         ({"data.tokens": "nowhere"}, "no token set in nowhere"),
@@ -176,13 +177,58 @@ def test_unknown_keys_are_named(data, tmp_path):
 
 
 def test_tokens_of_another_tokenizer_are_refused(data, tmp_path):
-    foreign = tokens.TokenSet.open(data / "tokens")
-    tokens.TokenSet(
-        foreign.tokens, foreign.labels, foreign.grid, 20, foreign.class_names, "0" * 64, {}
-    ).save(tmp_path / "foreign")
+    foreign = dataclasses.replace(tokens.TokenSet.open(data / "tokens"), tokenizer="0" * 64)
+    tiny.write_tokens(tmp_path / "foreign", foreign)
     config = small_config(data, **{"data.tokens": str(tmp_path / "foreign")})
     with pytest.raises(ValueError, match="was not made by the tokenizer"):
         train.train(config, tmp_path / "run")
+
+
+def test_sizes_may_be_left_to_the_tokens(data):
+    config = small_config(data)
+    given = enat_task.make(config).model
+    for name in ("num_tokens", "codebook_size", "num_classes"):
+        config.model[name] = None
+    assert enat_task.make(config).model == given
+
+
+def test_tokens_in_memory_are_the_same(data):
+    config = small_config(data)
+    on_disk = next(enat_task.make(config).batches(3))
+    config.data.in_memory = True
+    np.testing.assert_equal(next(enat_task.make(config).batches(3)), on_disk)
+
+
+def test_a_feature_file_of_the_reference_is_trained_on(data, tmp_path):
+    """The same batches as from a token set, and what does not fit the config is refused."""
+    rows = tokens.TokenSet.open(data / "tokens").gather(np.arange(50))
+    features = np.concatenate([rows["labels"][:, None], rows["tokens"]], axis=1).astype(np.int64)
+    np.save(tmp_path / "train.npy", features)
+    config = small_config(data)
+    expected = next(enat_task.make(config).batches(0))
+    config.data.tokens = str(tmp_path / "train.npy")
+    np.testing.assert_equal(next(enat_task.make(config).batches(0)), expected)
+    assert enat_task.make(config).tokens.class_names == ("0", "1", "2")
+    features[7, 3] = 20
+    np.save(tmp_path / "train.npy", features)
+    with pytest.raises(ValueError, match=r"train\.npy: token 2 of row 7 is 20"):
+        for batch, _ in zip(enat_task.make(config).batches(0), range(10), strict=False):
+            assert batch["tokens"].max() < 20
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"grid": (2, 8)}, r"a grid of \(2, 8\) .* the tokenizer in .*\(4, 4\)"),
+        ({"class_names": ("a", "b", "x")}, "has other classes than"),
+    ],
+)
+def test_tokens_that_do_not_fit_are_refused(data, tmp_path, change, message):
+    foreign = dataclasses.replace(tokens.TokenSet.open(data / "tokens"), **change)
+    tiny.write_tokens(tmp_path / "foreign", foreign)
+    config = small_config(data, **{"data.held_out_tokens": str(tmp_path / "foreign")})
+    with pytest.raises(ValueError, match=message):
+        enat_task.make(config)
 
 
 def test_eight_devices_train_like_one(data):

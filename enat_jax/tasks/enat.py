@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from enat_jax import costs, losses, optim, reveal, sampling, tokenizer, train_state
-from enat_jax.data import loader, tokens
+from enat_jax.data import imagenet, loader, tokens
 from enat_jax.models import enat, nat
 
 MODELS = {"enat": enat.ENAT, "nat": nat.NAT}
@@ -51,14 +51,24 @@ class Data:
     """Where the tokens are.
 
     Attributes:
-        tokens: directory of the token set to train on.
-        held_out_tokens: directory of the token set to evaluate on; None: no evaluation.
+        tokens: directory of the token set to train on, or a feature file (.npy) of the reference.
+        held_out_tokens: of what to evaluate on; None: no evaluation.
         tokenizer: directory of the tokenizer, for pictures and the finished model.
+        in_memory: whether to read the training tokens once and keep them, for slow disks.
     """
 
     tokens: str
     tokenizer: str
     held_out_tokens: str | None = None
+    in_memory: bool = False
+
+    def __post_init__(self):
+        for name in ("tokens", "tokenizer"):
+            if not getattr(self, name):
+                raise ValueError(
+                    f"data.{name} is not set: give --config.data.{name}=DIR, what "
+                    f"{'tokenize_images' if name == 'tokens' else 'train'} wrote"
+                )
 
 
 def step_loss(
@@ -218,7 +228,11 @@ class Task:
 
     def data_identity(self):
         """What must not change when a run is resumed, as JSON values."""
-        return {"tokenizer": self.tokens.tokenizer, "num_images": len(self.tokens)}
+        return {
+            "tokenizer": self.tokens.tokenizer,
+            "num_records": len(self.tokens),
+            "preprocessing": self.tokens.preprocessing,
+        }
 
     def shapes(self, step):
         """The windows of a step (static) and its counts (traced); the same on every host."""
@@ -269,7 +283,9 @@ class Task:
         if self.held_out is None:
             return
         l = self.model.num_tokens  # noqa: E741
-        rows = self.held_out.gather(np.arange(min(len(self.held_out), 1024)))
+        n = len(self.held_out)
+        # Evenly over the set, which is sorted by class.
+        rows = self.held_out.gather(np.linspace(0, n - 1, min(n, 1024)).astype(np.int64))
         order = random_order(jax.random.key(self.seed), rows["tokens"].shape)
         for part in (16, 4, 2):
             for share in {1 / part, 1 - 1 / part} - {1 - 1 / 16}:
@@ -303,25 +319,31 @@ def make(config):
         FileNotFoundError: the tokens or the tokenizer are not there.
         ValueError: settings, tokens and tokenizer do not fit together.
     """
+    training = Training(**config.training.to_dict())
+    data = Data(**config.data.to_dict())
+    codec = tokenizer.Tokenizer.load(data.tokenizer)
     settings = config.model.to_dict()
     kind = settings.pop("kind")
     if kind not in MODELS:
         raise ValueError(f"model.kind={kind!r} is unknown: one of {sorted(MODELS)}")
-    model = MODELS[kind](**settings)
+    token_set = _open(data.tokens, settings, codec)
+    held_out = _open(data.held_out_tokens, settings, codec) if data.held_out_tokens else None
+    model = MODELS[kind](**_sizes(token_set) | {k: v for k, v in settings.items() if v is not None})
     splits = reveal.SplitDistribution(**config.mask.to_dict())
     if splits.reuse_probability and not model.reuse:
         raise ValueError(
             f"mask.reuse_probability={splits.reuse_probability} needs a model that reuses "
             "features; set it to 0"
         )
-    training = Training(**config.training.to_dict())
-    data = Data(**config.data.to_dict())
-    token_set = tokens.TokenSet.open(data.tokens)
-    held_out = tokens.TokenSet.open(data.held_out_tokens) if data.held_out_tokens else None
-    codec = tokenizer.Tokenizer.load(data.tokenizer)
     for found, directory in ((token_set, data.tokens), (held_out, data.held_out_tokens)):
         if found is not None:
             _check_tokens(found, directory, model, codec, data.tokenizer)
+    # The names of a feature file of the reference, which has none, are made up.
+    named = held_out is not None and None not in (token_set.tokenizer, held_out.tokenizer)
+    if named and held_out.class_names != token_set.class_names:
+        raise ValueError(f"{data.held_out_tokens} has other classes than {data.tokens}")
+    if data.in_memory:
+        token_set = token_set.in_memory()
     cost = functools.partial(costs.training_cost, costs.dims_of(model))
     return Task(
         model=model,
@@ -338,24 +360,45 @@ def make(config):
     )
 
 
-def _check_tokens(token_set, directory, model, codec, tokenizer_directory):
+def _open(path, settings, codec):
+    """A token set, or a feature file of the reference, which says little of itself."""
+    if not str(path).endswith(".npy"):
+        return tokens.TokenSet.open(path)
+    num_classes = settings["num_classes"]
+    if num_classes is None:
+        raise ValueError(f"{path} does not say how many classes it has: set model.num_classes")
+    ilsvrc = num_classes == len(imagenet.NAMES)
+    names = imagenet.NAMES if ilsvrc else [str(i) for i in range(num_classes)]
+    return tokens.TokenSet.open_reference(path, codec.model.codebook_size, names)
+
+
+def _sizes(token_set):
+    """What the settings of a model may leave to its tokens."""
     rows, columns = token_set.grid
-    if rows * columns != model.num_tokens:
+    return {
+        "num_tokens": rows * columns,
+        "codebook_size": token_set.codebook_size,
+        "num_classes": len(token_set.class_names),
+    }
+
+
+def _check_tokens(token_set, directory, model, codec, tokenizer_directory):
+    for name, found in _sizes(token_set).items():
+        if found != getattr(model, name):
+            raise ValueError(
+                f"{directory} has {name}={found}, but model.{name}={getattr(model, name)}: name "
+                "other tokens or change the config"
+            )
+    if (token_set.codebook_size, token_set.grid) != (codec.model.codebook_size, tuple(codec.grid)):
         raise ValueError(
-            f"{directory} has {rows}x{columns} tokens an image, model.num_tokens={model.num_tokens}"
+            f"{directory} has a grid of {token_set.grid} and {token_set.codebook_size} codes, the "
+            f"tokenizer in {tokenizer_directory} {tuple(codec.grid)} and "
+            f"{codec.model.codebook_size}: name the tokenizer that made the tokens"
         )
-    if token_set.codebook_size != model.codebook_size:
+    # A feature file of the reference does not say which tokenizer made it.
+    if token_set.tokenizer not in (None, codec.fingerprint):
         raise ValueError(
-            f"{directory} has a codebook of {token_set.codebook_size}, "
-            f"model.codebook_size={model.codebook_size}"
-        )
-    if len(token_set.class_names) != model.num_classes:
-        raise ValueError(
-            f"{directory} has {len(token_set.class_names)} classes, "
-            f"model.num_classes={model.num_classes}"
-        )
-    if token_set.tokenizer != codec.fingerprint:
-        raise ValueError(
-            f"{directory} was not made by the tokenizer in {tokenizer_directory}: "
-            "make the tokens again or name the right tokenizer"
+            f"{directory} was not made by the tokenizer in {tokenizer_directory} (fingerprints "
+            f"{token_set.tokenizer[:12]}... and {codec.fingerprint[:12]}...): make the tokens "
+            "again or name the right tokenizer"
         )

@@ -9,6 +9,7 @@ rule gives every code its first place at step 0.
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +17,15 @@ import ml_collections
 import numpy as np
 import optax
 
-from enat_jax import optim, train_state
+from enat_jax import optim, tokenizer, train_state
 from enat_jax.data import images as image_sources
 from enat_jax.data import loader
 from enat_jax.models import vqgan
 
 Batch = dict[str, np.ndarray]
 Metrics = dict[str, jax.Array]
+
+EVALUATED = 2048  # held-out images, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +53,53 @@ class Loss:
 
 
 @dataclasses.dataclass(frozen=True)
+class Data:
+    """Where the images are; see `data.images.open_source`.
+
+    Attributes:
+        source: "digits", a folder, an archive or a TFDS data set.
+        settings: of the source, such as the `size` of its images.
+        train_split, held_out_split: of the source.
+        workers: processes that read and decode images; 0: threads of this one, which do as well
+            while the devices are busy elsewhere.
+    """
+
+    source: str
+    settings: Mapping[str, Any]
+    train_split: str = "train"
+    held_out_split: str = "test"
+    workers: int = 0
+
+    def __post_init__(self):
+        if not self.source:
+            raise ValueError(
+                "data.source is not set: give --config.data.source=, the path of a folder, .zip or "
+                ".tar of pictures, or tfds:NAME"
+            )
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any]) -> "Data":
+        """Of the section of a config, in which the source's settings stand beside the others."""
+        own = {f.name for f in dataclasses.fields(cls)} - {"settings"}
+        settings = {k: v for k, v in section.items() if k not in own}
+        return cls(settings=settings, **{k: v for k, v in section.items() if k in own})
+
+    def open(self, split: str) -> image_sources.Source:
+        return image_sources.open_source(self.source, split, **self.settings)
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """What `train` asks of a task; made by `make`."""
 
     model: vqgan.VQGAN
-    source: image_sources.Digits  # to train on, augmented
-    held_out: image_sources.Digits
+    source: image_sources.Source  # to train on, augmented
+    held_out: image_sources.Source
     optimizer: optax.GradientTransformation
     loss: Loss
     seed: int
     batch_size: int
+    workers: int = 0  # see `Data`
 
     def init(self, key: jax.Array) -> train_state.TrainState:
         """The state before step 0; pure, so it may be jitted or shaped by `eval_shape`.
@@ -87,11 +127,12 @@ class Task:
             start_step=start_step,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            workers=self.workers,
         )
 
     def data_identity(self) -> dict[str, object]:
         """What must not change when a run is resumed, as JSON values."""
-        return dataclasses.asdict(self.source)
+        return self.source.identity()
 
     def shapes(self, step: int) -> tuple[tuple, dict[str, np.ndarray]]:
         """Nothing changes its shape from step to step."""
@@ -109,7 +150,7 @@ class Task:
     ) -> tuple[train_state.TrainState, Metrics]:
         """One update; `key` is of this step alone. Metrics are float32 scalars."""
         del traced, static
-        images = to_float(batch["images"])
+        images = tokenizer.to_float(batch["images"])
         restart_key, noise_key = jax.random.split(key)
         params, usage, restarted = self._restart_dead_codes(state, images, restart_key)
         grads, (metrics, counts) = jax.grad(self._loss, has_aux=True)(params, images, noise_key)
@@ -190,8 +231,11 @@ class Task:
         """Held-out reconstruction errors (of pixels in [0, 1]) and the use of the codebook."""
         squared, absolute, pixels = 0.0, 0.0, 0
         counts = np.zeros(self.model.codebook_size)
-        for start in range(0, len(self.held_out), self.batch_size):
-            indices = np.arange(start, min(start + self.batch_size, len(self.held_out)))
+        n = len(self.held_out)
+        # Evenly over the images, which are sorted by class.
+        chosen = np.linspace(0, n - 1, min(n, EVALUATED)).astype(np.int64)
+        for start in range(0, len(chosen), self.batch_size):
+            indices = chosen[start : start + self.batch_size]
             originals = self.held_out.gather(indices)["images"]
             # The last batch is filled up so that one compiled shape serves them all.
             padded = np.resize(originals, (self.batch_size, *originals.shape[1:]))
@@ -211,21 +255,21 @@ class Task:
 
     def images(self, state: train_state.TrainState) -> Iterator[tuple[str, np.ndarray]]:
         """A uint8 picture [h, w, c]: rows of held-out originals above their reconstructions."""
-        columns, rows = min(8, self.batch_size, len(self.held_out)), 4
+        n, columns, rows = len(self.held_out), min(8, self.batch_size), 4
+        chosen = np.linspace(0, n - 1, rows * columns).astype(np.int64)
         pictures = []
-        for row in range(rows):
-            indices = np.arange(row * columns, (row + 1) * columns) % len(self.held_out)
+        for indices in np.split(chosen, rows):
             originals = self.held_out.gather(indices)["images"]
             padded = np.resize(originals, (self.batch_size, *originals.shape[1:]))
             reconstruction, _ = self._reconstruct(state.params, padded)
-            pictures += [originals, to_uint8(np.asarray(reconstruction)[:columns])]
+            pictures += [originals, np.asarray(tokenizer.to_uint8(reconstruction))[:columns]]
         yield "reconstructions", np.concatenate([np.concatenate(list(p), 1) for p in pictures], 0)
 
     @functools.cached_property
     def _reconstruct(self):
         def reconstruct(params: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
             variables = {"params": params}
-            z = self.model.apply(variables, to_float(images), method="encode")
+            z = self.model.apply(variables, tokenizer.to_float(images), method="encode")
             ids, codes = self.model.apply(variables, z, method="quantize")
             return self.model.apply(variables, codes, method="decode"), ids
 
@@ -245,16 +289,6 @@ def _swap_some(decoded: jax.Array, codes: jax.Array, share: float, key: jax.Arra
     return jnp.where(swap[..., None], others, decoded)
 
 
-def to_float(images: jax.Array) -> jax.Array:
-    """uint8 images -> float32 in [0, 1], what the network takes."""
-    return images.astype(jnp.float32) / 255
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """The network's images, about [0, 1] -> uint8, clipped and rounded."""
-    return np.rint(255 * np.clip(images, 0, 1)).astype(np.uint8)
-
-
 def count_codes(ids: jax.Array, codebook_size: int) -> jax.Array:
     """How many of the positions of `ids` [...] each code wins, float32 [v]."""
     return jnp.zeros((codebook_size,), jnp.float32).at[ids.ravel()].add(1.0)
@@ -269,9 +303,11 @@ def code_statistics(counts: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def make(config: ml_collections.ConfigDict) -> Task:
     """The task of a config; raises ValueError, TypeError for settings that do not fit together."""
-    data = config.data.to_dict()
-    source = image_sources.open_source(split="train", **data)
-    held_out = image_sources.open_source(split="test", **data)
+    data = Data.of(config.data.to_dict())
+    source, held_out = data.open(data.train_split), data.open(data.held_out_split)
+    for images, split in ((source, data.train_split), (held_out, data.held_out_split)):
+        if not len(images):
+            raise ValueError(f"the split {split!r} of {data.source} has no images")
     model = vqgan.VQGAN(**config.model.to_dict())
     height, width, channels = source.image_shape
     side = model.downsampling
@@ -296,4 +332,5 @@ def make(config: ml_collections.ConfigDict) -> Task:
         loss=loss,
         seed=config.seed,
         batch_size=batch_size,
+        workers=data.workers,
     )

@@ -1,0 +1,72 @@
+"""ENAT on tokens of one's own pictures; how many tokens, codes and classes, the tokens say.
+
+    python -m enat_jax.tokenize_images --model runs/mine/tokenizer/model --source pictures.zip \\
+        --out runs/mine/tokens
+    python -m enat_jax.train --config configs/images.py --workdir runs/mine/enat \\
+        --config.data.tokens=runs/mine/tokens --config.data.tokenizer=runs/mine/tokenizer/model
+
+The transformer is ENAT-S of the paper, trained as the paper's on ImageNet but with a batch for a
+single GPU and a learning rate scaled to it. Not trained to the end here.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.task = "enat"
+    config.seed = 0
+    config.model = {
+        "kind": "enat",
+        "num_tokens": None,  # as the tokens have it, as the next two
+        "codebook_size": None,
+        "num_classes": None,
+        "width": 366,  # ENAT-S: paper Table 7
+        "num_heads": 6,
+        "encoder_layers": 15,
+        "decoder_layers": 1,
+        "dropout": 0.1,  # reference
+        "dtype": "bfloat16",
+    }
+    config.data = {
+        "tokens": "",
+        "held_out_tokens": None,
+        "tokenizer": "",
+        "in_memory": False,
+    }
+    config.mask = {
+        "mask_ratio": "beta",  # r ~ Beta(12, 3); reference
+        "alpha": 12.0,
+        "beta": 3.0,
+        "min_visible": 1,  # reference
+        "reuse_probability": 0.5,  # paper Section 4.2
+    }
+    config.training = {
+        "label_smoothing": 0.1,  # reference
+        "label_drop": 0.235,  # reference, see enat_l_imagenet256.py
+        "ema_decay": 0.9999,  # reference
+        "max_shapes": 16,
+    }
+    config.sampler = {
+        "num_steps": 8,  # paper
+        "guidance_scale": 2.5,  # reference
+        "token_temperature": 6.0,  # reference
+        "mask_temperature": 1.5,  # reference
+        "num_segments": 8,
+    }
+    config.optimizer = {
+        "learning_rate": 2e-4,  # paper: 4e-4 at a batch of 2048
+        "warmup_steps": 5000,  # reference
+        "schedule": "constant",  # reference
+        "b1": 0.9,
+        "b2": 0.99,  # reference
+        "weight_decay": 0.03,  # reference
+    }
+    config.train = {
+        "batch_size": 256,
+        "num_steps": 200_000,
+        "log_every": 100,
+        "eval_every": 10_000,
+        "save_every": 2000,
+    }
+    return config

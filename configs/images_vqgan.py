@@ -1,0 +1,59 @@
+"""A tokenizer for one's own pictures: 256x256 pixels to 16x16 tokens out of 1024 codes.
+
+    python -m enat_jax.train --config configs/images_vqgan.py --workdir runs/mine/tokenizer \\
+        --config.data.source=pictures.zip
+
+The source is a folder or an archive of pictures, in class folders or not, or tfds:NAME. With data
+like ImageNet's a released tokenizer does better than training one: this is a quarter of MaskGIT's
+width, sized for a single GPU, and its loss knows no perceptual or adversarial term, so
+reconstructions are soft. A smaller picture needs fewer levels: 128 pixels with
+--config.data.size=128 give 8x8 tokens. Not trained to the end here: learning rate and steps are
+those of MaskGIT's release, scaled to the batch.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.task = "vqgan"
+    config.seed = 0
+    config.model = {
+        "channels": 32,
+        "channel_multipliers": (1, 1, 2, 2, 4),  # MaskGIT: 16 pixels a token
+        "num_res_blocks": 1,
+        "embed_dim": 64,
+        "codebook_size": 1024,
+        "num_groups": 8,
+        "image_channels": 3,
+    }
+    config.data = {
+        "source": "",
+        "size": 256,  # pixels
+        "held_out": 0.05,  # share of the pictures kept for evaluation, if no folder is called test
+        "crop_area": (0.8, 1.0),  # share of the picture that a crop takes
+        "flip": True,  # mirrored half of the time
+        "workers": 0,  # processes that decode; 0: threads
+    }
+    config.optimizer = {
+        "learning_rate": 4e-4,
+        "warmup_steps": 500,
+        "schedule": "cosine",
+        "b1": 0.9,
+        "b2": 0.99,
+        "weight_decay": 0.0,
+    }
+    config.loss = {
+        "reconstruction": "l1",
+        "restart_every": 100,
+        "restart_until": 20_000,
+        "code_noise": 0.0,
+    }
+    config.train = {
+        "batch_size": 32,
+        "num_steps": 50_000,
+        "log_every": 100,
+        "eval_every": 5000,
+        "save_every": 1000,
+    }
+    return config
