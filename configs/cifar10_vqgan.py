@@ -8,6 +8,7 @@ has been prepared as array_record.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -24,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
         "image_channels": 3,
     }
     config.data = {
-        "source": "",
+        "source": config_dict.placeholder(str),  # give it on the command line
         "size": 32,  # pixels
         "held_out": 0.02,  # share of the pictures kept for evaluation
         "crop_area": (0.8, 1.0),

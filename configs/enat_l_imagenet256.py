@@ -9,6 +9,7 @@ Sources: "paper" is arXiv 2411.06959, "reference" the authors' PyTorch release.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 # Paper Table 7.
 SIZES = {
@@ -38,7 +39,7 @@ def get_config(size: str = "L") -> ml_collections.ConfigDict:
     }
     config.data = {
         "tokens": "data/imagenet256_tokens",  # centre crops and flips; reference
-        "held_out_tokens": None,
+        "held_out_tokens": config_dict.placeholder(str),
         "tokenizer": "models/vqgan_imagenet256",
     }
     config.mask = {

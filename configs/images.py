@@ -10,6 +10,7 @@ single GPU and a learning rate scaled to it. Not trained to the end here.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -18,9 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
     config.model = {
         "kind": "enat",
-        "num_tokens": None,  # as the tokens have it, as the next two
-        "codebook_size": None,
-        "num_classes": None,
+        "num_tokens": config_dict.placeholder(int),  # as the tokens have it; so the next two
+        "codebook_size": config_dict.placeholder(int),
+        "num_classes": config_dict.placeholder(int),
         "width": 366,  # ENAT-S: paper Table 7
         "num_heads": 6,
         "encoder_layers": 15,
@@ -29,9 +30,9 @@ def get_config() -> ml_collections.ConfigDict:
         "dtype": "bfloat16",
     }
     config.data = {
-        "tokens": "",
-        "held_out_tokens": None,
-        "tokenizer": "",
+        "tokens": config_dict.placeholder(str),  # give both on the command line
+        "held_out_tokens": config_dict.placeholder(str),
+        "tokenizer": config_dict.placeholder(str),
         "in_memory": False,
     }
     config.mask = {

@@ -12,6 +12,7 @@ those of MaskGIT's release, scaled to the batch.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -28,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
         "image_channels": 3,
     }
     config.data = {
-        "source": "",
+        "source": config_dict.placeholder(str),  # give it on the command line
         "size": 256,  # pixels
         "held_out": 0.05,  # share of the pictures kept for evaluation, if no folder is called test
         "crop_area": (0.8, 1.0),  # share of the picture that a crop takes

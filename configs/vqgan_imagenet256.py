@@ -9,6 +9,7 @@ Sources: "MaskGIT" is arXiv:2202.04200 and its release, "VQ-VAE" arXiv:1711.0093
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -27,6 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.data = {
         "source": "tfds:imagenet2012",  # see enat_jax.prepare
+        "data_dir": config_dict.placeholder(str),  # of TFDS; its default: ~/tensorflow_datasets
         "held_out_split": "validation",
         "size": 256,  # pixels
     }

@@ -47,13 +47,15 @@ def summary(directory: str | os.PathLike) -> str:
     counts, names = np.array(metadata["class_counts"]), metadata["class_names"]
     low, high = counts.argmin(), counts.argmax()
     skipped = metadata["skipped"]
+    balance = f"from {counts[low]} records ({names[low]}) to {counts[high]} ({names[high]})"
+    if counts[low] == counts[high]:
+        balance = f"{counts[low]} records each"
     copies = f", {metadata['copies']} copies each" if metadata["copies"] > 1 else ""
     mirrored = ", with mirror images" if metadata["flips"] else ""
     lines = [
         f"{metadata['num_records']} records of {rows}x{columns} tokens ({metadata['token_dtype']}) "
         f"from {metadata['num_images']} images{copies}{mirrored}",
-        f"{len(names)} classes, from {counts[low]} records ({names[low]}) to {counts[high]} "
-        f"({names[high]})",
+        f"{len(names)} classes, {balance}",
         f"{use.used} of {use.size} codes in use, perplexity {use.perplexity:.1f}",
     ]
     if ignored := metadata["preprocessing"].get("ignored_files"):

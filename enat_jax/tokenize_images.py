@@ -6,8 +6,8 @@
 
 Start the same command again to go on with an interrupted one. Several hosts that share DIR take
 every n-th shard each: give them `--num-hosts N` and `--host-index 0` to N-1. The result is the
-same byte for byte. Settings of the source are those that the tokenizer was trained with, as its
-directory says, but for what `--set` changes.
+same byte for byte. A source of the kind that the tokenizer was trained on, files, TFDS or digits,
+has the settings of its training, the share held out too, but for what `--set` changes.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def _location(model: tokenizer.Tokenizer, flags: argparse.Namespace) -> dict[str
     """Arguments of `images.open_source`."""
     trained_with = model.provenance.get("config", {}).get("data")
     trained_with = vqgan.Data.of(trained_with) if trained_with else None
-    if trained_with is not None and trained_with.source == flags.source:
+    if trained_with is not None and _kind(trained_with.source) == _kind(flags.source):
         settings = dict(trained_with.settings)
     elif flags.source == "digits":
         settings = {}
@@ -73,6 +73,10 @@ def _location(model: tokenizer.Tokenizer, flags: argparse.Namespace) -> dict[str
             raise ValueError(f"the tokenizer takes {height}x{width} pixels, which is no square")
         settings = {"size": height, "channels": model.model.image_channels}
     return {"source": flags.source, "split": flags.split} | settings | dict(flags.set)
+
+
+def _kind(source: str) -> str:
+    return "tfds" if source.startswith("tfds:") else "digits" if source == "digits" else "files"
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -156,6 +160,8 @@ def main(arguments: list[str]) -> None:
     if not unfinished and (flags.out / "metadata.json").exists():
         print(f"{flags.out} already holds these tokens")
         return
+    settings = {k: v for k, v in location.items() if k not in ("source", "split")}
+    print(f"{flags.source}, {flags.split}: {', '.join(f'{k}={v}' for k, v in settings.items())}")
     print(
         f"tokenizing {plan.copies} x {plan.num_images} images"
         f"{' and their mirror images' if plan.flips else ''} into {flags.out}: "

@@ -57,11 +57,11 @@ stage "[2/6] Training the tokenizer, images to 64 tokens and back: about a minut
   "$dir/tokenizer/model/tokenizer.json" \
   enat_jax.train --config configs/digits_vqgan.py --workdir "$dir/tokenizer"
 stage "[3/6] Tokens of the training digits, each in 20 versions: about half a minute." \
-  "$dir/tokens" \
+  "$dir/tokens/metadata.json" \
   enat_jax.tokenize_images --model "$dir/tokenizer/model" --source digits --split train \
   --copies 20 --out "$dir/tokens"
 stage "      Tokens of the held-out digits: some seconds." \
-  "$dir/tokens_held_out" \
+  "$dir/tokens_held_out/metadata.json" \
   enat_jax.tokenize_images --model "$dir/tokenizer/model" --source digits --split test \
   --copies 1 --out "$dir/tokens_held_out"
 train enat digits "[4/6] Training ENAT to predict masked tokens: four or five minutes." \

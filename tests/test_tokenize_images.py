@@ -1,5 +1,6 @@
 """The program: a set is made once, continued when it was interrupted, and mistakes are one line."""
 
+import json
 import os
 import pathlib
 import random
@@ -75,6 +76,23 @@ def test_a_folder_of_pictures(model, tmp_path, capsys):
     assert tokens.read_metadata(tmp_path / "plain")["num_records"] == 40
     out = capsys.readouterr().out
     assert "40 images and their mirror images" in out and "images/s; waited" in out
+
+
+def test_files_are_read_as_the_tokenizer_was_trained(tmp_path, capsys):
+    """Also in another place: what was held out from the tokenizer stays held out."""
+    made = tiny.make_tokenizer()
+    data = {"source": "/elsewhere/pictures.zip", "size": 8, "channels": 1, "held_out": 0.4}
+    provenance = {"config": {"data": data | {"train_split": "train", "workers": 0}}}
+    tokenizer.Tokenizer(made.model, made.params, (8, 8), provenance).save(tmp_path / "model")
+    source = write_pictures(tmp_path / "pictures")
+    seen = {}
+    for split in ("train", "test"):
+        run(tmp_path / "model", "--source", source, "--split", split, "--out", tmp_path / split)
+        shard = json.loads((tmp_path / split / "00000-of-00001.json").read_text())
+        seen[split] = set(shard["keys"])
+    assert len(seen["train"]) + len(seen["test"]) == 40 and not seen["train"] & seen["test"]
+    assert 4 < len(seen["test"]) < 30
+    assert f"{source}, train: channels=1, held_out=0.4, size=8" in capsys.readouterr().out
 
 
 def test_hosts_share_a_set(model, tmp_path, capsys):

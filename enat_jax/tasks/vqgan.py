@@ -79,9 +79,12 @@ class Data:
 
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> "Data":
-        """Of the section of a config, in which the source's settings stand beside the others."""
+        """Of the section of a config, in which the source's settings stand beside the others.
+
+        A setting of None is one that was not given.
+        """
         own = {f.name for f in dataclasses.fields(cls)} - {"settings"}
-        settings = {k: v for k, v in section.items() if k not in own}
+        settings = {k: v for k, v in section.items() if k not in own and v is not None}
         return cls(settings=settings, **{k: v for k, v in section.items() if k in own})
 
     def open(self, split: str) -> image_sources.Source:
