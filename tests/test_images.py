@@ -101,7 +101,7 @@ def test_the_identity_is_that_of_the_pictures_not_of_their_place(folder):
     assert here == {
         **{"source": "files", "split": "all", "classes": "first", "held_out": 0.0},
         **{"size": 8, "channels": 3, "crop_area": [0.8, 1.0], "crop_ratio": [0.75, 1.3333]},
-        **{"flip": True, "num_images": 9},
+        **{"flip": True, "num_images": 9, "plain_crop": pictures.PLAIN_CROP},
     }
     for kind in ("zip", "tar"):
         packed = images.open_source(str(pack(folder, kind)), "all", size=8)

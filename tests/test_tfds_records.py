@@ -118,7 +118,7 @@ def test_what_decides_the_images(data_dir):
         **{"source": "tfds:shades/1.2.0", "split": "train", "num_examples": 12},
         **{"image_key": "image", "label_key": "label"},
         **{"size": 8, "channels": 3, "crop_area": [0.8, 1.0], "crop_ratio": [0.75, 1.3333]},
-        "flip": True,
+        **{"flip": True, "plain_crop": pictures.PLAIN_CROP},
     }
 
 

@@ -87,6 +87,15 @@ def test_metadata_say_what_is_in_it(tmp_path):
     assert shard["keys"] == ["4.png", "5.png", "6.png", "7.png"]
 
 
+def test_records_lead_back_to_their_images(tmp_path):
+    plan = dataclasses.replace(PLAN, copies=3, batch_size=1)  # images across shards of 4 items
+    directory = make(tmp_path / "set", plan)
+    keys = tokens.image_keys(directory)
+    assert keys == [f"{i}.png" for i in range(10)]
+    last = tokens.TokenSet.open(directory).rows[np.array([59])]
+    assert keys[last["image"][0]] == "9.png"
+
+
 def test_the_bytes_depend_neither_on_the_order_nor_on_interruptions(tmp_path, monkeypatch):
     whole = content(make(tmp_path / "whole"))
     assert content(make(tmp_path / "backwards", backwards=True)) == whole

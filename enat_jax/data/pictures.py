@@ -22,6 +22,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")  # in any case
 MAX_PIXELS = 89_478_485  # a quarter of a GiB of RGB
 MAX_BYTES = 64 * 2**20  # of an encoded picture
+PLAIN_CROP = "centre, halved by a box filter, then bicubic (ADM)"  # for people
 MODES = {1: "L", 3: "RGB"}  # by number of channels
 
 
@@ -83,7 +84,8 @@ class Framing:
     def identity(self) -> dict[str, object]:
         """The settings as JSON values."""
         settings = dataclasses.asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+        return {"plain_crop": PLAIN_CROP, **settings}
 
     def pixels(self, data: bytes, seed: int | None = None) -> np.ndarray:
         """uint8 [size, size, channels] of an encoded picture; `seed` decides the augmentation.

@@ -305,6 +305,18 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
     return metadata
 
 
+def image_keys(directory: str | os.PathLike) -> list[str]:
+    """What a finished set's images are called in their source, by the `image` of its records."""
+    directory = pathlib.Path(directory)
+    metadata = read_metadata(directory)
+    keys: dict[int, str] = {}
+    for shard in range(len(metadata["shards"])):
+        path = directory / f"{shard:05d}-of-{len(metadata['shards']):05d}.json"
+        description = _read_json(path)
+        keys |= dict(enumerate(description["keys"], description["first_image"]))
+    return [keys[image] for image in range(metadata["num_images"])]
+
+
 _TEMPORARY = re.compile(r"\.(.+)\.\d+\.unfinished")
 
 
