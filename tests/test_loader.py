@@ -4,8 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+import tiny
+from PIL import Image
 
-from enat_jax.data import loader
+from enat_jax.data import images, loader, tokens
 
 
 class Echo:
@@ -108,3 +110,24 @@ def test_a_batch_may_be_larger_than_the_data():
 def test_what_cannot_be_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         take(1, **settings)
+
+
+def test_token_sets_and_images_are_read_by_workers(tmp_path):
+    """Whatever they hold open is opened again in the worker, and the batches are the same."""
+    codes = np.random.default_rng(0).integers(0, 8, (20, 4))
+    made = tiny.token_set(
+        codes, np.arange(20) % 3, codebook_size=8, class_names="abc", tokenizer="1234"
+    )
+    token_set = tokens.TokenSet.open(tiny.write_tokens(tmp_path / "tokens", made))
+    for i in range(20):
+        pixels = np.random.default_rng(i).integers(0, 256, (9, 9, 3), np.uint8)
+        (tmp_path / "pictures" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / str(i % 2) / f"{i}.png")
+    pictures = images.open_source(str(tmp_path / "pictures"), "train", size=8)
+    for source in (token_set, pictures):
+        streams = [
+            loader.train_batches(source.gather, 20, 8, seed=0, workers=workers)
+            for workers in (0, 1)
+        ]
+        for threaded, remote, _ in zip(*streams, range(4), strict=False):
+            np.testing.assert_equal(remote, threaded)

@@ -357,10 +357,15 @@ def _same_plan(directory: pathlib.Path, found: Any, wanted: dict[str, Any]) -> N
         name = different[0]
         raise ValueError(
             f"{directory} holds or has begun another token set: its {name} is "
-            f"{found.get(name)!r}, now it would be {wanted.get(name)!r}"
+            f"{_short(found.get(name))}, now it would be {_short(wanted.get(name))}"
             f"{f', and {len(different) - 1} more differ' if different[1:] else ''}; "
             "remove it or choose another directory"
         )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
