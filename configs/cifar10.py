@@ -46,6 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
         "label_drop": 0.1,
         "ema_decay": 0.995,
         "max_shapes": 4,
+        "words_from_codebook": True,  # without it the loss stayed at the marginals for 1,000 steps
     }
     config.sampler = {
         "num_steps": 8,
@@ -55,7 +56,7 @@ def get_config() -> ml_collections.ConfigDict:
         "num_segments": 2,
     }
     config.optimizer = {
-        "learning_rate": 2e-3,
+        "learning_rate": 3e-3,
         "warmup_steps": 200,
         "schedule": "cosine",
         "b1": 0.9,

@@ -41,7 +41,7 @@ def run(main, argv=None):
         message = _message(error)
         if message is None or show_all:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)  # one line, always
         code = MISTAKE
     sys.exit(code)
 

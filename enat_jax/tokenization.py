@@ -86,9 +86,14 @@ def tokenize(
                 waiting.append((items, encode(batch)))
                 if len(waiting) > 1:
                     collect()
-        finally:  # what the devices have done is not lost to an image that cannot be read
+        except pictures.UnreadableImage:
+            # What the devices have done is not lost to it. After another error it is: a batch may
+            # have been added in part.
             while waiting:
                 collect()
+            raise
+        while waiting:
+            collect()
     times.total = time.perf_counter() - begun
     return times
 
@@ -214,12 +219,15 @@ class _Shards:
     def _write(self, shard: int) -> None:
         start = time.perf_counter()
         rows = self._rows.pop(shard, None) or [np.zeros(0, self._plan.dtype)]
+        keys, items = self._keys.pop(shard), self._plan.items(shard)
+        if len(keys) != items[-1] // self._plan.copies - items[0] // self._plan.copies + 1:
+            raise RuntimeError(f"images of shard {shard} were lost")  # never a silent gap
         tokens.write_shard(
             self._directory,
             self._plan,
             shard,
             np.concatenate(rows),
-            list(self._keys.pop(shard).values()),
+            list(keys.values()),
             list(self._skipped.pop(shard, {}).values()),
         )
         self._times.writing += time.perf_counter() - start

@@ -13,6 +13,7 @@ has the settings of its training, the share held out too, but for what `--set` c
 import argparse
 import json
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from enat_jax.data import images, tokens
 from enat_jax.tasks import vqgan
 
 PIXELS = 1 << 20  # of one call of the tokenizer on one device
+MOST = 10**9  # of what is counted on the command line
 
 
 def make_plan(
@@ -72,11 +74,56 @@ def _location(model: tokenizer.Tokenizer, flags: argparse.Namespace) -> dict[str
         if height != width:
             raise ValueError(f"the tokenizer takes {height}x{width} pixels, which is no square")
         settings = {"size": height, "channels": model.model.image_channels}
+    if twice := {"source", "split"} & dict(flags.set).keys():
+        raise ValueError(f"--set {min(twice)}=... is an option of its own: --{min(twice)}")
     return {"source": flags.source, "split": flags.split} | settings | dict(flags.set)
 
 
 def _kind(source: str) -> str:
     return "tfds" if source.startswith("tfds:") else "digits" if source == "digits" else "files"
+
+
+def _refuse_within(out: pathlib.Path, source: str) -> None:
+    folder = pathlib.Path(source).expanduser()
+    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"--out {out} lies within --source {source}, where it would be listed with the "
+            "pictures: choose a directory outside"
+        )
+
+
+def _tokenize(
+    model: tokenizer.Tokenizer,
+    source: images.Source,
+    plan: tokens.Plan,
+    flags: argparse.Namespace,
+    host_index: int,
+    num_hosts: int,
+) -> tokenization.Times:
+    """`tokenization.tokenize`, whose errors are told with the flags that help."""
+    try:
+        return tokenization.tokenize(
+            model,
+            source,
+            plan,
+            flags.out,
+            skip_errors=flags.on_error == "skip",
+            host_index=host_index,
+            num_hosts=num_hosts,
+        )
+    except images.UnreadableImage as error:
+        advice = (
+            "start again with --on-error skip to leave it out, or mend it (then everything is made "
+            "anew in another directory)"
+        )
+        raise images.UnreadableImage(error.key, f"{error.reason}; {advice}") from error
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise ValueError(
+                f"{plan.batch_size} images a device do not fit into memory: choose a smaller "
+                "--batch-size and another --out"
+            ) from error
+        raise
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -90,8 +137,8 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    if not text.isdecimal() or not 1 <= int(text[:20]) <= MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST:,}")
     return int(text)
 
 
@@ -145,6 +192,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> None:
     flags = _parser().parse_args(arguments)
+    if hasattr(sys.stdout, "reconfigure"):  # what a notebook puts in its place has none
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
     model = tokenizer.Tokenizer.load(flags.model)
     if flags.inspect:
         print(token_inspection.inspect(flags.inspect, model, flags.out))
@@ -153,11 +202,13 @@ def main(arguments: list[str]) -> None:
     host_index = jax.process_index() if flags.host_index is None else flags.host_index
     if not 0 <= host_index < num_hosts:
         raise ValueError(f"--host-index {host_index} is not in [0, {num_hosts})")
+    _refuse_within(flags.out, flags.source)
     location = _location(model, flags)
     source = images.open_source(**location)
     plan = make_plan(model, source, location, flags)
     unfinished = tokens.begin(flags.out, plan)
     if not unfinished and (flags.out / "metadata.json").exists():
+        tokens.finish(flags.out, plan)  # reads all of it: what is damaged does not count as made
         print(f"{flags.out} already holds these tokens")
         return
     settings = {k: v for k, v in location.items() if k not in ("source", "split")}
@@ -167,15 +218,7 @@ def main(arguments: list[str]) -> None:
         f"{' and their mirror images' if plan.flips else ''} into {flags.out}: "
         f"{len(unfinished)} of {plan.num_shards} shards to do"
     )
-    times = tokenization.tokenize(
-        model,
-        source,
-        plan,
-        flags.out,
-        skip_errors=flags.on_error == "skip",
-        host_index=host_index,
-        num_hosts=num_hosts,
-    )
+    times = _tokenize(model, source, plan, flags, host_index, num_hosts)
     print(times)
     if tokens.finish(flags.out, plan):
         print(token_inspection.summary(flags.out))

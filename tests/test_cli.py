@@ -47,6 +47,7 @@ def test_arguments_are_those_of_the_process(capsys, monkeypatch):
         (FileNotFoundError(2, "No such file or directory", "x"), "No such file or directory: x"),
         (PermissionError(13, "Permission denied", "y"), "Permission denied: y"),
         (NotADirectoryError(20, "Not a directory", "z"), "Not a directory: z"),
+        (ValueError("two\nlines"), "two lines"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, error, line):

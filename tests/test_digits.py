@@ -115,3 +115,17 @@ def test_digits_can_be_sent_to_a_worker():
 def test_a_setting_out_of_range_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         digits.Digits(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *[{"size": size} for size in (7, 8.0, "8", [8])],
+        *[{"fill": 0}, {"rotation": "10"}, {"shift": float("nan")}, {"shear": True}],
+        *[{"threshold": 0.5}, {"threshold": (0.5, 0.1)}, {"threshold": "ab"}],
+    ],
+)
+def test_settings_that_make_no_sense_are_named(settings):
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"^{name}="):
+        digits.Digits("train", **settings)

@@ -192,6 +192,26 @@ def test_sizes_may_be_left_to_the_tokens(data):
     assert enat_task.make(config).model == given
 
 
+def test_words_may_start_from_the_codebook(data):
+    """As a projection of the codes: alike where they are alike; all else starts as it does."""
+    config = small_config(data)
+    plain = enat_task.make(config)
+    config.training.words_from_codebook = True
+    task = enat_task.make(config)
+    usual, found = (jax.jit(t.init)(jax.random.key(0)).params for t in (plain, task))
+    words = np.asarray(found["embed"]["word"])
+    assert np.linalg.matrix_rank(words[:20], tol=1e-4) == 4  # dimensions of a code
+    assert np.linalg.matrix_rank(usual["embed"]["word"][:20], tol=1e-4) == 16
+    assert words[:20].std() == pytest.approx(task.model.word_std, rel=0.4)
+    codes = np.asarray(task.tokenizer.params["codebook"])
+    codes = (codes - codes.mean(0)) / codes.std(0)
+    fitted = codes @ np.linalg.lstsq(codes, words[:20], rcond=None)[0]
+    np.testing.assert_allclose(fitted, words[:20], atol=1e-5)
+    np.testing.assert_array_equal(words[20], usual["embed"]["word"][20])  # of a masked token
+    usual["embed"]["word"] = found["embed"]["word"]
+    chex.assert_trees_all_equal(found, usual)
+
+
 def test_tokens_in_memory_are_the_same(data):
     config = small_config(data)
     on_disk = next(enat_task.make(config).batches(3))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import numbers
 
 import numpy as np
 from scipy import ndimage
@@ -41,8 +42,17 @@ class Digits:
     def __post_init__(self):
         if self.split not in SPLITS:
             raise ValueError(f"split={self.split!r} is unknown: choose one of {SPLITS}")
-        if self.size < 8:
-            raise ValueError(f"size={self.size} is smaller than the digits, 8x8 pixels")
+        if type(self.size) is not int or self.size < 8:
+            raise ValueError(f"size={self.size!r} is not a whole number of at least 8 pixels")
+        for name in ("fill", "rotation", "scale", "shear", "shift"):
+            value = getattr(self, name)
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or value <= 0 and name == "fill":
+                raise ValueError(f"{name}={value!r} is not a number that makes sense here")
+        ends = self.threshold
+        pair = isinstance(ends, (tuple, list)) and len(ends) == 2
+        if not pair or not all(isinstance(v, numbers.Real) for v in ends) or not ends[0] < ends[1]:
+            raise ValueError(f"threshold={ends!r} must be two numbers, the lower one first")
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -223,6 +223,8 @@ def _held_out(keys: Sequence[str], share: float) -> np.ndarray:
 
 def read_names(path: str | os.PathLike, folders: Sequence[str]) -> tuple[str, ...]:
     """The names that a file of lines `FOLDER<TAB>NAME` gives to `folders`; see `arrange`."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"class_names={path!r} is not the path of a file")
     try:
         lines = pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

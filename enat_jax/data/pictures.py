@@ -35,7 +35,9 @@ class UnreadableImage(ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.reason}"
+        # A name may hold line breaks, and signs that turn the rest of the line round.
+        key = "".join(c if c.isprintable() else repr(c)[1:-1] for c in self.key)
+        return f"{key}: {self.reason}"
 
 
 class Example(NamedTuple):
@@ -64,16 +66,18 @@ class Framing:
     def __post_init__(self):
         if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
             raise ValueError(f"size={self.size!r} is not a whole number of pixels of at least 1")
-        if self.channels not in MODES:
+        if type(self.channels) is not int or self.channels not in MODES:
             raise ValueError(f"channels={self.channels!r} is neither 1 (grey) nor 3 (RGB)")
         if not isinstance(self.flip, bool):
             raise ValueError(f"flip={self.flip!r} is neither True nor False")
-        for name, most in (("crop_area", 1.0), ("crop_ratio", math.inf)):
+        for name, least, most in (("crop_area", 0.0, 1.0), ("crop_ratio", 1e-3, 1e3)):
             value = getattr(self, name)
-            if not _is_range(value) or not 0 < value[0] <= value[1] <= most:
-                limit = f" and at most {most:g}" if most < math.inf else ""
+            if not _is_range(value) or not (
+                0 < value[0] <= value[1] and least <= value[0] and value[1] <= most
+            ):
                 raise ValueError(
-                    f"{name}={value!r} must be two numbers, the lower one first, above 0{limit}"
+                    f"{name}={value!r} must be two numbers, the lower one first, above 0, "
+                    f"within {least:g} to {most:g}"
                 )
             object.__setattr__(self, name, tuple(map(float, value)))  # from JSON it is a list
 

@@ -87,7 +87,8 @@ def _is_litter(key: str) -> bool:
 class Folder:
     """The files below a folder; links to folders are followed, but not round in circles.
 
-    Raises OSError if the folder or one within it cannot be listed.
+    Raises OSError if the folder or one within it cannot be listed; so does `read` if the folder is
+    not there any more, as on a network disk that is cut off.
     """
 
     packed = False
@@ -120,6 +121,8 @@ class Folder:
                     raise UnreadableImage(key, "has changed since the folder was listed")
                 return file.read()
         except OSError as error:
+            if not os.path.isdir(self._root):  # no fault of a picture, and none to skip
+                raise OSError(error.errno, "the folder of pictures is gone", self._root) from error
             raise UnreadableImage(key, f"cannot be read ({error.strerror})") from error
 
 

@@ -40,12 +40,15 @@ def npy_header(path: pathlib.Path) -> tuple[int, np.dtype, int]:
                 version, np.lib.format.read_array_header_2_0
             )
             shape, fortran, found = read(file)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{path} is not a .npy file ({error})") from error
+            row = np.dtype((found, shape[1:]))
+        except Exception as error:  # numpy reads a damaged header as Python, which fails anyhow
+            raise ValueError(
+                f"{path} is not a .npy file, or its header is damaged "
+                f"({' '.join(str(error).split())})"
+            ) from error
         if fortran or not shape or found.hasobject:
             raise ValueError(f"{path} holds {found} {shape}, which are no rows of records")
         start, size = file.tell(), os.fstat(file.fileno()).st_size
-    row = np.dtype((found, shape[1:]))
     if size != start + shape[0] * row.itemsize:
         raise ValueError(
             f"{path} has {size} bytes instead of {start + shape[0] * row.itemsize}: it is cut off"
@@ -61,14 +64,14 @@ class Files:
     """
 
     def __init__(self, paths: Sequence[pathlib.Path], lengths: Sequence[int], record: np.dtype):
-        self._paths = [pathlib.Path(p) for p in paths]
+        self.paths = [pathlib.Path(p) for p in paths]
         self._lengths = np.asarray(lengths, np.int64)
         self._record = record
         self._ends = np.cumsum(self._lengths)
         self._descriptors: list[int] = []
         weakref.finalize(self, _close, self._descriptors)
         starts = []
-        for path, length in zip(self._paths, lengths, strict=True):
+        for path, length in zip(self.paths, lengths, strict=True):
             found_length, found, start = npy_header(path)
             if (found_length, found) != (length, record):
                 raise ValueError(f"{path} holds {found_length} {found}, not {length} {record}")
@@ -94,12 +97,12 @@ class Files:
         for i in np.lexsort((rows, files)).tolist():
             row = view[i * size : (i + 1) * size]
             if os.preadv(descriptors[i], [row], positions[i]) != size:
-                raise ValueError(f"{self._paths[files[i]]} was cut off while it was in use")
+                raise ValueError(f"{self.paths[files[i]]} was cut off while it was in use")
         return out
 
     def __getstate__(self):
         # File descriptors do not travel; Grain's workers open their own.
-        return self._paths, self._lengths.tolist(), self._record
+        return self.paths, self._lengths.tolist(), self._record
 
     def __setstate__(self, state):
         self.__init__(*state)
@@ -118,6 +121,8 @@ class Reference:
                 f"{path} holds rows of {row}: a feature file of the reference is int64 "
                 "[n, 1 + tokens], rows of a label and its tokens"
             )
+        if not length:
+            raise ValueError(f"{path} has no rows")
         self._path = path
         self._rows = Files([path], [length], row)
         self._codebook_size = codebook_size

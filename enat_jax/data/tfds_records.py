@@ -45,12 +45,22 @@ class Records:
     ):
         import tensorflow_datasets as tfds  # slow to import
 
+        texts = {"image_key": image_key, "label_key": label_key, "data_dir": data_dir or ""}
+        for name, value in texts.items():
+            if not isinstance(value, (str, os.PathLike)):
+                raise ValueError(f"{name}={value!r} is not a text")
         if data_dir:
             data_dir = os.path.abspath(os.path.expanduser(data_dir))
         settings = {"data_dir": data_dir, "image_key": image_key, "label_key": label_key}
         self._arguments = functools.partial(Records, source, split, framing, **settings)
         self._directory = _find(source, data_dir)
-        self._builder = tfds.builder_from_directory(self._directory)
+        try:
+            self._builder = tfds.builder_from_directory(self._directory)
+        except Exception as error:  # of TFDS and of protocol buffers, whatever damage they find
+            raise ValueError(
+                f"the description of the data set in {self._directory} is damaged "
+                f"({' '.join(str(error).split())}): copy it again or prepare it again"
+            ) from error
         self._split, self._framing = split, framing
         self._image_key, self._label_key = image_key, label_key
         features = self._builder.info.features

@@ -15,21 +15,21 @@ that share the directory. Nothing in it depends on when, where or by how many it
 import dataclasses
 import hashlib
 import importlib.metadata
+import io
 import json
 import math
 import os
 import pathlib
 import platform
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from enat_jax.data import records
+from enat_jax.data import plans, records, whole_files
 
-FORMAT = "enat_jax tokens 2"
+FORMAT = "enat_jax tokens 3"
 MAX_SHARDS = 128  # open files; macOS lets a process have 256
 MIN_ITEMS = 256  # of a shard, or small sets would be crumbs
 MADE_BY = "python -m enat_jax.tokenize_images"
@@ -115,7 +115,8 @@ class Plan:
         values = {"format": FORMAT} | dataclasses.asdict(self)
         values["shard_items"] = self.items_per_shard
         values["versions"] = library_versions()
-        return json.loads(json.dumps(values))
+        values = json.loads(json.dumps(values))
+        return values | {"digest": plans.digest(values)}
 
 
 def begin(directory: str | os.PathLike, plan: Plan) -> list[int]:
@@ -128,16 +129,12 @@ def begin(directory: str | os.PathLike, plan: Plan) -> list[int]:
     directory = pathlib.Path(directory)
     path = directory / "plan.json"
     wanted = plan.description()
-    if path.exists():
-        _same_plan(directory, _read_json(path), wanted)
-    else:
-        # A process that was killed while it wrote the plan leaves no more than a temporary file.
-        if directory.is_dir() and all(_TEMPORARY.fullmatch(p.name) for p in directory.iterdir()):
-            pass
-        elif directory.exists():
-            raise ValueError(f"{directory} exists and is no token set: choose another directory")
+    if not path.exists():
+        _refuse_other_files(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        _write(path, _json(wanted))
+        whole_files.write(path, whole_files.json_bytes(wanted))
+    # Even of its own plan: another process may have begun at the same moment.
+    _read_plan(directory, wanted)
     return [s for s in range(plan.num_shards) if not plan.path(directory, s, ".json").exists()]
 
 
@@ -155,52 +152,80 @@ def write_shard(
     content = records.npy_bytes(rows.astype(plan.dtype, copy=False))
     items = plan.items(shard)
     description = {
+        "plan": plan.description()["digest"],
         "num_records": len(rows),
         "sha256": hashlib.sha256(content).hexdigest(),
         "first_image": items[0] // plan.copies,
         "keys": list(keys),
         "skipped": list(skipped),
     }
-    _write(plan.path(directory, shard, ".npy"), content)
-    _write(plan.path(directory, shard, ".json"), _json(description, indent=None))
+    whole_files.write(plan.path(directory, shard, ".npy"), content)
+    whole_files.write(
+        plan.path(directory, shard, ".json"), whole_files.json_bytes(description, indent=None)
+    )
 
 
 def finish(directory: str | os.PathLike, plan: Plan) -> bool:
     """Writes `metadata.json` if all shards are finished; whether they are.
 
     Any process may call it, at any time and again: it always writes the same.
-    Raises ValueError if no image could be read.
+    Raises ValueError if no image could be read, or if a file is damaged or of another set.
     """
     directory = pathlib.Path(directory)
+    begun = _read_plan(directory, plan.description())
     lengths, skipped = [], {}
     counts = np.zeros(len(plan.class_names), np.int64)
     for shard in range(plan.num_shards):
         path = plan.path(directory, shard, ".json")
         if not path.exists():
             return False
-        description = _read_json(path)
+        description, rows = read_shard(path, begun)
         lengths.append(description["num_records"])
         # An image whose copies lie in two shards is skipped once.
         skipped |= {s["image"]: s for s in description["skipped"]}
-        rows = np.load(plan.path(directory, shard, ".npy"), allow_pickle=False)
         counts += np.bincount(rows["label"], minlength=len(counts))
     if not sum(lengths):
         raise ValueError(
             f"none of the {plan.num_images} images could be read: {directory} is empty"
         )
     # Of the plan as it was begun: byte for byte the same, whoever finishes it.
-    metadata = _read_json(directory / "plan.json") | {
+    metadata = begun | {
         "num_records": sum(lengths),
         "shards": lengths,
         "token_dtype": plan.dtype["tokens"].base.name,
         "class_counts": counts.tolist(),
         "skipped": [skipped[i] for i in sorted(skipped)],
     }
+    path, content = directory / "metadata.json", whole_files.json_bytes(metadata)
+    if not path.exists() or path.read_bytes() != content:
+        whole_files.write(path, content)
     for path in directory.iterdir():
-        if _TEMPORARY.fullmatch(path.name):
+        if whole_files.is_unfinished(path):
             path.unlink(missing_ok=True)  # of a process that was killed
-    _write(directory / "metadata.json", _json(metadata))
     return True
+
+
+def read_shard(path: pathlib.Path, plan: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+    """What the file `path`, .json, says of a finished shard, and the records beside it.
+
+    `plan` is what plan.json or metadata.json says.
+    Raises ValueError if a byte of the records is wrong, or if the shard is of another set.
+    """
+    again = f"remove {path.name} and start {MADE_BY} again, it makes these records anew"
+    names = ("plan", "sha256", "num_records", "first_image", "keys", "skipped")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        digest, sha256, num_records, first, *_ = (description[name] for name in names)
+        place = plan["digest"], int(path.name[:5]) * plan["shard_items"] // plan["copies"]
+        content = path.with_suffix(".npy").read_bytes()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or stands alone ({error}): {again}") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{path.with_suffix('.npy')} is damaged: {again}")
+    rows = np.load(io.BytesIO(content), allow_pickle=False)
+    if (digest, first) != place or num_records != len(rows):
+        raise ValueError(f"{path} is of another token set, or of another place: {again}")
+    return description, rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -225,9 +250,16 @@ class TokenSet:
         """{"tokens": int32 [b, l], "labels": int32 [b]} of `indices` in [0, n).
 
         `seeds` is what every source of the loader takes; tokens have no use for it.
+        Raises ValueError for records that are damaged so that they could not be trained on.
         """
         del seeds
         rows = self.rows[np.asarray(indices, np.int64)]
+        for name, limit in (("tokens", self.codebook_size), ("label", len(self.class_names))):
+            if rows[name].size and not 0 <= rows[name].min() <= rows[name].max() < limit:
+                raise ValueError(
+                    f"a record of the token set has {name} outside of [0, {limit}), it is damaged: "
+                    f"{MADE_BY} --inspect says which file"
+                )
         return {"tokens": rows["tokens"].astype(np.int32), "labels": rows["label"].astype(np.int32)}
 
     def in_memory(self) -> "TokenSet":
@@ -247,6 +279,8 @@ class TokenSet:
             grid = tuple(metadata["grid"])
             lengths = metadata["shards"]
             paths = [directory / f"{i:05d}-of-{len(lengths):05d}.npy" for i in range(len(lengths))]
+            if not lengths or not all(n >= 0 for n in lengths) or not sum(lengths):
+                raise ValueError("it has no records")
             dtype = records.dtype(grid[0] * grid[1], metadata["codebook_size"])
             return cls(
                 rows=records.Files(paths, lengths, dtype),
@@ -256,7 +290,7 @@ class TokenSet:
                 tokenizer=metadata["tokenizer"],
                 preprocessing=metadata["preprocessing"],
             )
-        except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+        except (OSError, EOFError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"the token set in {directory} is damaged ({error}): remove it and make it again "
                 f"with {MADE_BY}"
@@ -299,9 +333,11 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
         raise FileNotFoundError(
             f"there is no token set in {directory} (no metadata.json): make one with {MADE_BY}"
         )
-    metadata = _read_json(path)
+    metadata = whole_files.read_json(path, f"start {MADE_BY} again, it writes this file anew")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ValueError(f"{path} does not say {FORMAT!r}: make the token set again with {MADE_BY}")
+    if missing := {"shards", "class_counts", "skipped"} - metadata.keys():
+        raise ValueError(f"{path} lacks {min(missing)!r}: start {MADE_BY} again, it writes it anew")
     return metadata
 
 
@@ -312,67 +348,35 @@ def image_keys(directory: str | os.PathLike) -> list[str]:
     keys: dict[int, str] = {}
     for shard in range(len(metadata["shards"])):
         path = directory / f"{shard:05d}-of-{len(metadata['shards']):05d}.json"
-        description = _read_json(path)
+        description, _ = read_shard(path, metadata)
         keys |= dict(enumerate(description["keys"], description["first_image"]))
     return [keys[image] for image in range(metadata["num_images"])]
 
 
-_TEMPORARY = re.compile(r"\.(.+)\.\d+\.unfinished")
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    """Whole or not at all, even if the machine stops; several processes may write the same."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk does not say whose
-        raise
-
-
-def _json(values: Any, indent: int | None = 2) -> bytes:
-    return (json.dumps(values, indent=indent, ensure_ascii=False) + "\n").encode()
-
-
-def _read_json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): is this a token set?") from error
-
-
-def _same_plan(directory: pathlib.Path, found: Any, wanted: dict[str, Any]) -> None:
+def _read_plan(directory: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """What plan.json says; raises ValueError if it is not what is `wanted`."""
+    found = whole_files.read_json(directory / "plan.json", f"remove {directory} and start again")
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError(f"{directory} holds no token set of ours: choose another directory")
-    found, wanted = _flat(found), _flat(wanted)
-    names = [name for name in wanted | found if not name.startswith("location.")]
-    different = [name for name in names if found.get(name) != wanted.get(name)]
-    if different:
-        name = different[0]
+    plans.refuse_others(directory, found, wanted)
+    return found
+
+
+def _refuse_other_files(directory: pathlib.Path) -> None:
+    """Raises ValueError if there is anything that no beginning of a token set leaves behind."""
+    try:
+        # A process that was killed leaves a temporary file; another may write its plan just now.
+        others = [
+            p
+            for p in directory.iterdir()
+            if p.name != "plan.json" and not whole_files.is_unfinished(p)
+        ]
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        others = [directory]
+    if others:
         raise ValueError(
-            f"{directory} holds or has begun another token set: its {name} is "
-            f"{_short(found.get(name))}, now it would be {_short(wanted.get(name))}"
-            f"{f', and {len(different) - 1} more differ' if different[1:] else ''}; "
-            "remove it or choose another directory"
+            f"{directory} exists and is no token set: choose another directory (it holds "
+            f"{min(others).name!r}, but no plan.json)"
         )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            out |= _flat(value, f"{prefix}{name}.")
-        else:
-            out[prefix + name] = value
-    return out

@@ -6,6 +6,7 @@ hold them are padded to a bucket's static sizes, the counts themselves stay trac
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 
 import jax
@@ -30,12 +31,16 @@ class Training:
             and 0.1, which is 0.235 in all.
         ema_decay: of the parameters' moving average, which starts at the initial parameters.
         max_shapes: compiled window shapes; more pad less and compile longer.
+        words_from_codebook: whether the table of word embeddings starts as a random projection of
+            the tokenizer's codebook, so that codes that look alike begin alike. The reference
+            starts from noise, which a short run spends most of its steps on sorting.
     """
 
     label_smoothing: float = 0.1
     label_drop: float = 0.235
     ema_decay: float = 0.9999
     max_shapes: int = 40
+    words_from_codebook: bool = False
 
     def __post_init__(self):
         for name in ("label_smoothing", "label_drop", "ema_decay"):
@@ -205,6 +210,8 @@ class Task:
         """The state before step 0; pure."""
         ids = jnp.zeros((1, self.model.num_tokens), jnp.int32)
         params = self.model.init(key, ids, jnp.zeros((1,), jnp.int32))["params"]
+        if self.training.words_from_codebook:
+            params = _with_words(params, self.tokenizer.params["codebook"], self.model, key)
         return train_state.TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -310,6 +317,16 @@ class Task:
         pictures = self.tokenizer.decode(codes)
         rows = pictures.reshape(classes, 10, *pictures.shape[1:])
         yield "samples", np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
+
+
+def _with_words(params, codebook, model, key):
+    """Parameters whose word embeddings are a random projection of ``codebook`` [v, e]."""
+    codes = jnp.asarray(codebook, jnp.float32)
+    codes = (codes - codes.mean(0)) / (codes.std(0) + 1e-6)
+    projection = jax.random.normal(jax.random.fold_in(key, 1), (codes.shape[1], model.width))
+    words = model.word_std * codes @ projection / math.sqrt(codes.shape[1])
+    table = params["embed"]["word"].at[: model.codebook_size].set(words)
+    return {**params, "embed": {**params["embed"], "word": table}}
 
 
 def make(config):
