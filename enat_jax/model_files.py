@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 
 import numpy as np
+
+from enat_jax.data import whole_files
 
 
 def settings_of(module):
@@ -21,12 +22,11 @@ def settings_from(values):
 
 
 def write_json(path, values):
-    """Write JSON by way of a temporary name, so that the file is never seen half-written."""
+    """Write JSON, whole or not at all; parents are created."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-    temporary.replace(path)
+    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
+    whole_files.write(path, text.encode())
 
 
 def read_json(path, expected_format, advice):

@@ -29,6 +29,7 @@ SECTIONS = {
     "vqgan": {"model", "data", "loss", "optimizer", "train", "sharding"},
     "enat": {"model", "data", "mask", "training", "sampler", "optimizer", "train", "sharding"},
 }
+AHEAD = 3  # steps that are dispatched before the first of them must be done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +138,9 @@ def train(config, workdir):
             static, traced = task.shapes(step)
             state, metrics = compiled(static)(state, next(batches), traced, key)
             recent.append(metrics)
+            # Dispatch runs ahead of the devices; too far, and progress would not be what it says.
+            if len(recent) >= AHEAD:
+                jax.block_until_ready(recent[-AHEAD])
             if (step + 1) % loop.log_every == 0 or step + 1 == loop.num_steps:
                 means = _means(recent)
                 recent.clear()
