@@ -214,11 +214,10 @@ def _loader(options):
     with tempfile.TemporaryDirectory(dir=options.dir) as directory:
         directory = pathlib.Path(directory)
         for num_records in options.records:
-            made = loader_timing.make_tokens(
-                directory / str(num_records), num_records, options.tokens
-            )
+            path = directory / str(num_records)
+            made = loader_timing.make_tokens(path, num_records, options.tokens)
             result["rows"].append(
-                loader_timing.measure_loader(made, options.batch, options.repeats, options.workers)
+                loader_timing.measure_loader(path, options.batch, options.repeats, options.workers)
             )
         if options.compare:
             result["formats"] = loader_timing.compare_formats(

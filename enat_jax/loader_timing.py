@@ -1,7 +1,9 @@
 """The loader and its file format, timed on records of random tokens."""
 
+import concurrent.futures
 import dataclasses
 import itertools
+import multiprocessing
 import pathlib
 import resource
 import statistics
@@ -53,7 +55,7 @@ class LoaderMeasurement:
         num_records: of the set.
         num_bytes: of its record files.
         rates: examples per second, one entry a repeat.
-        memory: MiB of this process while it read: the resident set, the most since its start.
+        memory: MiB, the largest resident set of the process that read and did nothing else.
     """
 
     num_records: int
@@ -68,14 +70,27 @@ class LoaderMeasurement:
 
 
 def measure_loader(
-    token_set: tokens.TokenSet, batch_size: int, repeats: int, workers: int = 0
+    directory: pathlib.Path, batch_size: int, repeats: int, workers: int = 0
 ) -> LoaderMeasurement:
-    """Shuffled batches of a token set, as training gets them, on the host."""
+    """Shuffled batches of the token set in `directory`, as training gets them, on the host.
+
+    In a process of its own: its memory is that of reading alone.
+    """
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        arguments = directory, batch_size, repeats, workers, LEAST_SECONDS
+        return pool.submit(_measure, *arguments).result()
+
+
+def _measure(
+    directory: pathlib.Path, batch_size: int, repeats: int, workers: int, seconds: float
+) -> LoaderMeasurement:
+    token_set = tokens.TokenSet.open(directory)
     batches = loader.train_batches(
         token_set.gather, len(token_set), batch_size, seed=0, workers=workers
     )
     next(batches)  # what is read ahead must not count as read in no time
-    rates = tuple(_rate(batches, batch_size) for _ in range(repeats))
+    rates = tuple(_rate(batches, batch_size, seconds) for _ in range(repeats))
     record = records.dtype(token_set.grid[0] * token_set.grid[1], token_set.codebook_size)
     return LoaderMeasurement(len(token_set), len(token_set) * record.itemsize, rates, peak_mib())
 
@@ -114,7 +129,7 @@ def compare_formats(
     }
     rates = {name: [] for name in readers}
     for name in itertools.chain.from_iterable([readers] * repeats):
-        rates[name].append(_rate(readers[name], batch_size))
+        rates[name].append(_rate(readers[name], batch_size, LEAST_SECONDS))
     return {name: tuple(found) for name, found in rates.items()}
 
 
@@ -126,9 +141,10 @@ def _from_maps(maps: list[np.ndarray], indices: np.ndarray) -> np.ndarray:
     return out
 
 
-def _rate(batches: Iterator[object], batch_size: int) -> float:
+def _rate(batches: Iterator[object], batch_size: int, least: float) -> float:
+    """Examples per second, over at least that many seconds."""
     start, count = time.perf_counter(), 0
-    while (seconds := time.perf_counter() - start) < LEAST_SECONDS:
+    while (seconds := time.perf_counter() - start) < least:
         next(batches)
         count += batch_size
     return count / seconds
@@ -136,5 +152,9 @@ def _rate(batches: Iterator[object], batch_size: int) -> float:
 
 def peak_mib() -> float:
     """Largest resident set of this process so far, in MiB."""
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():  # what getrusage says begins with that of the process that started it
+        (line,) = [x for x in status.read_text().splitlines() if x.startswith("VmHWM:")]
+        return int(line.split()[1]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
