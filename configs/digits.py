@@ -51,7 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
     # broken strokes, and more steps than 8 did not help.
     config.sampler = {
         "num_steps": 8,
-        "guidance_scale": 0.75,
+        "guidance_scale": 1.15,
         "token_temperature": 2.75,
         "mask_temperature": 25.0,
         "num_segments": 2,

@@ -64,7 +64,7 @@ stage "      Tokens of the held-out digits: some seconds." \
   "$dir/tokens_held_out/metadata.json" \
   enat_jax.tokenize_images --model "$dir/tokenizer/model" --source digits --split test \
   --copies 1 --out "$dir/tokens_held_out"
-train enat digits "[4/6] Training ENAT to predict masked tokens: four or five minutes." \
+train enat digits "[4/6] Training ENAT to predict masked tokens: four minutes." \
   "$dir/enat/model/model.json"
 stage "[5/6] Drawing ten digits of each class: some seconds." "$dir/samples/grid.png" \
   enat_jax.sample --model "$dir/enat/model" --labels all --num 10 --out "$dir/samples"
@@ -74,7 +74,7 @@ models=()
 if [[ -n "$compare" ]]; then
   evaluation=$dir/comparison
   for name in nat disentangled; do
-    train "$name" "digits_$name" "      Training the $name baseline: four or five minutes." \
+    train "$name" "digits_$name" "      Training the $name baseline: four minutes." \
       "$dir/$name/model/model.json"
     models+=(--compare "$name=$dir/$name/model")
   done
