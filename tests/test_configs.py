@@ -10,6 +10,7 @@ import pytest
 from enat_jax import optim, reveal, sampling, sharding, train
 from enat_jax.models import vqgan
 from enat_jax.tasks import enat as enat_task
+from enat_jax.tasks import token_data
 from enat_jax.tasks import vqgan as vqgan_task
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -53,7 +54,7 @@ def test_config_builds(path):
     sampler = sampling.Settings(**config.sampler.to_dict())
     enat_task.Training(**config.training.to_dict())
     # Configs for one's own data leave to the command line where they are, and sizes to the data.
-    enat_task.Data(**config.data.to_dict() | {"tokens": "a", "tokenizer": "b"})
+    token_data.Data(**config.data.to_dict() | {"tokens": "a", "tokenizer": "b"})
     sizes = {"num_tokens": 256, "codebook_size": 1024, "num_classes": 3}
     settings |= {name: size for name, size in sizes.items() if settings[name] is None}
     splits = reveal.SplitDistribution(**config.mask.to_dict())

@@ -15,8 +15,9 @@ import numpy as np
 import optax
 
 from enat_jax import costs, losses, optim, reveal, sampling, tokenizer, train_state
-from enat_jax.data import imagenet, loader, tokens
+from enat_jax.data import loader, tokens
 from enat_jax.models import enat, nat
+from enat_jax.tasks import token_data
 
 MODELS = {"enat": enat.ENAT, "nat": nat.NAT}
 
@@ -49,31 +50,6 @@ class Training:
                 raise ValueError(f"{name}={value!r} must lie in [0, 1)")
         if self.max_shapes < 1:
             raise ValueError(f"max_shapes={self.max_shapes!r} must be at least 1")
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """Where the tokens are.
-
-    Attributes:
-        tokens: directory of the token set to train on, or a feature file (.npy) of the reference.
-        held_out_tokens: of what to evaluate on; None: no evaluation.
-        tokenizer: directory of the tokenizer, for pictures and the finished model.
-        in_memory: whether to read the training tokens once and keep them, for slow disks.
-    """
-
-    tokens: str
-    tokenizer: str
-    held_out_tokens: str | None = None
-    in_memory: bool = False
-
-    def __post_init__(self):
-        for name in ("tokens", "tokenizer"):
-            if not getattr(self, name):
-                raise ValueError(
-                    f"data.{name} is not set: give --config.data.{name}=DIR, what "
-                    f"{'tokenize_images' if name == 'tokens' else 'train'} wrote"
-                )
 
 
 def step_loss(
@@ -337,15 +313,21 @@ def make(config):
         ValueError: settings, tokens and tokenizer do not fit together.
     """
     training = Training(**config.training.to_dict())
-    data = Data(**config.data.to_dict())
+    data = token_data.Data(**config.data.to_dict())
     codec = tokenizer.Tokenizer.load(data.tokenizer)
     settings = config.model.to_dict()
     kind = settings.pop("kind")
     if kind not in MODELS:
         raise ValueError(f"model.kind={kind!r} is unknown: one of {sorted(MODELS)}")
-    token_set = _open(data.tokens, settings, codec)
-    held_out = _open(data.held_out_tokens, settings, codec) if data.held_out_tokens else None
-    model = MODELS[kind](**_sizes(token_set) | {k: v for k, v in settings.items() if v is not None})
+    token_set = token_data.open_tokens(data.tokens, settings, codec)
+    held_out = (
+        token_data.open_tokens(data.held_out_tokens, settings, codec)
+        if data.held_out_tokens
+        else None
+    )
+    model = MODELS[kind](
+        **token_data.sizes(token_set) | {k: v for k, v in settings.items() if v is not None}
+    )
     splits = reveal.SplitDistribution(**config.mask.to_dict())
     if splits.reuse_probability and not model.reuse:
         raise ValueError(
@@ -354,7 +336,7 @@ def make(config):
         )
     for found, directory in ((token_set, data.tokens), (held_out, data.held_out_tokens)):
         if found is not None:
-            _check_tokens(found, directory, model, codec, data.tokenizer)
+            token_data.check(found, directory, model, codec, data.tokenizer)
     # The names of a feature file of the reference, which has none, are made up.
     named = held_out is not None and None not in (token_set.tokenizer, held_out.tokenizer)
     if named and held_out.class_names != token_set.class_names:
@@ -375,47 +357,3 @@ def make(config):
         seed=config.seed,
         batch_size=config.train.batch_size,
     )
-
-
-def _open(path, settings, codec):
-    """A token set, or a feature file of the reference, which says little of itself."""
-    if not str(path).endswith(".npy"):
-        return tokens.TokenSet.open(path)
-    num_classes = settings["num_classes"]
-    if num_classes is None:
-        raise ValueError(f"{path} does not say how many classes it has: set model.num_classes")
-    ilsvrc = num_classes == len(imagenet.NAMES)
-    names = imagenet.NAMES if ilsvrc else [str(i) for i in range(num_classes)]
-    return tokens.TokenSet.open_reference(path, codec.model.codebook_size, names)
-
-
-def _sizes(token_set):
-    """What the settings of a model may leave to its tokens."""
-    rows, columns = token_set.grid
-    return {
-        "num_tokens": rows * columns,
-        "codebook_size": token_set.codebook_size,
-        "num_classes": len(token_set.class_names),
-    }
-
-
-def _check_tokens(token_set, directory, model, codec, tokenizer_directory):
-    for name, found in _sizes(token_set).items():
-        if found != getattr(model, name):
-            raise ValueError(
-                f"{directory} has {name}={found}, but model.{name}={getattr(model, name)}: name "
-                "other tokens or change the config"
-            )
-    if (token_set.codebook_size, token_set.grid) != (codec.model.codebook_size, tuple(codec.grid)):
-        raise ValueError(
-            f"{directory} has a grid of {token_set.grid} and {token_set.codebook_size} codes, the "
-            f"tokenizer in {tokenizer_directory} {tuple(codec.grid)} and "
-            f"{codec.model.codebook_size}: name the tokenizer that made the tokens"
-        )
-    # A feature file of the reference does not say which tokenizer made it.
-    if token_set.tokenizer not in (None, codec.fingerprint):
-        raise ValueError(
-            f"{directory} was not made by the tokenizer in {tokenizer_directory} (fingerprints "
-            f"{token_set.tokenizer[:12]}... and {codec.fingerprint[:12]}...): make the tokens "
-            "again or name the right tokenizer"
-        )

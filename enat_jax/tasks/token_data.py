@@ -1,0 +1,75 @@
+"""The tokens that a transformer is trained on, and whether they fit it and its tokenizer."""
+
+import dataclasses
+
+from enat_jax.data import imagenet, tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where the tokens are.
+
+    Attributes:
+        tokens: directory of the token set to train on, or a feature file (.npy) of the reference.
+        held_out_tokens: of what to evaluate on; None: no evaluation.
+        tokenizer: directory of the tokenizer, for pictures and the finished model.
+        in_memory: whether to read the training tokens once and keep them, for slow disks.
+    """
+
+    tokens: str
+    tokenizer: str
+    held_out_tokens: str | None = None
+    in_memory: bool = False
+
+    def __post_init__(self):
+        for name in ("tokens", "tokenizer"):
+            if not getattr(self, name):
+                raise ValueError(
+                    f"data.{name} is not set: give --config.data.{name}=DIR, what "
+                    f"{'tokenize_images' if name == 'tokens' else 'train'} wrote"
+                )
+
+
+def open_tokens(path, settings, codec):
+    """A token set, or a feature file of the reference, which says little of itself."""
+    if not str(path).endswith(".npy"):
+        return tokens.TokenSet.open(path)
+    num_classes = settings["num_classes"]
+    if num_classes is None:
+        raise ValueError(f"{path} does not say how many classes it has: set model.num_classes")
+    ilsvrc = num_classes == len(imagenet.NAMES)
+    names = imagenet.NAMES if ilsvrc else [str(i) for i in range(num_classes)]
+    return tokens.TokenSet.open_reference(path, codec.model.codebook_size, names)
+
+
+def sizes(token_set):
+    """What the settings of a model may leave to its tokens."""
+    rows, columns = token_set.grid
+    return {
+        "num_tokens": rows * columns,
+        "codebook_size": token_set.codebook_size,
+        "num_classes": len(token_set.class_names),
+    }
+
+
+def check(token_set, directory, model, codec, tokenizer_directory):
+    """Raises ValueError, saying what differs, unless tokens, model and tokenizer fit together."""
+    for name, found in sizes(token_set).items():
+        if found != getattr(model, name):
+            raise ValueError(
+                f"{directory} has {name}={found}, but model.{name}={getattr(model, name)}: name "
+                "other tokens or change the config"
+            )
+    if (token_set.codebook_size, token_set.grid) != (codec.model.codebook_size, tuple(codec.grid)):
+        raise ValueError(
+            f"{directory} has a grid of {token_set.grid} and {token_set.codebook_size} codes, the "
+            f"tokenizer in {tokenizer_directory} {tuple(codec.grid)} and "
+            f"{codec.model.codebook_size}: name the tokenizer that made the tokens"
+        )
+    # A feature file of the reference does not say which tokenizer made it.
+    if token_set.tokenizer not in (None, codec.fingerprint):
+        raise ValueError(
+            f"{directory} was not made by the tokenizer in {tokenizer_directory} (fingerprints "
+            f"{token_set.tokenizer[:12]}... and {codec.fingerprint[:12]}...): make the tokens "
+            "again or name the right tokenizer"
+        )
