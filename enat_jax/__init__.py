@@ -17,7 +17,8 @@ Layers, each importing only those above it (``tests/test_layers.py`` holds this)
     maths        reveal, losses, fid, quality, costs
     networks     models/ (the only home of flax.linen)
     services     data/, sharding, optim, checkpoint, model_files, metric_writer
-    algorithm    train_state, tokenizer, sampling, tasks/, timing
+    algorithm    train_state, tokenizer, tokenization, token_inspection, sampling, tasks/, timing,
+                 loader_timing
     product      generator
     programs     train, sample, tokenize_images, evaluate, import_torch, benchmark, prepare, cli
 """
