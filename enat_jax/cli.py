@@ -9,12 +9,14 @@ At the bottom of a program stands one of
 With the environment variable ENAT_JAX_TRACEBACK=1 mistakes show their traceback, too.
 """
 
+import argparse
 import os
 import sys
 
 from absl import app, flags
 
 MISTAKE = 2
+MOST = 10**9  # of what is counted on a command line
 INTERRUPTED = 130  # as a shell reports a program that SIGINT ended
 
 
@@ -69,6 +71,13 @@ def _parse_flags(argv):
         if not os.path.isfile(path) and not os.path.isfile(path.split(":")[0]):
             raise FileNotFoundError(f"there is no config file {path}")
     return flags.FLAGS(argv)
+
+
+def at_least_one(text):
+    """An argparse type: a whole number from 1 to ``MOST``."""
+    if not text.isdecimal() or not 1 <= int(text[:20]) <= MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST:,}")
+    return int(text)
 
 
 def _message(error):

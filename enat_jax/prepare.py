@@ -247,12 +247,6 @@ def _end_with_main_process() -> None:
     os._exit(1)
 
 
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m enat_jax.prepare", description=__doc__.split("\n\n")[0]
@@ -262,7 +256,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="TFDS's data_dir")
     parser.add_argument(
-        "--processes", type=_at_least_one, default=os.cpu_count(), help="that write in parallel"
+        "--processes", type=cli.at_least_one, default=os.cpu_count(), help="that write in parallel"
     )
     parser.add_argument(
         "--splits",

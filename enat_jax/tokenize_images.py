@@ -23,7 +23,6 @@ from enat_jax.data import images, tokens
 from enat_jax.tasks import vqgan
 
 PIXELS = 1 << 20  # of one call of the tokenizer on one device
-MOST = 10**9  # of what is counted on the command line
 
 
 def make_plan(
@@ -136,12 +135,6 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:20]) <= MOST:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST:,}")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m enat_jax.tokenize_images", description=__doc__.split("\n\n")[0]
@@ -154,7 +147,12 @@ def _parser() -> argparse.ArgumentParser:
         help="digits, a folder, a .zip, a .tar or tfds:NAME (default: digits)",
     )
     add("--split", default="train", help="train, test, all; with tfds its own (default: train)")
-    add("--copies", type=_at_least_one, default=1, help="versions of each image, augmented but one")
+    add(
+        "--copies",
+        type=cli.at_least_one,
+        default=1,
+        help="versions of each image, augmented but one",
+    )
     add(
         "--flips",
         action=argparse.BooleanOptionalAction,
@@ -176,11 +174,17 @@ def _parser() -> argparse.ArgumentParser:
         help="another value for a setting of the source, such as held_out=0.05",
     )
     add(
-        "--batch-size", type=_at_least_one, help="images a call and device (default: by their size)"
+        "--batch-size",
+        type=cli.at_least_one,
+        help="images a call and device (default: by their size)",
     )
-    add("--shard-items", type=_at_least_one, help="images a file (default: 128 files, 256 or more)")
+    add(
+        "--shard-items",
+        type=cli.at_least_one,
+        help="images a file (default: 128 files, 256 or more)",
+    )
     add("--host-index", type=int, help="of this process (default: jax's)")
-    add("--num-hosts", type=_at_least_one, help="that share the work (default: jax's)")
+    add("--num-hosts", type=cli.at_least_one, help="that share the work (default: jax's)")
     add(
         "--inspect",
         type=pathlib.Path,

@@ -1,5 +1,6 @@
 """How programs end: mistakes, interrupts and bugs."""
 
+import argparse
 import os
 import pathlib
 import subprocess
@@ -134,3 +135,10 @@ def test_programs_with_absl_flags_end_in_the_same_way(program, arguments, expect
     code, output, error = program(*arguments)
     assert (code, output) == expected[:2]
     assert error.startswith(expected[2]) and error.count("\n") <= 1
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "", "one", "1000000001", "9" * 5000])
+def test_what_is_counted_is_at_least_one(text):
+    assert cli.at_least_one("1") == 1 and cli.at_least_one("1000000000") == 10**9
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number from 1 to"):
+        cli.at_least_one(text)

@@ -206,7 +206,7 @@ def test_unknown_splits_and_numbers_are_refused(tars, tmp_path, capsys):
     said = error(capsys, *arguments(tars, tmp_path / "data", "--splits", "train,val"))
     assert "there is no split 'val': choose among train, validation, test" in said
     said, code = run(capsys, "--tars", tars, "--out", tmp_path, "--processes", 0)
-    assert code == 2 and "'0' is not a whole number of at least 1" in said
+    assert code == 2 and "'0' is not a whole number from 1 to" in said
 
 
 def test_an_output_that_cannot_be_written_is_named(tars, tmp_path, capsys):
