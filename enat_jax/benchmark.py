@@ -202,10 +202,15 @@ def main(argv):
     print(f"{title}; {_describe(config.model.kind, model)}; {model.dtype}", file=stream)
     print(f"one device: {device.platform} {device.device_kind}, jax {jax.__version__}", file=stream)
     print(f"\n{text}\n\n{legend}", file=stream)
-    if options.json == "-":
+    _write(result, options.json)
+
+
+def _write(result, path):
+    """For programs: to a file, or to stdout for "-"; a path of None: not at all."""
+    if path == "-":
         print(json.dumps(result, indent=2))
-    elif options.json:
-        model_files.write_json(options.json, result)
+    elif path:
+        model_files.write_json(path, result)
 
 
 def _loader(options):
@@ -242,10 +247,7 @@ def _loader(options):
     for name, rates in result["formats"].items():
         print(f"random batches, {name}: {statistics.median(rates):,.0f} records/s", file=stream)
     result["rows"] = [dataclasses.asdict(row) for row in result["rows"]]
-    if options.json == "-":
-        print(json.dumps(result, indent=2))
-    elif options.json:
-        model_files.write_json(options.json, result)
+    _write(result, options.json)
 
 
 def _sampler(config, options):
@@ -287,40 +289,35 @@ def _parser():
         program = programs.add_parser(name, help=text, allow_abbrev=False)
         add = program.add_argument
         add("--config", required=True, help="file of a transformer's config")
-        add("--batch", type=_positive, required=True, help="images of a call")
-        add("--repeats", type=_positive, default=5, help="timings of each (default 5)")
+        add("--batch", type=cli.at_least_one, required=True, help="images of a call")
+        add("--repeats", type=cli.at_least_one, default=5, help="timings of each (default 5)")
         add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the config's")
         add("--json", metavar="FILE", help="write the results for programs; - for stdout")
         if name == "sampler":
             add("--segments", type=_numbers, help="such as 1,8 (default: 1 and the steps)")
-            add("--steps", type=_positive, help="sampling steps (default: the config's)")
+            add("--steps", type=cli.at_least_one, help="sampling steps (default: the config's)")
             add("--decode", action="store_true", help="decode to images as well")
             add("--tokenizer-config", metavar="FILE", help="config of the decoder's VQGAN")
         else:
-            add("--shapes", type=_positive, help="compiled shapes (default: the config's)")
-            add("--time", type=_positive, default=4, help="shapes that are timed (default 4)")
+            add("--shapes", type=cli.at_least_one, help="compiled shapes (default: the config's)")
+            add(
+                "--time", type=cli.at_least_one, default=4, help="shapes that are timed (default 4)"
+            )
     program = programs.add_parser("loader", help="token records to batches", allow_abbrev=False)
     add = program.add_argument
     add("--records", type=_numbers, default=(500_000,), help="sizes of the sets (default 500000)")
-    add("--tokens", type=_positive, default=256, help="of a record (default 256)")
-    add("--batch", type=_positive, default=2048, help="examples of a batch (default 2048)")
+    add("--tokens", type=cli.at_least_one, default=256, help="of a record (default 256)")
+    add("--batch", type=cli.at_least_one, default=2048, help="examples of a batch (default 2048)")
     add("--workers", type=int, default=0, help="processes that read; 0: a thread (default)")
-    add("--repeats", type=_positive, default=5, help="timings of each (default 5)")
+    add("--repeats", type=cli.at_least_one, default=5, help="timings of each (default 5)")
     add("--compare", action="store_true", help="also other file formats, of the last set")
     add("--dir", metavar="DIR", help="disk to measure (default: that of temporary files)")
     add("--json", metavar="FILE", help="write the results for programs; - for stdout")
     return parser
 
 
-def _positive(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return value
-
-
 def _numbers(text):
-    return tuple(_positive(part) for part in text.split(","))
+    return tuple(cli.at_least_one(part) for part in text.split(","))
 
 
 if __name__ == "__main__":

@@ -159,7 +159,8 @@ class Generator:
             expected_tokenizer = description["fingerprint"]["tokenizer"]
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{directory / 'model.json'} is damaged: {error!r}") from error
-        params = checkpoint.load_params(directory / "transformer")
+        # To the device once, not anew with every batch.
+        params = jax.device_put(checkpoint.load_params(directory / "transformer"))
         codec = tokenizer.Tokenizer.load(directory / "tokenizer")
         found = cls(model, params, codec, names, settings, provenance)
         if found.fingerprint != expected:
@@ -169,8 +170,7 @@ class Generator:
                 f"the tokenizer in {directory} is not the one that the model was trained with: "
                 "copy the whole model directory again"
             )
-        # To the device once, not anew with every batch.
-        return dataclasses.replace(found, params=jax.device_put(params))
+        return found
 
     def _checked(self, labels):
         labels = np.asarray(labels)

@@ -5,9 +5,7 @@ import dataclasses
 import itertools
 import multiprocessing
 import pathlib
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -15,6 +13,7 @@ import grain
 import numpy as np
 from array_record.python import array_record_module
 
+from enat_jax import timing
 from enat_jax.data import loader, records, tokens
 
 LEAST_SECONDS = 1.0  # of one timing
@@ -92,7 +91,9 @@ def _measure(
     next(batches)  # what is read ahead must not count as read in no time
     rates = tuple(_rate(batches, batch_size, seconds) for _ in range(repeats))
     record = records.dtype(token_set.grid[0] * token_set.grid[1], token_set.codebook_size)
-    return LoaderMeasurement(len(token_set), len(token_set) * record.itemsize, rates, peak_mib())
+    return LoaderMeasurement(
+        len(token_set), len(token_set) * record.itemsize, rates, timing.resident_peak() / 2**20
+    )
 
 
 def compare_formats(
@@ -148,13 +149,3 @@ def _rate(batches: Iterator[object], batch_size: int, least: float) -> float:
         next(batches)
         count += batch_size
     return count / seconds
-
-
-def peak_mib() -> float:
-    """Largest resident set of this process so far, in MiB."""
-    status = pathlib.Path("/proc/self/status")
-    if status.exists():  # what getrusage says begins with that of the process that started it
-        (line,) = [x for x in status.read_text().splitlines() if x.startswith("VmHWM:")]
-        return int(line.split()[1]) / 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

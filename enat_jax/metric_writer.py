@@ -19,6 +19,8 @@ import PIL.Image
 import tensorboardX
 import tqdm
 
+from enat_jax.data import whole_files
+
 _log = logging.getLogger(__name__)
 
 
@@ -50,7 +52,7 @@ class MetricWriter:
         for line in kept:
             if line["step"] == resume_step:
                 self._written |= line.keys() - {"step", "time"}
-        _replace(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        whole_files.write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._lines = path.open("a", encoding="utf-8")
         self._events = tensorboardX.SummaryWriter(
             str(workdir),
@@ -266,12 +268,6 @@ def _lines_until(path: pathlib.Path, step: int) -> list[dict]:
         if keep:
             kept.append(line)
     return kept
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    unfinished = _unfinished(path)
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
 
 
 def _unfinished(path: pathlib.Path) -> pathlib.Path:

@@ -44,10 +44,7 @@ def read_json(path, expected_format, advice):
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: {advice}")
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): {advice}") from error
+    values = whole_files.read_json(path, advice)
     found = values.get("format") if isinstance(values, dict) else None
     if found != expected_format:
         raise ValueError(f"{path} is of format {found!r}, not {expected_format!r}: {advice}")

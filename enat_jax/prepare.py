@@ -24,6 +24,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import io
 import multiprocessing.connection
 import os
 import pathlib
@@ -37,7 +38,7 @@ import numpy as np
 # The workers import this module, too: what is slow to import and needed by the main process alone,
 # such as jax below metric_writer, is imported where it is used.
 from enat_jax import cli, model_files
-from enat_jax.data import imagenet, imagenet_records
+from enat_jax.data import imagenet, imagenet_records, whole_files
 
 _PLAN_FORMAT = "enat_jax.prepare.plan.1"
 _REGISTER = "image-net.org gives it to people who register at https://image-net.org/download-images"
@@ -159,11 +160,9 @@ def _scanned(tar: pathlib.Path, split: str, cache: pathlib.Path) -> imagenet.Pic
                 return imagenet.Pictures(*(saved[field] for field in fields))
     print(f"looking through {tar}", flush=True)
     pictures = imagenet.scan(tar, split, imagenet_records.validation_ids())
-    temporary = cache.with_name(f".{cache.name}")
-    with temporary.open("wb") as file:
-        np.savez(file, stamp=stamp, **{field: getattr(pictures, field) for field in fields})
-    imagenet_records.sync(temporary)
-    temporary.replace(cache)
+    content = io.BytesIO()
+    np.savez(content, stamp=stamp, **{field: getattr(pictures, field) for field in fields})
+    whole_files.write(cache, content.getvalue())
     return pictures
 
 

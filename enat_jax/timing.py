@@ -7,6 +7,7 @@ Random tokens, labels and parameters; everything on one device. Work is counted 
 import dataclasses
 import functools
 import math
+import pathlib
 import resource
 import statistics
 import sys
@@ -142,9 +143,18 @@ def peak_memory():
     peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     if peak is not None:
         return int(peak), "device memory in use"
+    return resident_peak(), "resident memory of the process"
+
+
+def resident_peak():
+    """Largest resident set of this process so far, in bytes."""
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():  # what getrusage says begins with that of the process that started it
+        (line,) = [x for x in status.read_text().splitlines() if x.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # macOS counts bytes, Linux KiB.
-    return peak * (1 if sys.platform == "darwin" else 1024), "resident memory of the process"
+    # macOS counts bytes, others KiB.
+    return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 # --- the sampler ----------------------------------------------------------------------------

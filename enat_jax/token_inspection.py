@@ -1,7 +1,6 @@
 """Is my tokenizer any good on my pictures? What a finished token set shows about it."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from enat_jax import metric_writer, model_files, tokenizer
 from enat_jax.data import images, tokens
+from enat_jax.tasks import vqgan
 
 CHUNK = 65_536  # records in memory at a time
 MEASURED = 256  # images whose reconstruction error is measured
@@ -33,15 +33,16 @@ def code_use(token_set: tokens.TokenSet) -> CodeUse:
         indices = np.arange(start, min(start + CHUNK, len(token_set)))
         codes = token_set.rows[indices]["tokens"]
         counts += np.bincount(codes.ravel(), minlength=len(counts))
-    share = counts[counts > 0] / counts.sum()
-    perplexity = float(np.exp(-(share * np.log(share)).sum()))
-    return CodeUse(int((counts > 0).sum()), len(counts), perplexity)
+    _, perplexity = vqgan.code_statistics(counts)
+    return CodeUse(int((counts > 0).sum()), len(counts), float(perplexity))
 
 
 def summary(directory: str | os.PathLike) -> str:
     """What is in a token set, in a few lines; raises as `tokens.TokenSet.open`."""
-    metadata = tokens.read_metadata(directory)
-    use = code_use(tokens.TokenSet.open(directory))
+    return _summary(tokens.read_metadata(directory), code_use(tokens.TokenSet.open(directory)))
+
+
+def _summary(metadata: dict[str, Any], use: CodeUse) -> str:
     rows, columns = metadata["grid"]
     counts, names = np.array(metadata["class_counts"]), metadata["class_names"]
     low, high = counts.argmin(), counts.argmax()
@@ -84,7 +85,8 @@ def inspect(
         raise ValueError(f"the tokens in {directory} were made by another tokenizer than this one")
     for npy in token_set.rows.paths:
         tokens.read_shard(npy.with_suffix(".json"), metadata)
-    lines, use = [summary(directory)], code_use(token_set)
+    use = code_use(token_set)
+    lines = [_summary(metadata, use)]
     rows = _even_selection(token_set, metadata)
     decoded = model.decode(rows["tokens"].astype(np.int32))
     values: dict[str, Any] = {"codes_used": use.used, "perplexity": use.perplexity}
@@ -128,7 +130,7 @@ def _even_selection(token_set: tokens.TokenSet, metadata: dict[str, Any]) -> np.
 
 def _originals(metadata: dict[str, Any], indices: np.ndarray) -> np.ndarray:
     source = images.open_source(**metadata["location"])
-    if json.loads(json.dumps(source.identity())) != metadata["preprocessing"]["source"]:
+    if source.identity() != metadata["preprocessing"]["source"]:
         raise ValueError(f"{metadata['location']['source']} has changed since")
     return source.gather(indices.astype(np.int64))["images"]
 

@@ -64,7 +64,7 @@ def _location(model: tokenizer.Tokenizer, flags: argparse.Namespace) -> dict[str
     """Arguments of `images.open_source`."""
     trained_with = model.provenance.get("config", {}).get("data")
     trained_with = vqgan.Data.of(trained_with) if trained_with else None
-    if trained_with is not None and _kind(trained_with.source) == _kind(flags.source):
+    if trained_with is not None and images.kind(trained_with.source) == images.kind(flags.source):
         settings = dict(trained_with.settings)
     elif flags.source == "digits":
         settings = {}
@@ -76,10 +76,6 @@ def _location(model: tokenizer.Tokenizer, flags: argparse.Namespace) -> dict[str
     if twice := {"source", "split"} & dict(flags.set).keys():
         raise ValueError(f"--set {min(twice)}=... is an option of its own: --{min(twice)}")
     return {"source": flags.source, "split": flags.split} | settings | dict(flags.set)
-
-
-def _kind(source: str) -> str:
-    return "tfds" if source.startswith("tfds:") else "digits" if source == "digits" else "files"
 
 
 def _refuse_within(out: pathlib.Path, source: str) -> None:

@@ -105,12 +105,12 @@ class Tokenizer:
             provenance, fingerprint = description["provenance"], description["fingerprint"]
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{directory / 'tokenizer.json'} is damaged: {error!r}") from error
-        params = checkpoint.load_params(directory / "params")
+        # To the device once, not anew with every batch.
+        params = jax.device_put(checkpoint.load_params(directory / "params"))
         found = cls(model, params, image_size, provenance)
         if found.fingerprint != fingerprint:
             raise ValueError(f"the weights in {directory} are not those that were saved: damaged")
-        # To the device once, not anew with every batch.
-        return dataclasses.replace(found, params=jax.device_put(params))
+        return found
 
 
 def to_float(images):

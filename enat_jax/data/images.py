@@ -131,6 +131,13 @@ class Files:
         }
 
 
+def kind(source: str) -> str:
+    """One of "digits", "tfds" and "files"; sources of a kind have the same settings."""
+    if source == "digits":
+        return "digits"
+    return "tfds" if source.startswith(tfds_records.PREFIX) else "files"
+
+
 def open_source(source: str, split: str, **settings) -> Source:
     """The source of a config's data section.
 
@@ -146,11 +153,11 @@ def open_source(source: str, split: str, **settings) -> Source:
     Raises ValueError for an unknown source, split or setting, and as the class does; OSError for
     files that cannot be listed or opened.
     """
-    if source == "digits":
+    if kind(source) == "digits":
         known = {field.name for field in dataclasses.fields(Digits)} - {"split"}
         _refuse_unknown(source, settings, known)
         return Digits(split=split, **settings)
-    if source.startswith(tfds_records.PREFIX):
+    if kind(source) == "tfds":
         framing, others = _framing(source, settings, {"data_dir", "image_key", "label_key"})
         return tfds_records.Records(source, split, framing, **others)
     path = pathlib.Path(source).expanduser()

@@ -13,6 +13,7 @@ that share the directory. Nothing in it depends on when, where or by how many it
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -108,8 +109,9 @@ class Plan:
 
     def path(self, directory: pathlib.Path, shard: int, suffix: str) -> pathlib.Path:
         """File of a shard: suffix ".npy" for its records, ".json" for its images."""
-        return directory / f"{shard:05d}-of-{self.num_shards:05d}{suffix}"
+        return _shard_path(directory, shard, self.num_shards, suffix)
 
+    @functools.cached_property
     def description(self) -> dict[str, Any]:
         """As JSON values."""
         values = {"format": FORMAT} | dataclasses.asdict(self)
@@ -128,7 +130,7 @@ def begin(directory: str | os.PathLike, plan: Plan) -> list[int]:
     """
     directory = pathlib.Path(directory)
     path = directory / "plan.json"
-    wanted = plan.description()
+    wanted = plan.description
     if not path.exists():
         _refuse_other_files(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -152,7 +154,7 @@ def write_shard(
     content = records.npy_bytes(rows.astype(plan.dtype, copy=False))
     items = plan.items(shard)
     description = {
-        "plan": plan.description()["digest"],
+        "plan": plan.description["digest"],
         "num_records": len(rows),
         "sha256": hashlib.sha256(content).hexdigest(),
         "first_image": items[0] // plan.copies,
@@ -172,7 +174,7 @@ def finish(directory: str | os.PathLike, plan: Plan) -> bool:
     Raises ValueError if no image could be read, or if a file is damaged or of another set.
     """
     directory = pathlib.Path(directory)
-    begun = _read_plan(directory, plan.description())
+    begun = _read_plan(directory, plan.description)
     lengths, skipped = [], {}
     counts = np.zeros(len(plan.class_names), np.int64)
     for shard in range(plan.num_shards):
@@ -278,7 +280,8 @@ class TokenSet:
         try:
             grid = tuple(metadata["grid"])
             lengths = metadata["shards"]
-            paths = [directory / f"{i:05d}-of-{len(lengths):05d}.npy" for i in range(len(lengths))]
+            num_shards = len(lengths)
+            paths = [_shard_path(directory, i, num_shards, ".npy") for i in range(num_shards)]
             if not lengths or not all(n >= 0 for n in lengths) or not sum(lengths):
                 raise ValueError("it has no records")
             dtype = records.dtype(grid[0] * grid[1], metadata["codebook_size"])
@@ -346,11 +349,16 @@ def image_keys(directory: str | os.PathLike) -> list[str]:
     directory = pathlib.Path(directory)
     metadata = read_metadata(directory)
     keys: dict[int, str] = {}
-    for shard in range(len(metadata["shards"])):
-        path = directory / f"{shard:05d}-of-{len(metadata['shards']):05d}.json"
+    num_shards = len(metadata["shards"])
+    for shard in range(num_shards):
+        path = _shard_path(directory, shard, num_shards, ".json")
         description, _ = read_shard(path, metadata)
         keys |= dict(enumerate(description["keys"], description["first_image"]))
     return [keys[image] for image in range(metadata["num_images"])]
+
+
+def _shard_path(directory: pathlib.Path, shard: int, num_shards: int, suffix: str) -> pathlib.Path:
+    return directory / f"{shard:05d}-of-{num_shards:05d}{suffix}"
 
 
 def _read_plan(directory: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -308,9 +308,6 @@ def make(config: ml_collections.ConfigDict) -> Task:
     """The task of a config; raises ValueError, TypeError for settings that do not fit together."""
     data = Data.of(config.data.to_dict())
     source, held_out = data.open(data.train_split), data.open(data.held_out_split)
-    for images, split in ((source, data.train_split), (held_out, data.held_out_split)):
-        if not len(images):
-            raise ValueError(f"the split {split!r} of {data.source} has no images")
     model = vqgan.VQGAN(**config.model.to_dict())
     height, width, channels = source.image_shape
     side = model.downsampling
