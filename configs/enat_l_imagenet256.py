@@ -54,7 +54,7 @@ def get_config(size: str = "L") -> ml_collections.ConfigDict:
         # reference: 0.15 in the data set, then 0.1 in the model: 1 - 0.85 * 0.9
         "label_drop": 0.235,
         "ema_decay": 0.9999,  # reference
-        "max_shapes": 40,  # of this implementation: 19% of padded work, see reveal.choose_buckets
+        "max_shapes": 40,  # of this implementation: 19% of padded work, see shape_buckets.choose
     }
     config.optimizer = {
         "learning_rate": 4e-4,  # paper

@@ -14,7 +14,7 @@ Dimension letters, the same in docstrings, einsums and shape comments:
 
 Layers, each importing only those above it (``tests/test_layers.py`` holds this):
 
-    maths        reveal, losses, fid, quality, costs
+    maths        reveal, shape_buckets, losses, fid, quality, costs
     networks     models/ (the only home of flax.linen)
     services     data/, sharding, optim, checkpoint, model_files, metric_writer
     algorithm    train_state, tokenizer, tokenization, token_inspection, sampling, tasks/, timing,

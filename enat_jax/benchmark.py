@@ -24,7 +24,17 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from enat_jax import cli, costs, loader_timing, model_files, optim, reveal, sampling, timing
+from enat_jax import (
+    cli,
+    costs,
+    loader_timing,
+    model_files,
+    optim,
+    reveal,
+    sampling,
+    shape_buckets,
+    timing,
+)
 from enat_jax.models import vqgan
 from enat_jax.tasks import enat as enat_task
 
@@ -90,7 +100,7 @@ def make_task(config, batch_size, max_shapes=None, dtype=None):
         optimizer=optimizer.make(config.train.num_steps),
         training=training,
         splits=splits,
-        buckets=reveal.choose_buckets(model.num_tokens, splits, shapes, cost),
+        buckets=shape_buckets.choose(model.num_tokens, splits, shapes, cost),
         sampler=sampling.Settings(),
         seed=config.seed,
         batch_size=batch_size,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from enat_jax import benchmark, cli, costs, loader_timing, reveal, timing
+from enat_jax import benchmark, cli, costs, loader_timing, shape_buckets, timing
 from enat_jax.models import nat
 
 SMALL = (32, 48, 32)
@@ -140,7 +140,7 @@ def test_shares_of_the_shapes_add_up(mask, reuse_probability):
     assert probability.sum() == pytest.approx(1)
     cost = functools.partial(costs.training_cost, costs.dims_of(task.model))
     padded = np.array([float(cost(*bucket.windows)) for bucket in task.buckets])
-    expected = reveal.expected_work(16, task.splits, task.buckets, cost)
+    expected = shape_buckets.expected_work(16, task.splits, task.buckets, cost)
     assert (probability @ padded, probability @ exact) == pytest.approx(expected)
     assert np.all(exact <= padded * (1 + 1e-12))
 

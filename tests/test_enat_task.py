@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 from references import Golden, order_of, perturbed, rows
 
-from enat_jax import import_torch, losses, reveal
+from enat_jax import import_torch, losses, reveal, shape_buckets
 from enat_jax.models import enat
 from enat_jax.tasks import enat as task
 
@@ -78,7 +78,7 @@ def test_padded_steps_equal_exact_ones_in_every_bucket():
     params, batch = perturbed(MODEL), random_batch()
     d = reveal.SplitDistribution(min_visible=0)
     cost = lambda p, n, v, m: p + n + v + m  # noqa: E731
-    buckets = reveal.choose_buckets(16, d, 3, cost)
+    buckets = shape_buckets.choose(16, d, 3, cost)
     for split in [
         reveal.Split(False, 0, 0),
         reveal.Split(False, 0, 3),
@@ -91,7 +91,7 @@ def test_padded_steps_equal_exact_ones_in_every_bucket():
         counts = (jnp.int32(p), jnp.int32(v))
         exact = reveal.Windows(p, v - p, v, 16 - v)
         expected = loss_and_gradients(MODEL, params, batch, counts, exact, exact=True)
-        windows = reveal.bucket_for(buckets, split).windows
+        windows = shape_buckets.find(buckets, split).windows
         padded = loss_and_gradients(MODEL, params, batch, counts, windows, exact=False)
         chex.assert_trees_all_close(padded, expected, rtol=1e-5, atol=2e-6)
 

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "enat_jax"
 
 # Bottom to top. A file imports lower layers, and its own where that makes no circle.
 LAYERS = {
-    "maths": ["reveal", "losses", "fid", "quality", "costs"],
+    "maths": ["reveal", "shape_buckets", "losses", "fid", "quality", "costs"],
     "networks": ["models"],
     "services": ["data", "sharding", "optim", "checkpoint", "metric_writer", "model_files"],
     "algorithm": [

@@ -14,7 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from enat_jax import costs, losses, optim, reveal, sampling, tokenizer, train_state
+from enat_jax import (
+    costs,
+    losses,
+    optim,
+    reveal,
+    sampling,
+    shape_buckets,
+    tokenizer,
+    train_state,
+)
 from enat_jax.data import loader, tokens
 from enat_jax.models import enat, nat
 from enat_jax.tasks import token_data
@@ -177,7 +186,7 @@ class Task:
     optimizer: optax.GradientTransformation
     training: Training
     splits: reveal.SplitDistribution
-    buckets: tuple[reveal.Bucket, ...]
+    buckets: tuple[shape_buckets.Bucket, ...]
     sampler: sampling.Settings
     seed: int
     batch_size: int
@@ -220,7 +229,7 @@ class Task:
     def shapes(self, step):
         """The windows of a step (static) and its counts (traced); the same on every host."""
         split = self.splits.draw(self.model.num_tokens, self.seed, step)
-        windows = reveal.bucket_for(self.buckets, split).windows
+        windows = shape_buckets.find(self.buckets, split).windows
         counts = {"num_cached": split.num_cached, "num_visible": split.num_visible}
         return windows, {k: np.int32(v) for k, v in counts.items()}
 
@@ -352,7 +361,7 @@ def make(config):
         optimizer=optim.Optimizer(**config.optimizer.to_dict()).make(config.train.num_steps),
         training=training,
         splits=splits,
-        buckets=reveal.choose_buckets(model.num_tokens, splits, training.max_shapes, cost),
+        buckets=shape_buckets.choose(model.num_tokens, splits, training.max_shapes, cost),
         sampler=sampling.Settings(**config.sampler.to_dict()),
         seed=config.seed,
         batch_size=config.train.batch_size,
