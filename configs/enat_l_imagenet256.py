@@ -33,7 +33,9 @@ def get_config(size: str = "L") -> ml_collections.ConfigDict:
         "dropout": 0.1,  # of the embedding; reference
         "position_init": "normal",  # N(0, 0.02); reference
         "gate_bias": 0.0,  # adaLN-Zero; reference
-        "remat": False,
+        # What the backward pass computes again to save memory: "none", "dots" or "full".
+        "remat": "none",
+        "attention": "xla",  # or "cudnn", on NVIDIA GPUs
         "unroll": 1,
         "dtype": "bfloat16",  # reference: float16 with loss scaling
     }

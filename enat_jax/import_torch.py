@@ -39,6 +39,11 @@ COPY = Transform(lambda a: a, lambda a: a)
 DENSE = Transform(np.transpose, np.transpose)  # [out, in] <-> [in, out]
 CONV = Transform(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))  # OIHW, HWIO
 
+PACKED = Transform(  # [2 out, in] <-> [in, 2, out]
+    lambda a: a.T.reshape(a.shape[1], 2, -1), lambda a: a.reshape(a.shape[0], -1).T
+)
+PACKED_BIAS = Transform(lambda a: a.reshape(2, -1), np.ravel)
+
 
 def convert(state_dict: Mapping[str, np.ndarray], table: Table, target: Any) -> dict:
     """The parameter tree of the reference's tensors, as numpy arrays of the target's dtypes.
@@ -211,6 +216,7 @@ def enat_table(encoder_layers: int) -> Table:
         return f"decoder/{part}[{layer - encoder_layers}]"
 
     kinds = {r"\.weight": ("kernel", DENSE), r"\.bias": ("bias", COPY)}
+    packed = {r"\.weight": ("kernel", PACKED), r"\.bias": ("bias", PACKED_BIAS)}
     norms = {r"\.weight": "scale", r"\.bias": "bias"}
     return {
         r"x_embedder\.word_embeddings\.weight": ("embed/word", COPY),
@@ -227,7 +233,7 @@ def enat_table(encoder_layers: int) -> Table:
                 transform,
             )
             for name, ours in _ENAT_BLOCK.items()
-            for end, (leaf, transform) in kinds.items()
+            for end, (leaf, transform) in (packed if "kv" in name else kinds).items()
         },
         **{
             name + end: (f"{ours}/{leaf}", transform)

@@ -183,7 +183,7 @@ def test_remat_and_unrolling_change_nothing():
     ids = jnp.arange(16)[None] % 20
     outputs = []
     params = perturbed(small())
-    for model in (small(), small(remat=True), small(unroll=2)):
+    for model in (small(), small(remat="full"), small(remat="dots"), small(unroll=2)):
         function = lambda p, m=model: apply(m, p, ids, jnp.array([1])).sum()  # noqa: E731
         outputs.append(jax.jit(jax.value_and_grad(function))(params))
     for other in outputs[1:]:

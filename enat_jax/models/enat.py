@@ -80,7 +80,8 @@ class ENAT(nn.Module):
         position_init: "normal" (paper) or "sincos".
         word_std: initial standard deviation of the word table, 0.02 in the paper.
         gate_bias: initial bias of the blocks' gates; 0 in the paper.
-        remat: recompute each block in the backward pass instead of storing its activations.
+        remat: what the backward pass computes again instead of storing it, see ``layers.stack``.
+        attention: its implementation, see ``layers.attention``.
         unroll: layers per iteration of the scan over blocks; only speed depends on it.
         dtype: of the computation; parameters, softmax, norms' statistics and logits are float32.
     """
@@ -98,7 +99,8 @@ class ENAT(nn.Module):
     position_init: str = "normal"
     word_std: float = 0.02
     gate_bias: float = 0.0
-    remat: bool = False
+    remat: str = "none"
+    attention: str = "xla"
     unroll: int = 1
     dtype: str = "float32"
 
@@ -123,7 +125,12 @@ class ENAT(nn.Module):
             self.gate_bias,
             dtype,
         )
-        fields = dict(num_heads=self.num_heads, mlp_ratio=self.mlp_ratio, dtype=dtype)
+        fields = dict(
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            attention=self.attention,
+            dtype=dtype,
+        )
         stack = lambda n: layers.stack(n, self.remat, self.unroll, **fields)  # noqa: E731
         self.encoder = stack(self.encoder_layers)
         self.decoder = stack(self.decoder_layers)

@@ -1,4 +1,12 @@
-"""Building blocks shared by the transformers (method: paper Section 4, reference ``models``)."""
+"""Building blocks shared by the transformers (method: paper Section 4, reference ``models``).
+
+On a mesh that is current (``jax.set_mesh``) they ask for the layout of their activations: the batch
+divided over the axes "data" and "fsdp", heads and hidden units over "tensor". Without one they are
+plain functions.
+"""
+
+import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -12,37 +20,122 @@ BLOCK_EPS = 1e-6
 HEAD_EPS = 1e-5
 
 
+BATCH = ("data", "fsdp")  # mesh axes that the batch is divided over
+ATTENTION = ("xla", "cudnn")
+REMAT = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def constrain(x, *axes):
+    """``x``, laid out over the current mesh; itself without a mesh.
+
+    Args:
+        x: array.
+        axes: for each dimension ``BATCH``, the name of a mesh axis, or None for undivided. Axes
+            that the mesh lacks, or whose size does not divide the dimension, count as None.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    spec = []
+    for size, entry in zip(x.shape, axes, strict=True):
+        names = [entry] if isinstance(entry, str) else list(entry or ())
+        names = tuple(name for name in names if name in mesh.axis_names)
+        fits = names and size % math.prod(mesh.shape[name] for name in names) == 0
+        spec.append(names if fits else None)
+    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(*spec))
+
+
 def normalize(x, eps=BLOCK_EPS):
-    """Layer norm without affine over the last axis, in float32; returns ``x``'s dtype."""
+    """Layer norm without affine over the last axis: float32, whatever the dtype of ``x``."""
     y = x.astype(jnp.float32)
     y = y - y.mean(axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + eps)
-    return y.astype(x.dtype)
+    return y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + eps)
 
 
 def modulate(x, shift, scale):
-    """``LN(x) * (1 + scale) + shift``; x [b, n, d], shift and scale [b, d]."""
-    return normalize(x) * (1 + scale[:, None]) + shift[:, None]
+    """``LN(x) * (1 + scale) + shift`` in ``x``'s dtype; x [b, n, d], shift and scale [b, d]."""
+    return (normalize(x) * (1 + scale[:, None]) + shift[:, None]).astype(x.dtype)
 
 
-def attention(query, key, value, mask=None):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def linear(x, kernel, bias, axes):
+    """``x @ kernel + bias`` in ``x``'s dtype, with float32 gradients of kernel and bias.
+
+    Left to differentiation, the gradient of a bfloat16 product is rounded to bfloat16 before the
+    devices sum their shares of it. The kernel is cast before it is gathered from the devices that
+    keep its parts, and gathered anew for the backward pass.
+
+    Args:
+        x: [..., i]; kernel: float32 [i, *o]; bias: float32 [*o].
+        axes: static, the mesh axis of each dimension of the kernel in this product.
+
+    Returns:
+        [..., *o].
+    """
+    kernel = constrain(kernel.astype(x.dtype), *axes)
+    return jnp.tensordot(x, kernel, axes=1) + bias.astype(x.dtype)
+
+
+def _linear_forward(x, kernel, bias, axes):
+    return linear(x, kernel, bias, axes), (x, kernel)
+
+
+def _linear_backward(axes, residuals, dy):
+    x, kernel = residuals
+    outputs = tuple(range(x.ndim - 1, dy.ndim))
+    rows = tuple(range(x.ndim - 1))
+    cast = constrain(kernel.astype(x.dtype), *axes)
+    dx = jnp.tensordot(dy, cast, axes=(outputs, tuple(range(1, kernel.ndim))))
+    dkernel = jnp.tensordot(x, dy, axes=(rows, rows), preferred_element_type=jnp.float32)
+    return dx, dkernel, dy.sum(rows, dtype=jnp.float32)
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+class Dense(nn.Module):
+    """A dense layer, Xavier uniform and zeros; parameters "kernel" [i, *features] and "bias".
+
+    Attributes:
+        features: sizes of the output's last axes; with several the kernel is initialised as the
+            packed matrix [i, product of features].
+        axes: of the mesh, one for each dimension of the kernel; see ``linear``.
+    """
+
+    features: tuple[int, ...]
+    dtype: jnp.dtype
+    axes: tuple[str | None, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        """x [..., i]; returns [..., *features] in ``dtype``."""
+        shape = (x.shape[-1], math.prod(self.features))
+        init = lambda key: xavier(key, shape).reshape(shape[0], *self.features)  # noqa: E731
+        kernel = self.param("kernel", init)
+        bias = self.param("bias", nn.initializers.zeros, self.features)
+        return linear(x.astype(self.dtype), jnp.asarray(kernel), jnp.asarray(bias), self.axes)
+
+
+def attention(query, key, value, mask, implementation):
     """Multi-head attention, softmax in float32.
 
     Args:
         query: [b, q, h, k].
         key, value: [b, c, h, k].
         mask: bool, broadcastable to [b, h, q, c], True where a query may look; None: everywhere.
+        implementation: "xla", anywhere; "cudnn": its fused kernels, on NVIDIA GPUs, bfloat16 and
+            a head dimension divisible by 8.
 
     Returns:
         [b, q, h, k] in the dtype of ``value``.
     """
-    logits = jnp.einsum("bqhk,bchk->bhqc", query, key, preferred_element_type=jnp.float32)
-    logits *= query.shape[-1] ** -0.5
     if mask is not None:
-        # Finite: with -inf a query whose keys are all padding would have NaN gradients.
-        logits = jnp.where(mask, logits, -1e30)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhqc,bchk->bqhk", weights, value)
+        b, q, h, _ = query.shape
+        mask = jnp.broadcast_to(mask, (mask.shape[0], mask.shape[1], q, key.shape[1]))
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
 
 
 def sincos_2d(num_tokens, width):
@@ -73,7 +166,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return normalize(x, self.eps) * scale.astype(x.dtype) + bias.astype(x.dtype)
+        return (normalize(x, self.eps) * scale + bias).astype(x.dtype)
 
 
 class Mlp(nn.Module):
@@ -85,9 +178,9 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x):
         width = x.shape[-1]
-        x = nn.Dense(self.ratio * width, kernel_init=xavier, dtype=self.dtype, name="up")(x)
-        x = jax.nn.gelu(x, approximate=True)
-        return nn.Dense(width, kernel_init=xavier, dtype=self.dtype, name="down")(x)
+        x = Dense((self.ratio * width,), self.dtype, (None, "tensor"), name="up")(x)
+        x = jax.nn.gelu(constrain(x, BATCH, None, "tensor"), approximate=True)
+        return Dense((width,), self.dtype, ("tensor", None), name="down")(x)
 
 
 class TokenEmbedding(nn.Module):
@@ -122,10 +215,11 @@ class TokenEmbedding(nn.Module):
 
     def __call__(self, ids, positions, deterministic=True):
         """ids, positions: int32 [b, n] (ids in 0..v, v is [MASK]); returns [b, n, d]."""
-        # Loaded parameters are numpy arrays, which a traced index cannot index.
-        word, position = jnp.asarray(self.word), jnp.asarray(self.position)
+        # Whole tables on every device: looking up in divided ones costs far more than they hold.
+        word, position = (constrain(jnp.asarray(x), None, None) for x in (self.word, self.position))
         x = self.norm(word[ids] + position[positions])
-        return self.drop(x, deterministic=deterministic).astype(self.dtype)
+        x = self.drop(x, deterministic=deterministic).astype(self.dtype)
+        return constrain(x, BATCH, None, None)
 
 
 class Head(nn.Module):
@@ -138,14 +232,15 @@ class Head(nn.Module):
     def __call__(self, x, word):
         """x [b, m, d], word [v + 1, d]; returns float32 logits [b, m, v]."""
         x = LayerNorm(HEAD_EPS, name="norm_in")(x)
-        x = nn.Dense(x.shape[-1], kernel_init=xavier, dtype=self.dtype, name="dense")(x)
+        x = Dense((x.shape[-1],), self.dtype, (None, None), name="dense")(x)
         x = LayerNorm(HEAD_EPS, name="norm_out")(jax.nn.gelu(x, approximate=False))
         # Kept from the reference: the tied table gets no gradient through the head, and the bias
         # has a row for [MASK] although only the codes are ever predicted.
         bias = self.param("bias", nn.initializers.zeros, (self.codebook_size + 1,))
-        codes = jax.lax.stop_gradient(word)[: self.codebook_size].astype(self.dtype)
+        codes = constrain(jax.lax.stop_gradient(jnp.asarray(word)).astype(self.dtype), None, None)
+        codes = codes[: self.codebook_size]
         logits = jnp.einsum("bmd,vd->bmv", x, codes, preferred_element_type=jnp.float32)
-        return logits + bias[: self.codebook_size]
+        return constrain(logits + bias[: self.codebook_size], BATCH, None, None)
 
 
 class Block(nn.Module):
@@ -159,6 +254,7 @@ class Block(nn.Module):
 
     num_heads: int
     mlp_ratio: int
+    attention: str
     dtype: jnp.dtype
 
     @nn.compact
@@ -176,37 +272,51 @@ class Block(nn.Module):
             ``(x, None)``.
         """
         width = x.shape[-1]
-        dense = lambda features, name: nn.Dense(  # noqa: E731
-            features, kernel_init=xavier, dtype=self.dtype, name=name
-        )
         heads = lambda y: y.reshape(*y.shape[:2], self.num_heads, width // self.num_heads)  # noqa: E731
+        per_head = (BATCH, None, "tensor", None)
         vectors = [modulation[:, i] for i in range(modulation.shape[1])]
         shift_attn, scale_attn = vectors[:2]
         gate_attn, shift_mlp, scale_mlp, gate_mlp = vectors[-4:]
 
         y = modulate(x, shift_attn, scale_attn)
-        query = heads(dense(width, "query")(y))
-        key_value = dense(2 * width, "key_value_self")(y)
+        query = heads(Dense((width,), self.dtype, (None, "tensor"), name="query")(y))
+        packed = functools.partial(Dense, (2, width), self.dtype, (None, None, "tensor"))
+        key_value = packed(name="key_value_self")(y)
         if context is not None:
             shift_ctx, scale_ctx = vectors[2:4]
-            of_context = dense(2 * width, "key_value_context")(
-                modulate(context, shift_ctx, scale_ctx)
-            )
+            of_context = packed(name="key_value_context")(modulate(context, shift_ctx, scale_ctx))
             key_value = jnp.concatenate([of_context, key_value], axis=1)
-        key, value = (heads(y) for y in jnp.split(key_value, 2, axis=-1))
-        y = attention(query, key, value, mask).reshape(x.shape)
-        x = x + gate_attn[:, None] * dense(width, "out")(y)
+        key, value = (heads(key_value[:, :, i]) for i in range(2))
+        query, key, value = (constrain(y, *per_head) for y in (query, key, value))
+        y = attention(query, key, value, mask, self.attention).reshape(x.shape)
+        y = Dense((width,), self.dtype, ("tensor", None), name="out")(y)
+        x = constrain(x + gate_attn[:, None] * y, BATCH, None, None)
         y = modulate(x, shift_mlp, scale_mlp)
         x = x + gate_mlp[:, None] * Mlp(self.mlp_ratio, self.dtype, name="mlp")(y)
-        return x, None
+        return constrain(x, BATCH, None, None), None
 
 
 def stack(num_layers, remat, unroll, name=None, **fields):
     """``num_layers`` blocks as one scanned module with parameters stacked on axis 0.
 
     Called as ``stack(x, modulation [layers, b, 8, d], context, mask)``.
+
+    Args:
+        remat: what the backward pass computes again instead of keeping it: "none"; "dots": all but
+            the products with weights; "full": each block, from its input.
+        unroll: layers per iteration of the scan.
+        fields: of ``Block``.
+
+    Raises:
+        ValueError: ``remat`` or ``fields["attention"]`` is none of those.
     """
-    block = nn.remat(Block, prevent_cse=False) if remat else Block
+    if remat != "none" and remat not in REMAT:
+        raise ValueError(f"{remat=} is unknown: one of {['none', *REMAT]}")
+    if fields["attention"] not in ATTENTION:
+        raise ValueError(f"attention={fields['attention']!r} is unknown: one of {ATTENTION}")
+    block = Block
+    if remat != "none":
+        block = nn.remat(Block, prevent_cse=False, policy=REMAT[remat])
     return nn.scan(
         block,
         variable_axes={"params": 0},
@@ -214,7 +324,6 @@ def stack(num_layers, remat, unroll, name=None, **fields):
         in_axes=(0, nn.broadcast, nn.broadcast),
         length=num_layers,
         unroll=unroll,
-        metadata_params={nn.PARTITION_NAME: "layers"},
     )(name=name, **fields)
 
 
@@ -239,10 +348,11 @@ class Modulation(nn.Module):
         size = self.num_vectors * self.width
         kernel = self.param("kernel", nn.initializers.zeros, (self.num_layers, self.width, size))
         bias = self.param("bias", self._init_bias, (self.num_layers, size))
-        c = jax.nn.silu(jnp.asarray(table)[labels]).astype(self.dtype)
-        vectors = jnp.einsum("bd,lde->lbe", c, kernel.astype(self.dtype))
-        vectors = vectors + bias[:, None].astype(self.dtype)
-        return vectors.reshape(self.num_layers, -1, self.num_vectors, self.width)
+        c = jax.nn.silu(constrain(jnp.asarray(table), None, None)[labels]).astype(self.dtype)
+        kernel, bias = jnp.asarray(kernel), jnp.asarray(bias)
+        vectors = jax.vmap(linear, (None, 0, 0, None))(c, kernel, bias, (None, "tensor"))
+        vectors = vectors.reshape(self.num_layers, -1, self.num_vectors, self.width)
+        return constrain(vectors, None, BATCH, None, None)
 
     def _init_bias(self, key, shape):
         bias = jnp.zeros((self.num_layers, self.num_vectors, self.width))

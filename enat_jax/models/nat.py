@@ -25,7 +25,8 @@ class NAT(nn.Module):
     position_init: str = "normal"
     word_std: float = 0.02
     gate_bias: float = 0.0
-    remat: bool = False
+    remat: str = "none"
+    attention: str = "xla"
     unroll: int = 1
     dtype: str = "float32"
 
@@ -53,6 +54,7 @@ class NAT(nn.Module):
             self.unroll,
             num_heads=self.num_heads,
             mlp_ratio=self.mlp_ratio,
+            attention=self.attention,
             dtype=dtype,
         )
         self.head = layers.Head(self.codebook_size, dtype)
