@@ -77,11 +77,13 @@ def get_config(size: str = "L") -> ml_collections.ConfigDict:
     }
     config.train = {
         "batch_size": 2048,  # paper
+        "accumulate": 1,  # micro-batches of a step, where memory is short
         "num_steps": 500_000,  # paper
         "log_every": 100,
         "eval_every": 25_000,
         "save_every": 5_000,
         "pictures": True,
     }
-    config.sharding = {"mesh": (("data", -1),), "rules": ()}
+    # Devices along each axis of the mesh; one -1 takes what is left. See enat_jax/sharding.py.
+    config.sharding = {"data": -1, "fsdp": 1, "tensor": 1}
     return config

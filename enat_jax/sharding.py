@@ -3,90 +3,164 @@
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # axes that the batch is divided over
+Rule = tuple[str, tuple[str | None, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sharding:
-    """The sharding policy of a config.
+    """The sharding policy of a config: sizes of the mesh's axes, and what is divided over them.
 
     Attributes:
-        mesh: axis names and sizes; one size may be -1, which takes all devices that are left. The
-            batch is divided over the axis "data"; what else an axis does is up to the rules.
-        rules: pairs (regular expression, partition spec). The first expression that is found in
-            the path of an array of the state, such as "params/encoder/mlp/up/kernel", decides its
-            partition: for each dimension an axis name or None. No rule: replicated.
+        data: devices that share the batch and have all parameters; -1: all that are left.
+        fsdp: devices that share the batch and the parameters too, gathering them layer by layer.
+        tensor: devices that share heads and hidden units of each layer.
+        rules: pairs (regular expression, axes). The first expression that is found in the path of
+            an array of the state, such as "params/encoder/mlp/up/kernel", gives an axis or None
+            for each of its dimensions. "fsdp" may move: where its size does not divide its
+            dimension, it divides the largest other one that it can. Another axis that does not
+            divide its dimension is dropped. No rule: undivided. None: the rules of the task.
     """
 
-    mesh: tuple[tuple[str, int], ...] = (("data", -1),)
-    rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    rules: Sequence[Rule] | None = None
 
     def __post_init__(self):
-        names = [name for name, _ in self.mesh]
-        if "data" not in names or len(set(names)) < len(names):
-            raise ValueError(f"mesh axes {names} must be distinct and include 'data'")
-        unknown = {axis for _, spec in self.rules for axis in spec if axis} - set(names)
+        sizes = {name: getattr(self, name) for name in AXES}
+        for name, size in sizes.items():
+            if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
+                raise ValueError(f"sharding.{name}={size!r} must be a positive number or -1")
+        if list(sizes.values()).count(-1) > 1:
+            raise ValueError(f"sharding: at most one of {sizes} may be -1")
+        unknown = {axis for _, axes in self.rules or () for axis in axes if axis} - set(AXES)
         if unknown:
-            raise ValueError(f"rules name the axes {sorted(unknown)}, the mesh has {names}")
+            raise ValueError(f"sharding.rules name the axes {sorted(unknown)}; there are {AXES}")
 
 
-def make_mesh(policy, devices=None):
-    """A ``jax.sharding.Mesh`` over ``devices``, by default all of all processes.
+def make_mesh(policy: Sharding, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of the axes "data", "fsdp" and "tensor" over ``devices``, by default all of them.
 
     Raises:
         ValueError: the sizes do not fit the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    names = [name for name, _ in policy.mesh]
-    sizes = [size for _, size in policy.mesh]
+    sizes = [getattr(policy, name) for name in AXES]
+    shown = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
     known = math.prod(size for size in sizes if size != -1)
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(f"mesh sizes {sizes} must be positive, at most one of them -1")
     if len(devices) % known:
-        raise ValueError(f"{len(devices)} devices cannot be arranged as {dict(policy.mesh)}")
+        raise ValueError(f"{len(devices)} devices cannot be arranged as sharding {shown}")
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
-        raise ValueError(f"{dict(policy.mesh)} uses {known} of {len(devices)} devices; use -1")
+        raise ValueError(f"sharding {shown} uses {known} of {len(devices)} devices; use -1")
     # Auto: Flax linen does not work on the Explicit axes that are jax's default.
-    return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(names), devices=devices)
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def of_state(abstract_state, mesh, policy):
-    """The sharding of every array of a state, by the policy's rules.
+def of_state(abstract_state, mesh: Mesh, rules: Sequence[Rule]):
+    """The sharding of every array of a state, by rules; see ``Sharding``.
 
     Raises:
-        ValueError: a rule has more dimensions than an array it matches, or does not divide it.
+        ValueError: a rule is not of as many dimensions as an array that it matches.
     """
 
     def of_leaf(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        spec = next((s for pattern, s in policy.rules if re.search(pattern, name)), ())
-        if len(spec) > leaf.ndim:
-            raise ValueError(f"the rule {spec} does not fit {name}, of shape {leaf.shape}")
-        for size, axis in zip(leaf.shape, spec, strict=False):
-            if axis and size % mesh.shape[axis]:
-                raise ValueError(
-                    f"{name} of shape {leaf.shape} cannot be divided by {spec}: "
-                    f"{size} is not a multiple of {axis}={mesh.shape[axis]}"
-                )
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        axes = next((axes for pattern, axes in rules if re.search(pattern, name)), None)
+        if axes is None:
+            axes = (None,) * leaf.ndim
+        elif len(axes) != leaf.ndim:
+            raise ValueError(f"the rule {axes} does not fit {name}, of shape {leaf.shape}")
+        return NamedSharding(mesh, PartitionSpec(*_fit(axes, leaf.shape, mesh)))
 
     return jax.tree_util.tree_map_with_path(of_leaf, abstract_state)
 
 
-def of_batch(mesh):
+def _fit(axes, shape, mesh):
+    fits = [
+        axis if axis and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(axes, shape, strict=True)
+    ]
+    if "fsdp" in axes and "fsdp" not in fits:
+        free = [i for i, axis in enumerate(fits) if not axis and shape[i] % mesh.shape["fsdp"] == 0]
+        if free:
+            fits[max(free, key=lambda i: shape[i])] = "fsdp"
+    return fits
+
+
+def shard_bytes(abstract_state) -> int:
+    """Bytes that the largest share of a state needs on one device.
+
+    Args:
+        abstract_state: tree of arrays or ``jax.ShapeDtypeStruct``, with shardings.
+    """
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(abstract_state)
+    )
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """Into how many parts a batch is divided."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def of_batch(mesh: Mesh) -> NamedSharding:
     """The sharding of arrays whose first axis is the global batch."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
-def replicated(mesh):
+def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of what every device has whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def global_batch(local, mesh):
-    """Global arrays from this process's part of the batch, a dict of numpy arrays [b, ...]."""
+def global_batch(local, mesh: Mesh):
+    """Global arrays from this process's part of the batch, a dict of numpy arrays [b, ...].
+
+    The part of process i of n is the i-th of n equal runs of rows. Where devices of the axis
+    "tensor" are of several processes, each of them must be given the rows of its devices.
+    """
     sharding = of_batch(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in local.items()}
+
+
+def process_share(mesh: Mesh) -> tuple[int, int]:
+    """Which part of every batch this process loads: (i, n) for the i-th of n equal runs of rows.
+
+    Processes whose devices differ along "tensor" only load the same part.
+    """
+    ways = batch_ways(mesh)
+    parts = of_batch(mesh).addressable_devices_indices_map((ways,)).values()
+    first = min(part[0].indices(ways)[0] for part in parts)
+    last = max(part[0].indices(ways)[1] for part in parts)
+    if len({part[0].indices(ways)[0] for part in parts}) != last - first or ways % (last - first):
+        raise ValueError(f"the devices of a process do not have adjacent rows of a batch: {mesh}")
+    return first // (last - first), ways // (last - first)
+
+
+def place(rows, mesh: Mesh):
+    """A global array of rows that every process has whole, numpy [n, ...], filled up by repetition.
+
+    The result has the least number of rows that divides over the mesh; ``to_host(x)[:n]`` undoes
+    it.
+    """
+    ways = batch_ways(mesh)
+    padded = np.resize(rows, (-(-len(rows) // ways) * ways, *np.shape(rows)[1:]))
+    return jax.make_array_from_callback(padded.shape, of_batch(mesh), lambda at: padded[at])
+
+
+def to_host(tree):
+    """Whole numpy arrays, on every process; all processes must call it."""
+    if all(x.is_fully_addressable for x in jax.tree.leaves(tree)):
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)

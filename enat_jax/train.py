@@ -20,7 +20,16 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from enat_jax import checkpoint, cli, generator, metric_writer, model_files, sharding, tokenizer
+from enat_jax import (
+    checkpoint,
+    cli,
+    generator,
+    metric_writer,
+    model_files,
+    sharding,
+    tokenizer,
+    train_step,
+)
 from enat_jax.data import loader
 from enat_jax.tasks import enat, vqgan
 
@@ -39,30 +48,40 @@ class Loop:
     Attributes:
         batch_size: images of a step, over all devices.
         num_steps: of the whole run.
+        accumulate: micro-batches that a step's batch is cut into, each with its own token counts;
+            the update is that of their mean gradient.
         log_every, eval_every, save_every: intervals; evaluation and saving happen at the end too.
         pictures: whether evaluation makes pictures.
     """
 
     batch_size: int
     num_steps: int
+    accumulate: int = 1
     log_every: int = 100
     eval_every: int = 5000
     save_every: int = 5000
     pictures: bool = True
 
     def __post_init__(self):
-        for name in ("batch_size", "num_steps", "log_every", "eval_every", "save_every"):
+        counts = ("batch_size", "num_steps", "accumulate", "log_every", "eval_every", "save_every")
+        for name in counts:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"train.{name}={value!r} must be a whole number of at least 1")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"train.batch_size={self.batch_size} is not divisible by "
+                f"train.accumulate={self.accumulate}"
+            )
 
 
-def train(config, workdir):
+def train(config, workdir, devices=None):
     """Train as ``config`` says, from the last checkpoint in ``workdir`` if there is one.
 
     Args:
         config: ``ml_collections.ConfigDict``; see ``configs/``.
         workdir: directory of this run.
+        devices: to train on; None: all devices of all processes.
 
     Returns:
         The final ``TrainState``.
@@ -75,28 +94,18 @@ def train(config, workdir):
     loop, policy, task = _build(config)
 
     # --- state: its shapes first, so that it is created or restored in shards ---------------
-    mesh = sharding.make_mesh(policy)
-    if loop.batch_size % mesh.shape["data"]:
-        raise ValueError(
-            f"train.batch_size={loop.batch_size} is not divisible by {mesh.shape['data']} devices"
-        )
-    key = jax.random.key(config.seed)
-    abstract = jax.eval_shape(task.init, key)
-    state_sharding = sharding.of_state(abstract, mesh, policy)
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, state_sharding
-    )
+    mesh = sharding.make_mesh(policy, devices)
+    rules = TASKS[config.task].RULES if policy.rules is None else policy.rules
+    steps = train_step.Steps(task, mesh, rules, seed=config.seed, accumulate=loop.accumulate)
     checkpointer = checkpoint.Checkpointer(workdir / "checkpoints", loop.save_every)
     meta = _identity(config, task)
-    restored = checkpointer.restore_latest(abstract, meta)
+    restored = checkpointer.restore_latest(steps.abstract_state, meta)
     if restored is None:
-        state, start = jax.jit(task.init, out_shardings=state_sharding)(key), 0
-        _log(
-            f"starting: {_count(abstract.params):,} parameters, {len(mesh.devices.flat)} device(s)"
-        )
+        state, start = steps.init(), 0
+        _log(f"starting: {_describe(steps.abstract_state, mesh)}")
     else:
         state, start = restored
-        _log(f"continuing from step {start}")
+        _log(f"continuing from step {start}: {_describe(steps.abstract_state, mesh)}")
     if start > loop.num_steps:
         raise ValueError(
             f"{workdir} has been trained for {start} steps already, more than "
@@ -105,19 +114,9 @@ def train(config, workdir):
     if jax.process_index() == 0:
         model_files.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
 
-    # --- steps, one compiled function per static shape --------------------------------------
-    @functools.cache
-    def compiled(static):
-        rep = sharding.replicated(mesh)
-        return jax.jit(
-            functools.partial(_step, task, static),
-            in_shardings=(state_sharding, sharding.of_batch(mesh), rep, rep),
-            out_shardings=(state_sharding, rep),
-            donate_argnums=0,
-        )
-
     put = functools.partial(sharding.global_batch, mesh=mesh)
-    batches = loader.prefetch(task.batches(start), put)
+    share = sharding.process_share(mesh)
+    batches = loader.prefetch(task.batches(start * loop.accumulate, share), put)
     recent = []
     with (
         checkpointer,
@@ -130,13 +129,13 @@ def train(config, workdir):
             last = step == loop.num_steps
             fresh = step > start or restored is None
             if fresh and (last or (step and step % loop.eval_every == 0)):
-                _evaluate(task, state, step, writer, workdir, loop.pictures)
+                _evaluate(task, state, mesh, step, writer, workdir, loop.pictures)
             if fresh and step:
                 checkpointer.save(step, state, meta, force=last)
             if last:
                 break
-            static, traced = task.shapes(step)
-            state, metrics = compiled(static)(state, next(batches), traced, key)
+            batch = [next(batches) for _ in range(loop.accumulate)]
+            state, metrics = steps(state, batch, step)
             recent.append(metrics)
             # Dispatch runs ahead of the devices; too far, and progress would not be what it says.
             if len(recent) >= AHEAD:
@@ -168,7 +167,7 @@ def _build(config):
     try:
         loop = Loop(**config.train.to_dict())
         policy = sharding.Sharding(**config.get("sharding", {}))
-        return loop, policy, TASKS[config.task].make(config)
+        return loop, policy, TASKS[config.task].make(config, loop.batch_size // loop.accumulate)
     except TypeError as error:
         # A dataclass names the key that it does not know, or that it needs.
         if "unexpected keyword" in str(error) or "required positional" in str(error):
@@ -181,15 +180,11 @@ def _identity(config, task):
     values = json.loads(config.to_json_best_effort())
     kept = {k: v for k, v in values.items() if k not in ("data", "train", "sampler", "sharding")}
     kept["batch_size"] = config.train.batch_size
+    kept["accumulate"] = config.train.get("accumulate", 1)
     kept["data"] = task.data_identity()
     if config.optimizer.get("schedule", "constant") != "constant":
         kept["num_steps"] = config.train.num_steps  # the learning rate depends on it
     return kept
-
-
-def _step(task, static, state, batch, traced, key):
-    key = jax.random.fold_in(key, state.step)
-    return task.train_step(state, batch, traced, key, static=static)
 
 
 def _means(metrics):
@@ -198,11 +193,11 @@ def _means(metrics):
     return {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
 
 
-def _evaluate(task, state, step, writer, workdir, pictures):
-    writer.scalars(step, dict(task.evaluate(state)))
+def _evaluate(task, state, mesh, step, writer, workdir, pictures):
+    writer.scalars(step, dict(task.evaluate(state, mesh)))
     if not pictures:
         return
-    images = dict(task.images(state))
+    images = dict(task.images(state, mesh))
     writer.images(step, images)
     if jax.process_index() == 0:
         for name, image in images.items():
@@ -212,13 +207,14 @@ def _evaluate(task, state, step, writer, workdir, pictures):
 def _export(task, config, state, step, directory):
     """Write the finished model's directory."""
     provenance = {"config": json.loads(config.to_json_best_effort()), "step": step}
+    params = sharding.to_host(state.params if config.task == "vqgan" else state.ema_params)
     if config.task == "vqgan":
         size = task.source.image_shape[:2]
-        tokenizer.Tokenizer(task.model, state.params, size, provenance).save(directory)
+        tokenizer.Tokenizer(task.model, params, size, provenance).save(directory)
     else:
         generator.Generator(
             task.model,
-            state.ema_params,
+            params,
             task.tokenizer,
             task.tokens.class_names,
             task.sampler,
@@ -226,8 +222,13 @@ def _export(task, config, state, step, directory):
         ).save(directory)
 
 
-def _count(tree):
-    return sum(x.size for x in jax.tree.leaves(tree))
+def _describe(abstract_state, mesh):
+    parameters = sum(x.size for x in jax.tree.leaves(abstract_state.params))
+    return (
+        f"{parameters:,} parameters, {mesh.size} device(s) as "
+        f"{', '.join(f'{name}={size}' for name, size in mesh.shape.items())}, "
+        f"{sharding.shard_bytes(abstract_state) / 2**20:,.0f} MiB of state on each"
+    )
 
 
 def _log(message):

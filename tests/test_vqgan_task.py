@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from enat_jax import tokenizer
+from enat_jax import sharding, tokenizer, train_step
 from enat_jax.tasks import vqgan
 
 
@@ -37,13 +37,18 @@ def task():
     return vqgan.make(get_config())
 
 
+MESH = sharding.make_mesh(sharding.Sharding(), jax.devices()[:1])
+
+
 @pytest.fixture(scope="module")
 def step(task):
-    def train_step(state, batch, key):
-        static, traced = task.shapes(0)
-        return task.train_step(state, batch, traced, key, static=static)
+    steps = train_step.Steps(task, MESH, vqgan.RULES, seed=1)
 
-    return jax.jit(train_step)
+    def one(state, batch, index):
+        state = jax.tree.map(jnp.copy, state)  # what goes in is overwritten
+        return steps(state, [sharding.global_batch(batch, MESH)], index)
+
+    return one
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +57,11 @@ def start(task):
 
 
 def run(task, step, state, begin, end):
-    """The state and the metrics of each step, keyed as the training loop keys them."""
+    """The state and the metrics of each step."""
     history = []
     batches = task.batches(begin)
     for i in range(begin, end):
-        state, metrics = step(state, next(batches), jax.random.fold_in(jax.random.key(1), i))
+        state, metrics = step(state, next(batches), i)
         history.append(jax.tree.map(float, metrics))
     return state, history
 
@@ -71,7 +76,7 @@ def test_it_learns_to_reconstruct(task, start, trained):
     assert int(state.step) == 60
     losses = [metrics["reconstruction_loss"] for metrics in history]
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
-    before, after = dict(task.evaluate(start)), dict(task.evaluate(state))
+    before, after = dict(task.evaluate(start, MESH)), dict(task.evaluate(state, MESH))
     assert after["held_out/squared_error"] < 0.5 * before["held_out/squared_error"]
     assert after["held_out/codebook_usage"] >= 0.8
     assert 5 < after["held_out/codebook_perplexity"] <= 16
@@ -99,12 +104,12 @@ def test_dead_codes_come_back_and_others_stay(task, step, trained):
         extra={"usage": jnp.where(jnp.arange(16) < 8, 0.0, 1 / 8)},
     )
     batch = next(task.batches(60))
-    new, metrics = step(far, batch, jax.random.key(2))
+    new, metrics = step(far, batch, 10)
     assert metrics["codes_restarted"] == 8
     assert jnp.abs(new.params["codebook"]).max() < 100
     np.testing.assert_allclose(new.params["codebook"][8:], codebook[8:], atol=0.02)
     # Between the steps for restarts nothing is moved.
-    new, metrics = step(far.replace(step=jnp.array(11, jnp.int32)), batch, jax.random.key(2))
+    new, metrics = step(far.replace(step=jnp.array(11, jnp.int32)), batch, 10)
     assert metrics["codes_restarted"] == 0
     assert jnp.abs(new.params["codebook"][:8]).min() > 900
 
@@ -139,7 +144,7 @@ def test_code_statistics_of_known_counts():
 
 
 def test_pictures_show_originals_above_reconstructions(task, trained):
-    ((name, picture),) = task.images(trained[0])
+    ((name, picture),) = task.images(trained[0], MESH)
     assert name == "reconstructions"
     assert picture.shape == (8 * 8, 8 * 8, 1) and picture.dtype == np.uint8
     np.testing.assert_array_equal(

@@ -21,6 +21,7 @@ from enat_jax import (
     reveal,
     sampling,
     shape_buckets,
+    sharding,
     tokenizer,
     train_state,
 )
@@ -29,6 +30,21 @@ from enat_jax.models import enat, nat
 from enat_jax.tasks import token_data
 
 MODELS = {"enat": enat.ENAT, "nat": nat.NAT}
+
+# What is divided over the mesh, see ``sharding.Sharding``. The layers of a stack are axis 0. In and
+# out of a block alternate over "tensor": only the second product of a pair is summed over it.
+RULES = (
+    (r"(coder|blocks)/(query|mlp/up)/kernel$", (None, "fsdp", "tensor")),
+    (r"(coder|blocks)/key_value_\w+/kernel$", (None, "fsdp", None, "tensor")),
+    (r"(coder|blocks)/(out|mlp/down)/kernel$", (None, "tensor", "fsdp")),
+    (r"(coder|blocks)/mlp/up/bias$", (None, "tensor")),
+    (r"modulation/kernel$", (None, "fsdp", "tensor")),
+    (r"modulation/bias$", (None, "fsdp")),
+    (r"project/mlp/up/kernel$", ("fsdp", "tensor")),
+    (r"project/mlp/down/kernel$", ("tensor", "fsdp")),
+    (r"head/dense/kernel$", ("fsdp", None)),
+    (r"(word|position|label_table)$", (None, "fsdp")),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +215,7 @@ class Task:
             params = _with_words(params, self.tokenizer.params["codebook"], self.model, key)
         return train_state.TrainState(
             step=jnp.zeros((), jnp.int32),
+            skipped=jnp.zeros((), jnp.int32),
             params=params,
             # A copy of its own: the state is donated, and no buffer may be donated twice.
             ema_params=jax.tree.map(jnp.copy, params),
@@ -206,16 +223,27 @@ class Task:
             extra={},
         )
 
-    def batches(self, start_step) -> Iterator[dict[str, np.ndarray]]:
-        """This process's {"tokens": int32 [b, l], "labels": int32 [b]} of every step."""
+    def batch_spec(self):
+        """Shapes and dtypes of a whole batch."""
+        shape = (self.batch_size, self.model.num_tokens)
+        return {
+            "tokens": jax.ShapeDtypeStruct(shape, jnp.int32),
+            "labels": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+        }
+
+    def batches(self, start, share=(0, 1)) -> Iterator[dict[str, np.ndarray]]:
+        """Part i of n of every batch from number ``start`` on, as ``batch_spec`` says.
+
+        ``share``: (i, n), see ``sharding.process_share``.
+        """
         return loader.train_batches(
             self.tokens.gather,
             len(self.tokens),
             self.batch_size,
             seed=self.seed,
-            start_step=start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            start_step=start,
+            process_index=share[0],
+            process_count=share[1],
         )
 
     def data_identity(self):
@@ -226,15 +254,38 @@ class Task:
             "preprocessing": self.tokens.preprocessing,
         }
 
-    def shapes(self, step):
-        """The windows of a step (static) and its counts (traced); the same on every host."""
-        split = self.splits.draw(self.model.num_tokens, self.seed, step)
+    def shapes(self, index):
+        """Windows (static) and counts (traced) of batch ``index``; the same on every host."""
+        split = self._split(index)
         windows = shape_buckets.find(self.buckets, split).windows
         counts = {"num_cached": split.num_cached, "num_visible": split.num_visible}
         return windows, {k: np.int32(v) for k, v in counts.items()}
 
-    def train_step(self, state, batch, traced, key, *, static):
-        """One update; ``key`` is of this step alone. Metrics are float32 scalars."""
+    def work(self, index):
+        """Share of masked tokens of batch ``index``, and its multiply-adds, exact and padded."""
+        split, dims = self._split(index), costs.dims_of(self.model)
+        windows = shape_buckets.find(self.buckets, split).windows
+        return {
+            "masked_share": 1 - split.num_visible / self.model.num_tokens,
+            "exact_work": self.batch_size
+            * float(costs.exact_training_cost(dims, split.num_cached, split.num_visible)),
+            "padded_work": self.batch_size * float(costs.training_cost(dims, *windows)),
+        }
+
+    def _split(self, index):
+        return self.splits.draw(self.model.num_tokens, self.seed, index)
+
+    def prepare(self, state, batch, key):
+        """Nothing to do before a step."""
+        del batch, key
+        return state, {}
+
+    def gradients(self, state, batch, traced, key, *, static):
+        """Gradients of one batch; ``key`` is of this batch alone.
+
+        Returns:
+            ``(gradients, metrics, {})``, metrics a dict of float32 scalars.
+        """
         drop_key, order_key, dropout_key = jax.random.split(key, 3)
         dropped = jax.random.uniform(drop_key, batch["labels"].shape) < self.training.label_drop
         labels = jnp.where(dropped, self.model.num_classes, batch["labels"])
@@ -257,49 +308,47 @@ class Task:
             ),
             has_aux=True,
         )(state.params)
+        metrics["masked_share"] = 1 - traced["num_visible"] / self.model.num_tokens
+        return grads, metrics, {}
+
+    def update(self, state, grads, extra):
+        """The optimizer's update and that of the moving average; the step is not counted here."""
+        del extra
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = self.training.ema_decay
         ema_params = jax.tree.map(
             lambda e, p: decay * e + (1 - decay) * p, state.ema_params, params
         )
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        metrics["masked_share"] = 1 - traced["num_visible"] / self.model.num_tokens
-        state = state.replace(
-            step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state
-        )
-        return state, metrics
+        return state.replace(params=params, ema_params=ema_params, opt_state=opt_state)
 
-    def evaluate(self, state) -> Iterator[tuple[str, float]]:
+    def evaluate(self, state, mesh) -> Iterator[tuple[str, float]]:
         """Held-out masked-token loss and accuracy of the EMA model by share of visible tokens."""
         if self.held_out is None:
             return
         l = self.model.num_tokens  # noqa: E741
-        n = len(self.held_out)
+        n = min(len(self.held_out), 1024)
         # Evenly over the set, which is sorted by class.
-        rows = self.held_out.gather(np.linspace(0, n - 1, min(n, 1024)).astype(np.int64))
-        order = random_order(jax.random.key(self.seed), rows["tokens"].shape)
+        rows = self.held_out.gather(np.linspace(0, len(self.held_out) - 1, n).astype(np.int64))
+        order = np.asarray(random_order(jax.random.key(self.seed), rows["tokens"].shape))
+        rows = [sharding.place(x, mesh) for x in (rows["tokens"], rows["labels"], order)]
         for part in (16, 4, 2):
             for share in {1 / part, 1 - 1 / part} - {1 - 1 / 16}:
-                loss, hits = masked_scores(
-                    self.model,
-                    state.ema_params,
-                    rows["tokens"],
-                    rows["labels"],
-                    order,
-                    round(l * share),
-                )
+                scores = masked_scores(self.model, state.ema_params, *rows, round(l * share))
+                loss, hits = (x[:n] for x in sharding.to_host(scores))
                 name = f"{share:.4g}_visible"
                 yield f"held_out/loss_{name}", float(loss.mean())
                 yield f"held_out/accuracy_{name}", float(hits.mean())
 
-    def images(self, state) -> Iterator[tuple[str, np.ndarray]]:
+    def images(self, state, mesh) -> Iterator[tuple[str, np.ndarray]]:
         """Samples of the EMA model at fixed seeds, a row per class (the first 10): uint8."""
         classes = min(self.model.num_classes, 10)
+        n = 10 * classes
         labels = np.repeat(np.arange(classes, dtype=np.int32), 10)
         sample = sampling.make(self.model, self.sampler)
-        codes = sample(state.ema_params, labels, np.arange(len(labels)), jax.random.key(self.seed))
-        pictures = self.tokenizer.decode(codes)
+        placed = [sharding.place(x, mesh) for x in (labels, np.arange(n, dtype=np.int32))]
+        codes = sample(state.ema_params, *placed, jax.random.key(self.seed))
+        pictures = self.tokenizer.decode(sharding.to_host(codes)[:n])
         rows = pictures.reshape(classes, 10, *pictures.shape[1:])
         yield "samples", np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
 
@@ -314,8 +363,8 @@ def _with_words(params, codebook, model, key):
     return {**params, "embed": {**params["embed"], "word": table}}
 
 
-def make(config):
-    """The task of a config.
+def make(config, batch_size=None):
+    """The task of a config; ``batch_size`` is that of a micro-batch, None: ``train.batch_size``.
 
     Raises:
         FileNotFoundError: the tokens or the tokenizer are not there.
@@ -364,5 +413,5 @@ def make(config):
         buckets=shape_buckets.choose(model.num_tokens, splits, training.max_shapes, cost),
         sampler=sampling.Settings(**config.sampler.to_dict()),
         seed=config.seed,
-        batch_size=config.train.batch_size,
+        batch_size=batch_size or config.train.batch_size,
     )

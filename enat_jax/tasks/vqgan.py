@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from enat_jax import optim, tokenizer, train_state
+from enat_jax import optim, sharding, tokenizer, train_state
 from enat_jax.data import images as image_sources
 from enat_jax.data import loader
 from enat_jax.models import vqgan
@@ -26,6 +26,16 @@ Batch = dict[str, np.ndarray]
 Metrics = dict[str, jax.Array]
 
 EVALUATED = 2048  # held-out images, at most
+
+# What is divided over the mesh, see ``sharding.Sharding``: of a residual block's two convolutions
+# the first is divided by its outputs, the second by its inputs, over "tensor".
+RULES = (
+    (r"conv1/kernel$", (None, None, "fsdp", "tensor")),
+    (r"norm2/(scale|bias)$", ("tensor",)),
+    (r"conv2/kernel$", (None, None, "tensor", "fsdp")),
+    (r"(conv_in|conv_out|shortcut|upsample_\d+)/kernel$", (None, None, "fsdp", None)),
+    (r"codebook$", (None, "fsdp")),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,22 +124,34 @@ class Task:
         v = self.model.codebook_size
         return train_state.TrainState(
             step=jnp.zeros((), jnp.int32),
+            skipped=jnp.zeros((), jnp.int32),
             params=params,
             ema_params={},
             opt_state=self.optimizer.init(params),
             extra={"usage": jnp.zeros((v,), jnp.float32)},
         )
 
-    def batches(self, start_step: int) -> Iterator[Batch]:
-        """This process's {"images": uint8 [b, h, w, c], "labels": int32 [b]} of every step."""
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a whole batch."""
+        shape = (self.batch_size, *self.source.image_shape)
+        return {
+            "images": jax.ShapeDtypeStruct(shape, jnp.uint8),
+            "labels": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+        }
+
+    def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        """Part i of n of every batch from number `start` on, as `batch_spec` says.
+
+        `share`: (i, n), see `sharding.process_share`.
+        """
         return loader.train_batches(
             self.source.gather,
             len(self.source),
             self.batch_size,
             seed=self.seed,
-            start_step=start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            start_step=start,
+            process_index=share[0],
+            process_count=share[1],
             workers=self.workers,
         )
 
@@ -137,12 +159,26 @@ class Task:
         """What must not change when a run is resumed, as JSON values."""
         return self.source.identity()
 
-    def shapes(self, step: int) -> tuple[tuple, dict[str, np.ndarray]]:
-        """Nothing changes its shape from step to step."""
-        del step
+    def shapes(self, index: int) -> tuple[tuple, dict[str, np.ndarray]]:
+        """Nothing changes its shape from batch to batch."""
+        del index
         return (), {}
 
-    def train_step(
+    def work(self, index: int) -> dict[str, float]:
+        """Not counted for this task."""
+        del index
+        return {}
+
+    def prepare(
+        self, state: train_state.TrainState, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> tuple[train_state.TrainState, Metrics]:
+        """Moves dead codes before a step where that is due."""
+        images = tokenizer.to_float(batch["images"])
+        params, usage, restarted = self._restart_dead_codes(state, images, key)
+        state = state.replace(params=params, extra={"usage": usage})
+        return state, {"codes_restarted": restarted}
+
+    def gradients(
         self,
         state: train_state.TrainState,
         batch: Mapping[str, jax.Array],
@@ -150,25 +186,24 @@ class Task:
         key: jax.Array,
         *,
         static: tuple,
-    ) -> tuple[train_state.TrainState, Metrics]:
-        """One update; `key` is of this step alone. Metrics are float32 scalars."""
+    ) -> tuple[dict, Metrics, dict[str, jax.Array]]:
+        """Gradients of one batch, float32 scalars, and the share of positions of each code."""
         del traced, static
         images = tokenizer.to_float(batch["images"])
-        restart_key, noise_key = jax.random.split(key)
-        params, usage, restarted = self._restart_dead_codes(state, images, restart_key)
-        grads, (metrics, counts) = jax.grad(self._loss, has_aux=True)(params, images, noise_key)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, params)
-        share = counts / counts.sum()
-        usage = self.loss.usage_decay * usage + (1 - self.loss.usage_decay) * share
-        state = state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(params, updates),
+        grads, (metrics, counts) = jax.grad(self._loss, has_aux=True)(state.params, images, key)
+        return grads, metrics, {"share": counts / counts.sum()}
+
+    def update(
+        self, state: train_state.TrainState, grads: dict, extra: Mapping[str, jax.Array]
+    ) -> train_state.TrainState:
+        """The optimizer's update; the step is not counted here."""
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        decay = self.loss.usage_decay
+        return state.replace(
+            params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
-            extra={"usage": usage},
+            extra={"usage": decay * state.extra["usage"] + (1 - decay) * extra["share"]},
         )
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        metrics["codes_restarted"] = restarted
-        return state, metrics
 
     def _loss(self, params: dict, images: jax.Array, key: jax.Array) -> tuple[jax.Array, tuple]:
         """The loss, and (metrics, how many positions each code wins, float32 [v])."""
@@ -212,12 +247,12 @@ class Task:
 
         def restart(codebook: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
             z = self.model.apply({"params": state.params}, images, method="encode")
-            dead = usage < self.loss.dead_below / v
             _, codes = self.model.apply({"params": state.params}, z, method="quantize")
             distances = jnp.square(z - codes).sum(-1).ravel()
             # The v largest of log weight + Gumbel noise are a draw without replacement.
             scores = jnp.log(distances + 1e-12) + jax.random.gumbel(key, distances.shape)
             chosen = z.reshape(-1, z.shape[-1])[jax.lax.top_k(scores, v)[1]]
+            dead = (usage < self.loss.dead_below / v) & jnp.isfinite(chosen).all(-1)
             # A moved code is given the time to win positions before it is judged again.
             return (
                 jnp.where(dead[:, None], chosen, codebook),
@@ -230,7 +265,9 @@ class Task:
         )
         return {**state.params, "codebook": codebook}, usage, restarted
 
-    def evaluate(self, state: train_state.TrainState) -> Iterator[tuple[str, float]]:
+    def evaluate(
+        self, state: train_state.TrainState, mesh: jax.sharding.Mesh
+    ) -> Iterator[tuple[str, float]]:
         """Held-out reconstruction errors (of pixels in [0, 1]) and the use of the codebook."""
         squared, absolute, pixels = 0.0, 0.0, 0
         counts = np.zeros(self.model.codebook_size)
@@ -240,14 +277,11 @@ class Task:
         for start in range(0, len(chosen), self.batch_size):
             indices = chosen[start : start + self.batch_size]
             originals = self.held_out.gather(indices)["images"]
-            # The last batch is filled up so that one compiled shape serves them all.
-            padded = np.resize(originals, (self.batch_size, *originals.shape[1:]))
-            reconstruction, ids = self._reconstruct(state.params, padded)
-            error = np.asarray(reconstruction)[: len(indices)] - originals / 255.0
+            reconstruction, ids = self._reconstructed(state.params, originals, mesh)
+            error = reconstruction - originals / 255.0
             squared += np.square(error).sum()
             absolute += np.abs(error).sum()
             pixels += error.size
-            ids = np.asarray(ids)[: len(indices)]
             counts += np.bincount(ids.ravel(), minlength=self.model.codebook_size)
         usage, perplexity = code_statistics(counts)
         yield "held_out/squared_error", float(squared / pixels)
@@ -256,17 +290,25 @@ class Task:
         yield "held_out/codebook_usage", float(usage)
         yield "held_out/codebook_perplexity", float(perplexity)
 
-    def images(self, state: train_state.TrainState) -> Iterator[tuple[str, np.ndarray]]:
+    def images(
+        self, state: train_state.TrainState, mesh: jax.sharding.Mesh
+    ) -> Iterator[tuple[str, np.ndarray]]:
         """A uint8 picture [h, w, c]: rows of held-out originals above their reconstructions."""
         n, columns, rows = len(self.held_out), min(8, self.batch_size), 4
         chosen = np.linspace(0, n - 1, rows * columns).astype(np.int64)
         pictures = []
         for indices in np.split(chosen, rows):
             originals = self.held_out.gather(indices)["images"]
-            padded = np.resize(originals, (self.batch_size, *originals.shape[1:]))
-            reconstruction, _ = self._reconstruct(state.params, padded)
-            pictures += [originals, np.asarray(tokenizer.to_uint8(reconstruction))[:columns]]
+            reconstruction, _ = self._reconstructed(state.params, originals, mesh)
+            pictures += [originals, np.asarray(tokenizer.to_uint8(reconstruction))]
         yield "reconstructions", np.concatenate([np.concatenate(list(p), 1) for p in pictures], 0)
+
+    def _reconstructed(self, params, originals, mesh):
+        """Reconstructions and tokens, numpy, of at most a batch of uint8 images."""
+        # Filled up to a whole batch, so that one compiled shape serves them all.
+        padded = np.resize(originals, (self.batch_size, *originals.shape[1:]))
+        found = sharding.to_host(self._reconstruct(params, sharding.place(padded, mesh)))
+        return tuple(x[: len(originals)] for x in found)
 
     @functools.cached_property
     def _reconstruct(self):
@@ -304,8 +346,11 @@ def code_statistics(counts: jax.Array) -> tuple[jax.Array, jax.Array]:
     return (counts > 0).mean(), jnp.exp(entropy)
 
 
-def make(config: ml_collections.ConfigDict) -> Task:
-    """The task of a config; raises ValueError, TypeError for settings that do not fit together."""
+def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Task:
+    """The task of a config; `batch_size` is that of a micro-batch, None: `train.batch_size`.
+
+    Raises ValueError, TypeError for settings that do not fit together.
+    """
     data = Data.of(config.data.to_dict())
     source, held_out = data.open(data.train_split), data.open(data.held_out_split)
     model = vqgan.VQGAN(**config.model.to_dict())
@@ -317,7 +362,7 @@ def make(config: ml_collections.ConfigDict) -> Task:
             f"{model.image_channels=} and {side} pixels a token"
         )
     loss = Loss(**config.loss.to_dict())
-    batch_size = config.train.batch_size
+    batch_size = batch_size or config.train.batch_size
     positions = batch_size * (height // side) * (width // side)
     if loss.restart_every and positions < model.codebook_size:
         raise ValueError(
