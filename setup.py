@@ -34,6 +34,8 @@ EXTRAS_REQUIRE = {
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
     "torch": ["torch>=2.6"],  # Reason: only to compare with the reference and read odd checkpoints.
     "quickstart": [SCIKIT_LEARN],
+    # Reason: training metrics online, if asked for. The tests use a stand-in: no tested bound.
+    "wandb": ["wandb>=0.19"],
     "dev": [
         "pytest>=9.0",
         "pre-commit>=4.0",  # Reason: runs ruff before each commit.

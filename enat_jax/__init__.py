@@ -14,13 +14,16 @@ Dimension letters, the same in docstrings, einsums and shape comments:
 
 Layers, each importing only those above it (``tests/test_layers.py`` holds this):
 
-    maths        reveal, shape_buckets, losses, fid, quality, costs
+    maths        reveal, shape_buckets, losses, fid, quality, costs,
+                 hlo_text, hlo_values, collectives, checksums
     networks     models/ (the only home of flax.linen)
-    services     data/, sharding, optim, checkpoint, model_files, metric_writer
-    algorithm    train_state, tokenizer, tokenization, token_inspection, sampling, tasks/, timing,
-                 loader_timing
+    services     data/, sharding, optim, checkpoint, model_files, metric_writer,
+                 monitoring, distributed, exits, agreement, manifest, preservation
+    algorithm    train_state, train_step, tokenizer, tokenization, token_inspection, sampling,
+                 tasks/, timing, loader_timing, scaling
     product      generator
-    programs     train, sample, tokenize_images, evaluate, import_torch, benchmark, prepare, cli
+    programs     train, train_config, sample, tokenize_images, evaluate, import_torch, benchmark,
+                 scaling_report, prepare, cli
 """
 
 __version__ = "0.1.0"

@@ -1,5 +1,15 @@
 """How programs end: a user's mistake is one line on stderr and exit code 2, a bug is a traceback.
 
+    0    done
+    1    a bug, with its traceback
+    2    the user's mistake
+    3    training diverged
+    75   stopped on request, after saving: start the same command again to go on
+    76   another process was lost or hung: start the same command again to go on
+    130  interrupted at once
+
+Scripts in ``launch/`` start a program again after 75 and 76, and after nothing else.
+
 At the bottom of a program stands one of
 
     if __name__ == "__main__":
@@ -12,12 +22,26 @@ With the environment variable ENAT_JAX_TRACEBACK=1 mistakes show their traceback
 import argparse
 import os
 import sys
+import traceback
 
 from absl import app, flags
 
-MISTAKE = 2
+from enat_jax import exits
+
 MOST = 10**9  # of what is counted on a command line
-INTERRUPTED = 130  # as a shell reports a program that SIGINT ended
+
+
+class Stop(Exception):
+    """Ends a program early, for a reason that is neither a mistake nor a bug.
+
+    Args:
+        message: one line for stderr.
+        code: exit code, such as ``exits.STOPPED``.
+    """
+
+    def __init__(self, message, code):
+        super().__init__(message)
+        self.code = code
 
 
 def run(main, argv=None):
@@ -38,14 +62,15 @@ def run(main, argv=None):
         if show_all:
             raise
         print("interrupted", file=sys.stderr)
-        code = INTERRUPTED
+        code = exits.INTERRUPTED
+    except SystemExit as end:  # absl's app.run ends so
+        code = end.code
+    except Stop as stop:
+        print(f"stopped: {_one_line(stop)}", file=sys.stderr)
+        code = stop.code
     except Exception as error:
-        message = _message(error)
-        if message is None or show_all:
-            raise
-        print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)  # one line, always
-        code = MISTAKE
-    sys.exit(code)
+        code = _fail(error, show_all)
+    exits.leave(code)
 
 
 def run_absl(main, argv=None):
@@ -78,6 +103,27 @@ def at_least_one(text):
     if not text.isdecimal() or not 1 <= int(text[:20]) <= MOST:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST:,}")
     return int(text)
+
+
+def _fail(error, show_all):
+    """The exit code for an error that ends the program; raises it where that does no harm."""
+    if exits.one_of_several() and (lost := exits.peer_lost(error)):
+        if show_all:
+            traceback.print_exception(error)
+        exits.end_without(lost)
+    message = _message(error)
+    if message is not None and not show_all:
+        print(f"error: {_one_line(message)}", file=sys.stderr)
+        return exits.MISTAKE
+    if not exits.one_of_several():
+        raise
+    # Raised, it would make this process wait for all the others, which wait for this one.
+    traceback.print_exception(error)
+    return exits.BUG if message is None else exits.MISTAKE
+
+
+def _one_line(message):
+    return " ".join(str(message).splitlines())
 
 
 def _message(error):

@@ -132,7 +132,8 @@ class Generator:
             },
             "provenance": self.provenance,
         }
-        model_files.write_json(directory / "model.json", description)
+        if jax.process_index() == 0:
+            model_files.write_json(directory / "model.json", description)
 
     @classmethod
     def load(cls, directory):

@@ -13,7 +13,7 @@ import grain
 import numpy as np
 from array_record.python import array_record_module
 
-from enat_jax import timing
+from enat_jax import monitoring
 from enat_jax.data import loader, records, tokens
 
 LEAST_SECONDS = 1.0  # of one timing
@@ -92,7 +92,7 @@ def _measure(
     rates = tuple(_rate(batches, batch_size, seconds) for _ in range(repeats))
     record = records.dtype(token_set.grid[0] * token_set.grid[1], token_set.codebook_size)
     return LoaderMeasurement(
-        len(token_set), len(token_set) * record.itemsize, rates, timing.resident_peak() / 2**20
+        len(token_set), len(token_set) * record.itemsize, rates, monitoring.resident_peak() / 2**20
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run tells people: scalars and images in files, a progress bar, pictures.
+"""What a run tells people: scalars and images in files and online, a progress bar, pictures.
 
 Only process 0 writes; on the others everything here but the pictures does nothing.
 """
@@ -8,10 +8,11 @@ import logging
 import math
 import os
 import pathlib
+import secrets
 import sys
 import time
-from collections.abc import Mapping
-from typing import TextIO
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -37,9 +38,21 @@ class MetricWriter:
         dropped from `metrics.jsonl` and hidden in TensorBoard, and what is already in
         `metrics.jsonl` at this very step is not written again. None starts anew: earlier lines
         are dropped.
+      wandb: arguments of `wandb.init`, such as project, name and mode: everything goes to Weights
+        & Biases, too, to the same run after a resume (`wandb_run_id` in the workdir). Nothing that
+        fails there ends a run that has begun.
+
+    Raises:
+      ValueError: if the package wandb is not installed, or a run that starts anew fails to start
+        there.
     """
 
-    def __init__(self, workdir: str | os.PathLike, resume_step: int | None = None):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        resume_step: int | None = None,
+        wandb: Mapping[str, Any] | None = None,
+    ):
         self._active = jax.process_index() == 0
         self._written: set[str] = set()  # at the step from which the run goes on
         self._resume_step = resume_step
@@ -47,6 +60,8 @@ class MetricWriter:
             return
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
+        # First: what fails here must leave the files of an earlier run alone.
+        self._wandb = None if wandb is None else _WandbRun(workdir, wandb, resume_step is not None)
         path = workdir / "metrics.jsonl"
         kept = [] if resume_step is None else _lines_until(path, resume_step)
         for line in kept:
@@ -74,8 +89,8 @@ class MetricWriter:
             return
         now = time.time()
         line = {}
+        values = {name: float(value) for name, value in values.items()}
         for name, value in values.items():
-            value = float(value)
             # TensorBoard may have lost what a killed run had already put into metrics.jsonl.
             self._events.add_scalar(name, value, int(step), walltime=now)
             if step != self._resume_step or name not in self._written:
@@ -84,30 +99,89 @@ class MetricWriter:
             line = {"step": int(step), "time": round(now, 3), **line}
             self._lines.write(json.dumps(line) + "\n")
             self._lines.flush()
+        if self._wandb is not None:
+            self._wandb.scalars(int(step), values)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes pictures, uint8 `[h, w, c]` with c = 1 or 3, to TensorBoard under their names."""
+        """Writes pictures, uint8 `[h, w, c]` with c = 1 or 3, to TensorBoard and W&B."""
         pictures = {name: _checked(picture) for name, picture in images.items()}
-        if self._active:
-            for name, picture in pictures.items():
-                self._events.add_image(name, picture, int(step), dataformats="HWC")
+        if not self._active:
+            return
+        for name, picture in pictures.items():
+            self._events.add_image(name, picture, int(step), dataformats="HWC")
+        if self._wandb is not None:
+            self._wandb.images(int(step), pictures)
 
     def flush(self) -> None:
         """Puts everything on disk."""
         if self._active:
             self._events.flush()
 
-    def close(self) -> None:
-        """Puts everything on disk and closes the files."""
+    def close(self, failed: bool = False) -> None:
+        """Puts everything on disk and closes the files; `failed` marks the run at W&B."""
         if self._active:
             self._lines.close()
             self._events.close()
+            if self._wandb is not None:
+                self._wandb.finish(exit_code=int(failed))
 
     def __enter__(self) -> "MetricWriter":
         return self
 
-    def __exit__(self, *exception) -> None:
-        self.close()
+    def __exit__(self, kind, *exception) -> None:
+        self.close(failed=kind is not None)
+
+
+class _WandbRun:
+    """A run at Weights & Biases; once it has started, its failures are worth one warning."""
+
+    def __init__(self, workdir: pathlib.Path, settings: Mapping[str, Any], resumed: bool):
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError("logging to Weights & Biases: pip install wandb") from error
+        self._package, self._run, self._warned = wandb, None, False
+        path = workdir / "wandb_run_id"
+        known = resumed and path.exists()
+        run_id = path.read_text(encoding="utf-8").strip() if known else secrets.token_hex(8)
+        try:
+            self._run = wandb.init(**settings, id=run_id, resume="allow", dir=str(workdir))
+            # Steps of their own: W&B drops what is logged at or before a step that it has seen,
+            # as a resumed run does that repeats the steps since its checkpoint.
+            self._run.define_metric("step")
+            self._run.define_metric("*", step_metric="step")
+        except Exception as error:
+            if not resumed:
+                raise ValueError(f"Weights & Biases does not start: {error}") from error
+            self._warn(error)  # a training that was interrupted goes on by itself, at night, too
+        if not known:
+            whole_files.write(path, f"{run_id}\n".encode())
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._try(lambda: self._run.log({"step": step, **values}))
+
+    def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        def log():
+            images = {name: self._package.Image(_plain(x)) for name, x in pictures.items()}
+            self._run.log({"step": step, **images})
+
+        self._try(log)
+
+    def finish(self, exit_code: int) -> None:
+        self._try(lambda: self._run.finish(exit_code=exit_code))
+
+    def _try(self, call: Callable[[], None]) -> None:
+        if self._run is None:
+            return
+        try:
+            call()
+        except Exception as error:
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            _log.warning("Weights & Biases failed, training goes on without it: %s", error)
+        self._warned = True
 
 
 class Progress:
@@ -240,7 +314,7 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _unfinished(path)
-    PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(unfinished, "PNG")
+    PIL.Image.fromarray(_plain(image)).save(unfinished, "PNG")
     unfinished.replace(path)
 
 
@@ -251,6 +325,11 @@ def _checked(picture: np.ndarray) -> np.ndarray:
             f"a picture of {picture.dtype} {picture.shape}: need uint8 [h, w, c] with c = 1 or 3"
         )
     return picture
+
+
+def _plain(picture: np.ndarray) -> np.ndarray:
+    """As Pillow and W&B want it: grey without an axis of channels."""
+    return picture[..., 0] if picture.shape[-1] == 1 else picture
 
 
 def _lines_until(path: pathlib.Path, step: int) -> list[dict]:

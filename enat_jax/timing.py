@@ -7,20 +7,20 @@ Random tokens, labels and parameters; everything on one device. Work is counted 
 import dataclasses
 import functools
 import math
-import pathlib
-import resource
 import statistics
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from enat_jax import costs, sampling
+from enat_jax import costs, monitoring, sampling, sharding, train_step
 
 MATMUL_SHAPE = (2048, 3072, 2048)  # [2048, 3072] x [3072, 2048]
 LEAST_SECONDS = 0.02  # of one timing; shorter calls are repeated within it
+# Of ``matrix_rate``: what keeps an accelerator busy between two calls would take CPUs too long.
+RATE_SHAPE, RATE_SHAPE_CPU = (4096, 4096, 4096), (1024, 1024, 1024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +82,10 @@ class Measurement:
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in names}
 
 
-def timer(work):
+def timer(work, least=LEAST_SECONDS):
     """Warm ``work`` up; the result measures, at each call, its seconds per call.
 
-    ``work()`` returns the arrays to wait for.
+    ``work()`` returns the arrays to wait for; it is repeated for at least ``least`` seconds.
     """
 
     def measure(calls):
@@ -98,7 +98,7 @@ def timer(work):
     once = measure(1)
     if once < 1:
         once = measure(1)  # the first may have loaded or initialised something
-    return functools.partial(measure, max(1, math.ceil(LEAST_SECONDS / max(once, 1e-6))))
+    return functools.partial(measure, max(1, math.ceil(least / max(once, 1e-6))))
 
 
 def measure(function, work, repeats, dtype, matmul_shape, **fields):
@@ -117,44 +117,54 @@ def measure(function, work, repeats, dtype, matmul_shape, **fields):
     start = time.perf_counter()
     compiled = function().compile()
     compile_seconds = time.perf_counter() - start
-    rows, inner, columns = matmul_shape
-    keys = jax.random.split(jax.random.key(0))
-    a = jax.random.normal(keys[0], (rows, inner), jnp.dtype(dtype))
-    b = jax.random.normal(keys[1], (inner, columns), jnp.dtype(dtype))
-    matmul = jax.jit(jnp.dot)
-    run, run_matmul = timer(functools.partial(work, compiled)), timer(lambda: matmul(a, b))
+    matmul = matrix_product(matmul_shape, dtype, jax.local_devices()[:1])
+    run, run_matmul = timer(functools.partial(work, compiled)), timer(matmul)
     seconds, matmul_seconds = [], [run_matmul()]
     for _ in range(repeats):
         seconds.append(run())
         matmul_seconds.append(run_matmul())
-    peak_bytes, peak_of = peak_memory()
+    peak_bytes, peak_of = monitoring.peak_memory()
     return Measurement(
         compile_seconds=compile_seconds,
         seconds=tuple(seconds),
-        matmul_rates=tuple(rows * inner * columns / x for x in matmul_seconds),
+        matmul_rates=tuple(math.prod(matmul_shape) / x for x in matmul_seconds),
         peak_bytes=peak_bytes,
         peak_of=peak_of,
         **fields,
     )
 
 
-def peak_memory():
-    """(bytes, of what): the device's peak where the backend tells, else the process's."""
-    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    if peak is not None:
-        return int(peak), "device memory in use"
-    return resident_peak(), "resident memory of the process"
+def matrix_product(shape, dtype, devices):
+    """``work`` for ``timer``: (rows, inner, columns) of random numbers on each device at once."""
+    rows, inner, columns = shape
+    mesh = Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
+    shardings = NamedSharding(mesh, PartitionSpec("rows")), NamedSharding(mesh, PartitionSpec())
+
+    @functools.partial(jax.jit, out_shardings=shardings)
+    def factors():
+        keys = jax.random.split(jax.random.key(0))
+        normal = functools.partial(jax.random.normal, dtype=dtype)
+        return normal(keys[0], (rows * len(devices), inner)), normal(keys[1], (inner, columns))
+
+    a, b = factors()
+    return functools.partial(jax.jit(jnp.dot).lower(a, b).compile(), a, b)
 
 
-def resident_peak():
-    """Largest resident set of this process so far, in bytes."""
-    status = pathlib.Path("/proc/self/status")
-    if status.exists():  # what getrusage says begins with that of the process that started it
-        (line,) = [x for x in status.read_text().splitlines() if x.startswith("VmHWM:")]
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # macOS counts bytes, others KiB.
-    return peak * (1 if sys.platform == "darwin" else 1024)
+def matrix_rate(dtype, devices=None, seconds=0.3):
+    """Multiply-adds per second of devices that all do plain matrix products at the same time.
+
+    Devices that share a processor, or its power, are thus not counted as if each had it alone.
+    Takes about a second after compiling, and some 300 MB a device, which must be idle meanwhile.
+
+    Args:
+        dtype: of the matrices, multiplied at jax's default precision.
+        devices: of this process, None: all; rates of processes that start together add up.
+        seconds: least time to repeat the products for.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    shape = RATE_SHAPE_CPU if devices[0].platform == "cpu" else RATE_SHAPE
+    run = timer(matrix_product(shape, dtype, devices), seconds)
+    return math.prod(shape) * len(devices) / run()
 
 
 # --- the sampler ----------------------------------------------------------------------------
@@ -350,8 +360,9 @@ def measure_training(task, *, max_timed=4, repeats=5, matmul_shape=MATMUL_SHAPE)
         "tokens": rng.integers(model.codebook_size, size=(b, model.num_tokens), dtype=np.int32),
         "labels": rng.integers(model.num_classes, size=b, dtype=np.int32),
     }
-    batch, key = jax.device_put(batch), jax.random.key(0)
-    state = jax.jit(task.init)(key)
+    mesh = sharding.make_mesh(sharding.Sharding(), jax.local_devices()[:1])
+    steps = train_step.Steps(task, mesh, (), seed=0)
+    state, batch = steps.init(), sharding.global_batch(batch, mesh)
     timed = []
     chosen = np.argsort(-probability, kind="stable")[:max_timed]
     for i in chosen:
@@ -359,16 +370,16 @@ def measure_training(task, *, max_timed=4, repeats=5, matmul_shape=MATMUL_SHAPE)
         # Any counts of the bucket will do: the step's work depends on its windows alone.
         visible = bucket.visible[1]
         traced = {"num_cached": np.int32(bucket.cached[0]), "num_visible": np.int32(visible)}
-        step = jax.jit(functools.partial(task.train_step, static=bucket.windows), donate_argnums=0)
+        traced |= {"index": np.uint32(0)}
 
         def work(compiled, traced=traced):
             nonlocal state
-            state, metrics = compiled(state, batch, traced, key)
+            state, metrics = compiled(state, batch, traced)
             return state, metrics
 
         timed.append(
             measure(
-                functools.partial(step.lower, state, batch, traced, key),
+                functools.partial(steps.lower, bucket.windows),
                 work,
                 repeats,
                 model.dtype,

@@ -85,7 +85,8 @@ class Tokenizer:
             "fingerprint": self.fingerprint,
             "provenance": self.provenance,
         }
-        model_files.write_json(directory / "tokenizer.json", description)
+        if jax.process_index() == 0:
+            model_files.write_json(directory / "tokenizer.json", description)
 
     @classmethod
     def load(cls, directory):

@@ -6,82 +6,50 @@
 
 Start the same command again to continue an interrupted run from its last checkpoint: the result is
 the one of an uninterrupted run, bit for bit on the same machine. WORKDIR receives `config.json`,
-`checkpoints/`, `metrics.jsonl`, TensorBoard events, `pictures/` and, at the end, `model/`.
+`checkpoints/`, `metrics.jsonl`, TensorBoard events, `pictures/` and, at the end, `model/`. SIGTERM
+or Ctrl-C saves first; exit codes are in ``cli``. With several processes (``distributed``) each of
+them runs this same command.
 """
 
-import dataclasses
+import collections
+import contextlib
 import functools
 import json
 import logging
 import pathlib
 
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
 from enat_jax import (
     checkpoint,
     cli,
+    distributed,
+    exits,
     generator,
     metric_writer,
     model_files,
+    monitoring,
     sharding,
+    timing,
     tokenizer,
+    train_config,
     train_step,
 )
 from enat_jax.data import loader
-from enat_jax.tasks import enat, vqgan
 
-TASKS = {"vqgan": vqgan, "enat": enat}
-SECTIONS = {
-    "vqgan": {"model", "data", "loss", "optimizer", "train", "sharding"},
-    "enat": {"model", "data", "mask", "training", "sampler", "optimizer", "train", "sharding"},
-}
 AHEAD = 3  # steps that are dispatched before the first of them must be done
 
 
-@dataclasses.dataclass(frozen=True)
-class Loop:
-    """The section ``train`` of a config; all intervals in steps.
-
-    Attributes:
-        batch_size: images of a step, over all devices.
-        num_steps: of the whole run.
-        accumulate: micro-batches that a step's batch is cut into, each with its own token counts;
-            the update is that of their mean gradient.
-        log_every, eval_every, save_every: intervals; evaluation and saving happen at the end too.
-        pictures: whether evaluation makes pictures.
-    """
-
-    batch_size: int
-    num_steps: int
-    accumulate: int = 1
-    log_every: int = 100
-    eval_every: int = 5000
-    save_every: int = 5000
-    pictures: bool = True
-
-    def __post_init__(self):
-        counts = ("batch_size", "num_steps", "accumulate", "log_every", "eval_every", "save_every")
-        for name in counts:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"train.{name}={value!r} must be a whole number of at least 1")
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"train.batch_size={self.batch_size} is not divisible by "
-                f"train.accumulate={self.accumulate}"
-            )
-
-
-def train(config, workdir, devices=None):
+def train(config, workdir, devices=None, from_step=None):
     """Train as ``config`` says, from the last checkpoint in ``workdir`` if there is one.
 
     Args:
         config: ``ml_collections.ConfigDict``; see ``configs/``.
-        workdir: directory of this run.
+        workdir: directory of this run, which all processes share.
         devices: to train on; None: all devices of all processes.
+        from_step: of the checkpoint to continue from; None: the last that is not damaged.
 
     Returns:
         The final ``TrainState``.
@@ -89,23 +57,22 @@ def train(config, workdir, devices=None):
     Raises:
         ValueError: the config is not valid or does not fit the checkpoint.
         FileNotFoundError: data that the config names is not there.
+        cli.Stop: asked to stop, and saved; or too many steps in a row were not finite.
     """
     workdir = pathlib.Path(workdir)
-    loop, policy, task = _build(config)
+    loop, policy, optimizer, task = train_config.build(config)
 
     # --- state: its shapes first, so that it is created or restored in shards ---------------
     mesh = sharding.make_mesh(policy, devices)
-    rules = TASKS[config.task].RULES if policy.rules is None else policy.rules
+    rules = train_config.TASKS[config.task].RULES if policy.rules is None else policy.rules
     steps = train_step.Steps(task, mesh, rules, seed=config.seed, accumulate=loop.accumulate)
-    checkpointer = checkpoint.Checkpointer(workdir / "checkpoints", loop.save_every)
-    meta = _identity(config, task)
-    restored = checkpointer.restore_latest(steps.abstract_state, meta)
-    if restored is None:
-        state, start = steps.init(), 0
-        _log(f"starting: {_describe(steps.abstract_state, mesh)}")
-    else:
-        state, start = restored
-        _log(f"continuing from step {start}: {_describe(steps.abstract_state, mesh)}")
+    best = loop.best_metric and checkpoint.Best(loop.best_metric, loop.best_mode)
+    checkpointer = checkpoint.Checkpointer(
+        workdir / "checkpoints", loop.save_every, loop.keep, loop.keep_every, best
+    )
+    meta = train_config.identity(config, task)
+    restored = checkpointer.restore(steps.abstract_state, meta, from_step)
+    state, start = (steps.init(), 0) if restored is None else restored
     if start > loop.num_steps:
         raise ValueError(
             f"{workdir} has been trained for {start} steps already, more than "
@@ -113,95 +80,127 @@ def train(config, workdir, devices=None):
         )
     if jax.process_index() == 0:
         model_files.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+    _log(
+        f"{'starting' if restored is None else f'continuing from step {start}'}: "
+        f"{_describe(steps.abstract_state, mesh)}"
+    )
 
+    # --- what the loop reads, tells and heeds -----------------------------------------------
     put = functools.partial(sharding.global_batch, mesh=mesh)
     share = sharding.process_share(mesh)
     batches = loader.prefetch(task.batches(start * loop.accumulate, share), put)
-    recent = []
+    rate = None
+    if loop.matrix_rate and task.work(0):
+        rate = jax.process_count() * timing.matrix_rate(task.model.dtype, mesh.local_devices)
+    wandb = {"project": loop.wandb_project} if loop.wandb_project else None
+    monitor = monitoring.Monitor(loop.batch_size, rate)
+    under_way = collections.deque()
+    skipped_in_a_row = 0
     with (
         checkpointer,
-        metric_writer.MetricWriter(workdir, None if restored is None else start) as writer,
+        metric_writer.MetricWriter(workdir, None if restored is None else start, wandb) as writer,
         metric_writer.Progress(loop.num_steps, loop.batch_size, start) as progress,
+        distributed.Preemption() as preemption,
+        distributed.Watchdog(loop.hang_timeout) as watchdog,
     ):
+
+        @contextlib.contextmanager
+        def compiling():
+            _log(f"compiling a step of shape number {len(steps.compiled) + 1}")
+            with monitor.compiling(), watchdog.paused():
+                yield
+
+        def log(step):
+            with monitor.logging():
+                summary = monitor.summary()
+                updates = step - int(state.skipped)
+                used = optimizer.learning_rate_at(max(updates - 1, 0), loop.num_steps)
+                writer.scalars(step, summary | {"learning_rate": float(used)})
+                progress.update(step, summary["loss"])
+
+        steps.compiling = compiling
         # The order matters: evaluate, save, next batch, step, log. What a checkpoint of step k
         # goes with has then been evaluated, and a resumed run does not evaluate it again.
         for step in range(start, loop.num_steps + 1):
             last = step == loop.num_steps
             fresh = step > start or restored is None
+            evaluation = {}
             if fresh and (last or (step and step % loop.eval_every == 0)):
-                _evaluate(task, state, mesh, step, writer, workdir, loop.pictures)
+                with monitor.evaluating(), watchdog.paused():
+                    evaluation = _evaluate(task, state, mesh, step, writer, workdir, loop.pictures)
             if fresh and step:
-                checkpointer.save(step, state, meta, force=last)
+                with monitor.saving(), watchdog.paused():
+                    checkpointer.save(step, state, meta, evaluation, force=last)
             if last:
                 break
-            batch = [next(batches) for _ in range(loop.accumulate)]
-            state, metrics = steps(state, batch, step)
-            recent.append(metrics)
+            if preemption.reached(step):
+                with watchdog.paused():
+                    if monitor.num_steps:
+                        log(step)
+                    checkpointer.save(step, state, meta, evaluation, force=True)
+                    checkpointer.wait()
+                raise cli.Stop(f"on request, saved after step {step}; {exits.AGAIN}", exits.STOPPED)
+            with monitor.waiting():
+                batch = [next(batches) for _ in range(loop.accumulate)]
+            with monitor.dispatching():
+                state, metrics = steps(state, batch, step)
+            monitor.step(metrics, **_work(task, step, loop.accumulate))
             # Dispatch runs ahead of the devices; too far, and progress would not be what it says.
-            if len(recent) >= AHEAD:
-                jax.block_until_ready(recent[-AHEAD])
+            under_way.append((step, metrics["skipped"]))
+            if len(under_way) == AHEAD:
+                done, skipped = under_way.popleft()
+                skipped_in_a_row = _heed(done, float(skipped), skipped_in_a_row, loop.max_skipped)
+                watchdog.beat(f"step {done + 1}")
             if (step + 1) % loop.log_every == 0 or step + 1 == loop.num_steps:
-                means = _means(recent)
-                recent.clear()
-                writer.scalars(step + 1, means)
-                progress.update(step + 1, means["loss"])
+                log(step + 1)
             else:
                 progress.update(step + 1)
-        checkpointer.wait()
-    _export(task, config, state, loop.num_steps, workdir / "model")
+        with watchdog.paused():
+            checkpointer.wait()
+            _export(task, config, state, loop.num_steps, workdir / "model")
     _log(f"done: {loop.num_steps} steps, model in {workdir / 'model'}")
     return state
 
 
-def _build(config):
-    """The loop settings, sharding policy and task of a config; unknown keys raise."""
-    if config.get("task") not in TASKS:
-        raise ValueError(f"task={config.get('task')!r} is unknown: one of {sorted(TASKS)}")
-    expected = SECTIONS[config.task] | {"task", "seed"}
-    unknown, missing = set(config) - expected, expected - set(config) - {"sharding"}
-    if unknown or missing:
-        raise ValueError(
-            f"a config of task {config.task!r} has no sections {sorted(unknown)} "
-            f"and needs {sorted(missing)}"
+def _work(task, step, accumulate):
+    """Mean share of masked tokens of a step's micro-batches and sums of their multiply-adds."""
+    parts = [task.work(step * accumulate + i) for i in range(accumulate)]
+    scale = {"masked_share": 1 / accumulate}
+    return {name: scale.get(name, 1) * sum(part[name] for part in parts) for name in parts[0]}
+
+
+def _heed(step, skipped, in_a_row, most):
+    """Steps in a row that were not finite, ``step`` included; stops the run if they are too many.
+
+    Raises:
+        cli.Stop: they are.
+    """
+    if not skipped:
+        return 0
+    in_a_row += 1
+    _log(f"step {step}: loss or gradients are not finite; no update ({in_a_row} in a row)")
+    if in_a_row >= most:
+        raise cli.Stop(
+            f"loss or gradients of {in_a_row} steps in a row were not finite, the last of them "
+            f"step {step}; parameters are those before. Lower the learning rate, or clip gradients "
+            "(config.optimizer.clip_norm)",
+            exits.DIVERGED,
         )
-    try:
-        loop = Loop(**config.train.to_dict())
-        policy = sharding.Sharding(**config.get("sharding", {}))
-        return loop, policy, TASKS[config.task].make(config, loop.batch_size // loop.accumulate)
-    except TypeError as error:
-        # A dataclass names the key that it does not know, or that it needs.
-        if "unexpected keyword" in str(error) or "required positional" in str(error):
-            raise ValueError(f"config: {error}") from error
-        raise
-
-
-def _identity(config, task):
-    """What a checkpoint must have been made with to be continued, as JSON values."""
-    values = json.loads(config.to_json_best_effort())
-    kept = {k: v for k, v in values.items() if k not in ("data", "train", "sampler", "sharding")}
-    kept["batch_size"] = config.train.batch_size
-    kept["accumulate"] = config.train.get("accumulate", 1)
-    kept["data"] = task.data_identity()
-    if config.optimizer.get("schedule", "constant") != "constant":
-        kept["num_steps"] = config.train.num_steps  # the learning rate depends on it
-    return kept
-
-
-def _means(metrics):
-    """Means over steps of a list of dicts of device scalars, fetched at once."""
-    fetched = jax.device_get(metrics)
-    return {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
+    return in_a_row
 
 
 def _evaluate(task, state, mesh, step, writer, workdir, pictures):
-    writer.scalars(step, dict(task.evaluate(state, mesh)))
+    """The evaluation's numbers, which are written, and its pictures."""
+    found = dict(task.evaluate(state, mesh))
+    writer.scalars(step, found)
     if not pictures:
-        return
+        return found
     images = dict(task.images(state, mesh))
     writer.images(step, images)
     if jax.process_index() == 0:
         for name, image in images.items():
             metric_writer.write_png(workdir / "pictures" / f"{name}_{step:07d}.png", image)
+    return found
 
 
 def _export(task, config, state, step, directory):
@@ -238,6 +237,15 @@ def _log(message):
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File of the config.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+_FROM_STEP = flags.DEFINE_integer(
+    "from_step", None, "Step of the checkpoint to continue from; by default the last."
+)
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    distributed.MODES,
+    "Whether this is one of several processes: as the environment says, yes, or no.",
+)
 
 
 def main(argv):
@@ -246,7 +254,11 @@ def main(argv):
         raise ValueError("give --config FILE and --workdir DIR; see --help")
     for name, level in (("absl", logging.ERROR), ("jax", logging.WARNING)):
         logging.getLogger(name).setLevel(level)
-    train(_CONFIG.value, _WORKDIR.value)
+    if not jax.config.jax_compilation_cache_dir:
+        cache = pathlib.Path(_WORKDIR.value).absolute() / "compilation_cache"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    distributed.initialize(_DISTRIBUTED.value)
+    train(_CONFIG.value, _WORKDIR.value, from_step=_FROM_STEP.value)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ dtype of the computation, one layer at a time in each pass that uses them; over 
 activations are summed twice a block in each direction.
 """
 
+import contextlib
 import functools
-import logging
 import time
 
 import jax
@@ -21,8 +21,6 @@ import numpy as np
 import optax
 
 from enat_jax import sharding
-
-_log = logging.getLogger(__name__)
 
 
 class Steps:
@@ -37,6 +35,7 @@ class Steps:
 
     Attributes:
         abstract_state: tree of ``jax.ShapeDtypeStruct`` with shardings.
+        compiling: called for a context around each compilation; may be replaced.
         compiled: {name and static shape: seconds it took to compile}.
     """
 
@@ -52,9 +51,9 @@ class Steps:
         placed = sharding.of_state(abstract, mesh, rules)
         self.abstract_state = _abstract(abstract, placed)
         self._state_sharding = placed
+        self.compiling = contextlib.nullcontext
         self.compiled = {}
         self._executables = {}
-        self._zeros = None
 
     def init(self):
         """The state before step 0, created in shards."""
@@ -95,11 +94,10 @@ class Steps:
     def _get(self, name, static=None):
         found = self._executables.get((name, static))
         if found is None:
-            start = time.perf_counter()
-            found = self._lower(name, static).compile()
-            self._executables[name, static] = found
-            seconds = self.compiled[name, static] = time.perf_counter() - start
-            _log.info("compiled %s, %s, in %.1f s", name, static, seconds)
+            with self.compiling():
+                start = time.perf_counter()
+                found = self._executables[name, static] = self._lower(name, static).compile()
+                self.compiled[name, static] = time.perf_counter() - start
         return found
 
     def _lower(self, name, static=None):
@@ -121,8 +119,7 @@ class Steps:
                     jitted = jax.jit(function, out_shardings=(of_state, rep), donate_argnums=0)
                     return jitted.lower(state, batch, traced)
                 case "prepare":
-                    function = functools.partial(self._prepare)
-                    jitted = jax.jit(function, out_shardings=(of_state, rep), donate_argnums=0)
+                    jitted = jax.jit(self._prepare, out_shardings=(of_state, rep), donate_argnums=0)
                     return jitted.lower(state, batch, index)
                 case "zeros":
                     total, placed = self._total(batch, traced)
@@ -135,9 +132,7 @@ class Steps:
                     return jitted.lower(state, _abstract(total, placed), batch, traced)
                 case "update":
                     total, placed = self._total(batch, traced)
-                    jitted = jax.jit(
-                        self._update, out_shardings=(of_state, rep), donate_argnums=(0, 1)
-                    )
+                    jitted = jax.jit(self._update, out_shardings=(of_state, rep), donate_argnums=0)
                     return jitted.lower(state, _abstract(total, placed))
 
     def _total(self, batch, traced):

@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import json
+import math
 import re
 import statistics
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -157,6 +159,29 @@ def test_the_training_step_is_timed():
     assert found.fraction == pytest.approx(timed.fraction)
 
 
+@pytest.mark.parametrize("count", [1, 8])
+def test_the_matrix_rate_is_that_of_all_devices_at_once(monkeypatch, count):
+    products = []
+
+    def timer(work, least):
+        products.append((work(), least))
+        return lambda: 0.5
+
+    monkeypatch.setattr(timing, "timer", timer)
+    monkeypatch.setattr(timing, "RATE_SHAPE_CPU", (3, 5, 7))
+    rate = timing.matrix_rate("float32", jax.local_devices()[:count], seconds=0.25)
+    assert rate == count * 3 * 5 * 7 / 0.5
+    ((product, least),) = products
+    assert least == 0.25
+    assert product.shape == (3 * count, 7) and len(product.sharding.device_set) == count
+    assert {shard.data.shape for shard in product.addressable_shards} == {(3, 7)}
+
+
+def test_the_matrix_rate_of_this_machine(monkeypatch):
+    monkeypatch.setattr(timing, "RATE_SHAPE_CPU", SMALL)
+    assert 0 < timing.matrix_rate("bfloat16", seconds=0.01) < math.inf
+
+
 def test_columns_are_aligned():
     text = benchmark.table([("a", str), ("long", lambda x: str(x**2))], [1, 1000])
     assert text == "   a     long\n   1        1\n1000  1000000"
@@ -206,6 +231,29 @@ def test_the_training_program(config_file, capsys, quick):
     assert found["shapes"] == 2 and len(found["timed"]) == 1 and found["batch_size"] == 2
     assert "2 shapes; expected padded work +" in stderr
     assert f"Timed: the 1 most probable, {found['timed_share']:.1%} of all steps" in stderr
+
+
+def test_the_scaling_program(config_file, capsys, quick):
+    arguments = ["scaling", "--config", config_file, "--batch", 4, "--json", "-"]
+    code, stdout, stderr = ends(capsys, *arguments, "--layouts", "data=2;fsdp=2")
+    assert code is None
+    found = json.loads(stdout)
+    assert [x["name"] for x in found["layouts"]] == ["data=2", "fsdp=2"]
+    assert found["assumptions"] == {"of_flops": 0.45, "of_bandwidth": 0.8}
+    data, fsdp = found["layouts"]
+    assert data["batch_size"] == 4 and fsdp["parameter_bytes"] < data["parameter_bytes"]
+    assert [x["label"]["reuse"] for x in data["shapes"]] == [False, True]
+    assert "Predictions, not measurements" in stderr and "H100 SXM (prediction)" in stderr
+
+
+def test_layouts_that_mean_nothing(config_file, capsys):
+    arguments = ["scaling", "--config", config_file]
+    code, _, stderr = ends(capsys, *arguments, "--layouts", "model=2")
+    assert code == 2 and "layout 'model=2': expected such as data=4,fsdp=2" in stderr
+    code, _, stderr = ends(capsys, *arguments, "--layouts", "data=2", "--devices", "2")
+    assert code == 2 and "not allowed with" in stderr
+    code, _, stderr = ends(capsys, *arguments, "--devices", "2", "--of-flops", "2")
+    assert code == 2 and stderr == "error: of_flops=2.0 must lie in (0, 1]\n"
 
 
 def test_mistakes_are_one_line(config_file, tmp_path, capsys, quick):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from enat_jax import optim, reveal, sampling, sharding, train
+from enat_jax import optim, reveal, sampling, sharding, train_config
 from enat_jax.models import vqgan
 from enat_jax.tasks import enat as enat_task
 from enat_jax.tasks import token_data
@@ -37,9 +37,9 @@ def parameters(model, *inputs):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_builds(path):
     config = load(path)
-    sections = train.SECTIONS[config.task] | {"task", "seed"}
+    sections = train_config.SECTIONS[config.task] | {"task", "seed"}
     assert sections - {"sharding"} <= set(config) <= sections
-    train.Loop(**config.train.to_dict())
+    train_config.Loop(**config.train.to_dict())
     sharding.Sharding(**config.get("sharding", {}))
     optim.Optimizer(**config.optimizer.to_dict()).make(config.train.num_steps)
     settings = config.model.to_dict()

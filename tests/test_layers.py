@@ -12,17 +12,23 @@ PACKAGE = ROOT / "enat_jax"
 
 # Bottom to top. A file imports lower layers, and its own where that makes no circle.
 LAYERS = {
-    "maths": ["reveal", "shape_buckets", "losses", "fid", "quality", "costs"],
+    "maths": [
+        *["reveal", "shape_buckets", "losses", "fid", "quality", "costs"],
+        *["hlo_text", "hlo_values", "collectives", "checksums"],
+    ],
     "networks": ["models"],
-    "services": ["data", "sharding", "optim", "checkpoint", "metric_writer", "model_files"],
+    "services": [
+        *["data", "sharding", "optim", "checkpoint", "metric_writer", "model_files"],
+        *["monitoring", "distributed", "exits", "agreement", "manifest", "preservation"],
+    ],
     "algorithm": [
-        *["train_state", "tokenizer", "tokenization", "token_inspection", "tasks", "sampling"],
-        *["timing", "loader_timing"],
+        *["train_state", "train_step", "tokenizer", "tokenization", "token_inspection", "tasks"],
+        *["sampling", "timing", "loader_timing", "scaling"],
     ],
     "product": ["generator"],
     "programs": [
-        *["cli", "train", "sample", "tokenize_images", "evaluate"],
-        *["import_torch", "benchmark", "prepare"],
+        *["cli", "train", "train_config", "sample", "tokenize_images", "evaluate"],
+        *["import_torch", "benchmark", "scaling_report", "prepare"],
     ],
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}

@@ -1,7 +1,10 @@
 import io
 import json
+import math
 import struct
+import sys
 import time
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -175,6 +178,122 @@ def test_plain_lines_count_from_the_step_of_the_resume(monkeypatch):
         "step 910/1000, 8 images/s, 00:10 elapsed, 01:30 left",
         "step 920/1000, 8 images/s, 00:20 elapsed, 01:20 left",
     ]
+
+
+class Wandb(types.ModuleType):
+    """Stands in for the package wandb and for its run; writes down what is asked of it."""
+
+    def __init__(self, fails=()):
+        super().__init__("wandb")
+        self.fails = fails
+        self.calls = []
+
+    def record(self, name, *args):
+        if name in self.fails:
+            raise ConnectionError(f"{name} cannot be reached")
+        self.calls.append((name, *args))
+
+    def init(self, **settings):
+        self.record("init", settings)
+        return self
+
+    def define_metric(self, name, step_metric=None):
+        self.record("define_metric", name, step_metric)
+
+    def log(self, values):
+        self.record("log", values)
+
+    def Image(self, picture):
+        return picture.shape, picture.sum()
+
+    def finish(self, exit_code):
+        self.record("finish", exit_code)
+
+    def named(self, name):
+        return [call[1] for call in self.calls if call[0] == name]
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    package = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    return package
+
+
+def test_weights_and_biases_gets_the_same(tmp_path, wandb):
+    settings = {"project": "enat", "name": "first", "mode": "offline"}
+    with metric_writer.MetricWriter(tmp_path, wandb=settings) as writer:
+        writer.scalars(10, {"loss": jnp.float32(0.5), "norm": float("inf")})
+        writer.images(10, {"grid": np.ones((2, 3, 3), np.uint8), "grey": np.ones((4, 5, 1), "u1")})
+    (started,) = wandb.named("init")
+    run_id = (tmp_path / "wandb_run_id").read_text().strip()
+    assert started == settings | {"id": run_id, "resume": "allow", "dir": str(tmp_path)}
+    assert wandb.calls[1:] == [
+        ("define_metric", "step", None),
+        ("define_metric", "*", "step"),
+        ("log", {"step": 10, "loss": 0.5, "norm": math.inf}),
+        ("log", {"step": 10, "grid": ((2, 3, 3), 18), "grey": ((4, 5), 20)}),
+        ("finish", 0),
+    ]
+    assert without_time(read_lines(tmp_path)) == [{"step": 10, "loss": 0.5, "norm": None}]
+
+
+def test_a_resumed_run_is_the_same_run_there(tmp_path, wandb):
+    for resume_step in (None, 20, 30, None):
+        with metric_writer.MetricWriter(tmp_path, resume_step, wandb={"project": "enat"}):
+            pass
+    first, second, third, anew = (settings["id"] for settings in wandb.named("init"))
+    assert first == second == third != anew
+    assert (tmp_path / "wandb_run_id").read_text() == f"{anew}\n"
+
+
+def test_a_run_that_ends_in_an_error_is_marked(tmp_path, wandb):
+    with pytest.raises(OSError), metric_writer.MetricWriter(tmp_path, wandb={}):
+        raise OSError
+    assert wandb.named("finish") == [1]
+
+
+def test_a_failing_service_does_not_end_the_run(tmp_path, wandb, caplog):
+    with metric_writer.MetricWriter(tmp_path, wandb={}) as writer:
+        wandb.fails = ("log", "finish")
+        for step in (10, 20):
+            writer.scalars(step, {"loss": 1.0})
+        writer.images(20, {"grid": np.zeros((2, 2, 3), np.uint8)})
+        wandb.fails = ("finish",)
+        writer.scalars(30, {"loss": 1.0})
+    assert [line["step"] for line in read_lines(tmp_path)] == [10, 20, 30]
+    assert wandb.named("log") == [{"step": 30, "loss": 1.0}]  # it may come back
+    (warning,) = caplog.messages
+    assert "log cannot be reached" in warning
+
+
+def test_a_service_that_is_down_stops_a_new_run_but_no_old_one(tmp_path, wandb, caplog):
+    with metric_writer.MetricWriter(tmp_path, wandb={}) as writer:
+        writer.scalars(10, {"loss": 1.0})
+    run_id = (tmp_path / "wandb_run_id").read_text()
+    wandb.fails = ("init",)
+    with pytest.raises(ValueError, match="does not start: init cannot be reached"):
+        metric_writer.MetricWriter(tmp_path, wandb={})
+    assert len(read_lines(tmp_path)) == 1  # nothing was begun anew
+    with metric_writer.MetricWriter(tmp_path, 10, wandb={}) as writer:
+        writer.scalars(20, {"loss": 1.0})
+    assert len(read_lines(tmp_path)) == 2
+    assert (tmp_path / "wandb_run_id").read_text() == run_id
+    assert len(caplog.messages) == 1
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        metric_writer.MetricWriter(tmp_path, wandb={"project": "enat"})
+
+
+def test_other_processes_log_nothing_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # they do not even need the package
+    monkeypatch.setattr(metric_writer.jax, "process_index", lambda: 1)
+    with metric_writer.MetricWriter(tmp_path / "run", wandb={"project": "enat"}) as writer:
+        writer.scalars(0, {"loss": 1.0})
+    assert not (tmp_path / "run").exists()
 
 
 class Terminal(io.StringIO):

@@ -349,8 +349,9 @@ class Modulation(nn.Module):
         kernel = self.param("kernel", nn.initializers.zeros, (self.num_layers, self.width, size))
         bias = self.param("bias", self._init_bias, (self.num_layers, size))
         c = jax.nn.silu(constrain(jnp.asarray(table), None, None)[labels]).astype(self.dtype)
-        kernel, bias = jnp.asarray(kernel), jnp.asarray(bias)
-        vectors = jax.vmap(linear, (None, 0, 0, None))(c, kernel, bias, (None, "tensor"))
+        # Layer by layer: a kernel that is divided over devices is never whole on any of them.
+        layer = lambda _, parameters: (None, linear(c, *parameters, (None, "tensor")))  # noqa: E731
+        _, vectors = jax.lax.scan(layer, None, (jnp.asarray(kernel), jnp.asarray(bias)))
         vectors = vectors.reshape(self.num_layers, -1, self.num_vectors, self.width)
         return constrain(vectors, None, BATCH, None, None)
 

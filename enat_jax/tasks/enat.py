@@ -37,10 +37,12 @@ RULES = (
     (r"(coder|blocks)/(query|mlp/up)/kernel$", (None, "fsdp", "tensor")),
     (r"(coder|blocks)/key_value_\w+/kernel$", (None, "fsdp", None, "tensor")),
     (r"(coder|blocks)/(out|mlp/down)/kernel$", (None, "tensor", "fsdp")),
-    (r"(coder|blocks)/mlp/up/bias$", (None, "tensor")),
+    (r"(coder|blocks)/(query|mlp/up)/bias$", (None, "tensor")),
+    (r"(coder|blocks)/key_value_\w+/bias$", (None, None, "tensor")),
     (r"modulation/kernel$", (None, "fsdp", "tensor")),
-    (r"modulation/bias$", (None, "fsdp")),
+    (r"modulation/bias$", (None, "tensor")),
     (r"project/mlp/up/kernel$", ("fsdp", "tensor")),
+    (r"project/mlp/up/bias$", ("tensor",)),
     (r"project/mlp/down/kernel$", ("tensor", "fsdp")),
     (r"head/dense/kernel$", ("fsdp", None)),
     (r"(word|position|label_table)$", (None, "fsdp")),
@@ -308,7 +310,6 @@ class Task:
             ),
             has_aux=True,
         )(state.params)
-        metrics["masked_share"] = 1 - traced["num_visible"] / self.model.num_tokens
         return grads, metrics, {}
 
     def update(self, state, grads, extra):

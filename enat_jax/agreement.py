@@ -1,0 +1,59 @@
+"""One outcome for all processes, where each could come to its own. All must call these."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def on_first(function: Callable[[], Any]) -> Any:
+    """What `function` returns on the first process, on every one; the others do not call it.
+
+    Args:
+      function: returns plain JSON values.
+
+    Raises:
+      OSError: on the other processes, if `function` raises anything on the first one.
+    """
+    if jax.process_count() == 1:
+        return function()
+    outcome, failure = None, None
+    if jax.process_index() == 0:
+        try:
+            outcome = {"value": function()}
+        except Exception as error:  # whatever it is, the others must not wait for ever
+            outcome, failure = {"error": f"{type(error).__name__}: {error}"}, error
+    sent = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
+    # An array must have the same shape everywhere: its length goes first.
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(sent.size)))
+    sent = multihost_utils.broadcast_one_to_all(np.resize(sent, length))
+    if failure is not None:
+        raise failure
+    outcome = json.loads(np.asarray(sent, np.uint8).tobytes())
+    if "error" in outcome:
+        raise OSError(f"the first process failed with {outcome['error']}")
+    return outcome["value"]
+
+
+def raise_together(failure: Exception | None, minor: type[Exception]) -> None:
+    """Raises on every process if any process comes with a failure, of the same kind on all.
+
+    Args:
+      failure: of this process, or None.
+      minor: failures of this type count only if there are no others.
+
+    Raises:
+      minor: all failures are minor.
+      Exception: this process's own failure, which is not minor; OSError on the others.
+    """
+    rank = 0 if failure is None else 1 if isinstance(failure, minor) else 2
+    ranks = multihost_utils.process_allgather(np.int32(rank))
+    worst, process = ranks.max(), int(ranks.argmax())
+    if worst and rank == worst:
+        raise failure
+    if worst:
+        kind = minor if worst == 1 else OSError
+        raise kind(f"process {process} failed, and says why")

@@ -1,0 +1,165 @@
+"""Exit codes, and how a process that is one of several ends.
+
+JAX's runtime ends a process by an abort when it loses another one, and waits for all others when a
+process ends in the usual way. Here the first becomes a line on stderr and ``PEER_LOST``, the second
+a farewell that takes ``FAREWELL_S`` at most.
+"""
+
+# jax is imported where it is needed: every program has this module, and some have no use for jax.
+import contextlib
+import ctypes
+import dataclasses
+import faulthandler
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+
+BUG = 1
+MISTAKE = 2
+DIVERGED = 3
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h
+PEER_LOST = 76
+INTERRUPTED = 130  # as a shell reports a program that SIGINT ended
+
+FAREWELL_S = 10  # how long a process that ends with an error waits for the others to end, too
+FLUSH_S = 2
+
+AGAIN = "start the same command again to go on from the last checkpoint"
+
+# Errors of JAX's runtime begin with a status. On the way to Python they become JaxRuntimeError, or
+# ValueError where a computation is run within its call, as on CPU.
+_STATUS = re.compile(r"[A-Z_]+: ")
+# Gloo connects CPUs, NCCL GPUs, and the coordination service the processes.
+_LOST = re.compile(
+    r"gloo|nccl.*(remote|system error|internal error|network)|connection (reset|closed|refused)"
+    r"|socket closed|broken pipe|coordination ?service|heartbeat|barrier"
+    r"|tasks? (are|is) unhealthy|^unavailable:",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+@dataclasses.dataclass
+class _Process:
+    """What this process is in the middle of; there is one, as of JAX's distributed runtime."""
+
+    several: bool = False
+    connecting: str | None = None  # what to say if that takes too long
+    leaving: int | None = None  # the exit code, once it is decided
+
+
+_process = _Process()
+_ending = threading.Lock()  # taken by the first that ends the process, and never given back
+
+
+def connecting(otherwise):
+    """Note that this process is about to be connected to others by JAX.
+
+    Args:
+        otherwise: what to say if JAX ends the process because that takes too long.
+    """
+    # JAX aborts from a thread of its own when it has lost the coordinator, when the coordinator has
+    # lost any process, and when connecting takes too long; the callback that jaxlib has for this
+    # cannot be called from C++. Python's own signal handlers run in the main thread, for which an
+    # abort does not wait, so this one is given to the C library.
+    ctypes.pythonapi.PyOS_setsig.restype = ctypes.c_void_p
+    ctypes.pythonapi.PyOS_setsig(signal.SIGABRT, _abort_handler)
+    _process.connecting = otherwise
+
+
+def connected():
+    """Note that this process is now one of several."""
+    _process.several, _process.connecting = True, None
+
+
+def one_of_several():
+    """Whether this process is connected to others."""
+    return _process.several
+
+
+def peer_lost(error):
+    """One line about the loss of another process, or None if ``error`` tells of something else.
+
+    Args:
+        error: an exception, whose causes are looked at, too.
+    """
+    while error is not None:
+        ours = isinstance(error, (RuntimeError, ValueError)) and _STATUS.match(str(error))
+        if ours and _LOST.search(str(error)):
+            return f"the connection to another process was lost ({first_line(error)}); {AGAIN}"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def first_line(error):
+    """The first line of an error's message, at most 300 characters of it."""
+    return str(error).strip().partition("\n")[0][:300]
+
+
+def leave(code):
+    """End the program as ``sys.exit`` does, but in one of several processes without hanging.
+
+    JAX waits at the end of a process for all others to end. With an error in one process only they
+    do not; so after ``FAREWELL_S`` it ends nevertheless, and the others notice that they lost it.
+
+    Args:
+        code: as for ``sys.exit``.
+    """
+    if not _process.several or not code:
+        sys.exit(code)
+    _process.leaving = code = code if isinstance(code, int) else BUG
+    with _ending:
+        import jax
+
+        _within(FAREWELL_S, jax.distributed.shutdown)
+        _exit(code)
+
+
+def end_without(message, stacks=False):
+    """End this process at once with ``PEER_LOST``, waiting for nobody; works in any thread.
+
+    Args:
+        message: one line for stderr.
+        stacks: whether the Python stacks of all threads are printed, too.
+    """
+    with _ending:
+        # Not through sys.stderr: another thread may hold its lock for ever.
+        os.write(2, f"stopped: {message}\n".encode())
+        if stacks:
+            faulthandler.dump_traceback(2, all_threads=True)
+        _exit(PEER_LOST)
+
+
+def _on_abort(number):
+    if _process.leaving is not None:
+        _exit(_process.leaving)  # a farewell that failed
+    lost = (
+        "JAX's runtime has ended this process, by the message above, most often because another "
+        f"process was lost; {AGAIN}"
+    )
+    end_without(_process.connecting or lost)
+
+
+_abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(_on_abort)  # must stay as long as it is set
+
+
+def _exit(code):
+    """End the process without waiting for threads, peers or what is registered by atexit."""
+    _within(FLUSH_S, lambda: (sys.stdout.flush(), sys.stderr.flush()))
+    for child in multiprocessing.active_children():  # a loader's; they would stay behind
+        child.kill()
+    os._exit(code)
+
+
+def _within(seconds, action):
+    """Call ``action`` and return when it is done, has failed, or has taken too long."""
+
+    def call():
+        with contextlib.suppress(Exception):
+            action()
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
