@@ -12,7 +12,12 @@ Small enough for two CPU cores, and too small to draw what it has not seen often
 shapes of the class, not objects. Width, layers and steps are there to be raised on a GPU.
 """
 
+import pathlib
+import runpy
+
 import ml_collections
+
+COMMON = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -69,5 +74,7 @@ def get_config() -> ml_collections.ConfigDict:
         "log_every": 50,
         "eval_every": 1000,
         "save_every": 250,
+        **COMMON["RUN"],
     }
+    config.sharding = COMMON["SHARDING"]
     return config

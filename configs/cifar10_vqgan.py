@@ -7,8 +7,13 @@ The source is a folder or an archive of `train/<class name>/<picture>`, or "tfds
 has been prepared as array_record.
 """
 
+import pathlib
+import runpy
+
 import ml_collections
 from ml_collections import config_dict
+
+COMMON = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -52,5 +57,7 @@ def get_config() -> ml_collections.ConfigDict:
         "log_every": 50,
         "eval_every": 500,
         "save_every": 250,
+        **COMMON["RUN"],
     }
+    config.sharding = COMMON["SHARDING"]
     return config

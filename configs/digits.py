@@ -6,7 +6,12 @@
 For what it draws, and how good that is, see the README.
 """
 
+import pathlib
+import runpy
+
 import ml_collections
+
+COMMON = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -70,5 +75,7 @@ def get_config() -> ml_collections.ConfigDict:
         "log_every": 50,
         "eval_every": 1000,
         "save_every": 250,
+        **COMMON["RUN"],
     }
+    config.sharding = COMMON["SHARDING"]
     return config

@@ -8,8 +8,13 @@ A100s; the paper reports FID 2.79 and IS 326.7 at 8 steps. Not reproduced here y
 Sources: "paper" is arXiv 2411.06959, "reference" the authors' PyTorch release.
 """
 
+import pathlib
+import runpy
+
 import ml_collections
 from ml_collections import config_dict
+
+COMMON = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))
 
 # Paper Table 7.
 SIZES = {
@@ -77,13 +82,12 @@ def get_config(size: str = "L") -> ml_collections.ConfigDict:
     }
     config.train = {
         "batch_size": 2048,  # paper
-        "accumulate": 1,  # micro-batches of a step, where memory is short
         "num_steps": 500_000,  # paper
         "log_every": 100,
         "eval_every": 25_000,
         "save_every": 5_000,
         "pictures": True,
+        **COMMON["RUN"],
     }
-    # Devices along each axis of the mesh; one -1 takes what is left. See enat_jax/sharding.py.
-    config.sharding = {"data": -1, "fsdp": 1, "tensor": 1}
+    config.sharding = COMMON["SHARDING"]
     return config

@@ -9,8 +9,13 @@ The transformer is ENAT-S of the paper, trained as the paper's on ImageNet but w
 single GPU and a learning rate scaled to it. Not trained to the end here.
 """
 
+import pathlib
+import runpy
+
 import ml_collections
 from ml_collections import config_dict
+
+COMMON = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -69,5 +74,7 @@ def get_config() -> ml_collections.ConfigDict:
         "log_every": 100,
         "eval_every": 10_000,
         "save_every": 2000,
+        **COMMON["RUN"],
     }
+    config.sharding = COMMON["SHARDING"]
     return config

@@ -11,8 +11,13 @@ reconstructions are soft. A smaller picture needs fewer levels: 128 pixels with
 those of MaskGIT's release, scaled to the batch.
 """
 
+import pathlib
+import runpy
+
 import ml_collections
 from ml_collections import config_dict
+
+COMMON = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -56,5 +61,7 @@ def get_config() -> ml_collections.ConfigDict:
         "log_every": 100,
         "eval_every": 5000,
         "save_every": 1000,
+        **COMMON["RUN"],
     }
+    config.sharding = COMMON["SHARDING"]
     return config

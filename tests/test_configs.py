@@ -13,7 +13,8 @@ from enat_jax.tasks import enat as enat_task
 from enat_jax.tasks import token_data
 from enat_jax.tasks import vqgan as vqgan_task
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+DIRECTORY = pathlib.Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(path for path in DIRECTORY.glob("*.py") if path.stem != "common")
 # Parameters in millions without the reference's dead `prev_embedder` (method Section 3).
 MILLIONS = {
     "enat_s_imagenet256": 49.3,
