@@ -3,6 +3,7 @@
     python -m enat_jax.benchmark sampler --config configs/digits.py --batch 4 --segments 1,8
     python -m enat_jax.benchmark train --config configs/digits.py --batch 64 --json train.json
     python -m enat_jax.benchmark loader --records 500000,5000000 --batch 2048
+    python -m enat_jax.benchmark scaling --config configs/enat_l_imagenet256.py --devices 1,2,4,8
 
 Needs no data: tokens, labels and parameters are random. Any value of the config can be changed, as
 in ``--config.model.width=64``. Everything runs on one device. Work is counted in multiply-adds (two
@@ -14,6 +15,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -32,6 +34,8 @@ from enat_jax import (
     optim,
     reveal,
     sampling,
+    scaling,
+    scaling_report,
     shape_buckets,
     timing,
 )
@@ -98,7 +102,7 @@ def make_task(config, batch_size, max_shapes=None, dtype=None):
         held_out=None,
         tokenizer=None,
         optimizer=optimizer.make(config.train.num_steps),
-        training=training,
+        training=dataclasses.replace(training, words_from_codebook=False),  # there is none
         splits=splits,
         buckets=shape_buckets.choose(model.num_tokens, splits, shapes, cost),
         sampler=sampling.Settings(),
@@ -172,6 +176,9 @@ def main(argv):
     # A compilation found in the persistent cache would pass for a fast one.
     jax.config.update("jax_enable_compilation_cache", False)
     config = load_config(options.config, overrides)
+    if options.program == "scaling":
+        _scaling(config, options)
+        return
     if options.program == "sampler":
         model, settings, found = _sampler(config, options)
         text, rows = sampler_table(found), found
@@ -260,6 +267,36 @@ def _loader(options):
     _write(result, options.json)
 
 
+def _scaling(config, options):
+    """The training step compiled for several layouts of devices, and predictions from it."""
+    if config.get("model", {}).get("attention") == "cudnn":
+        config.model.attention = "xla"  # the same products and collectives; this one compiles here
+    task = make_task(config, options.batch or config.train.batch_size)
+    rules = config.get("sharding", {}).get("rules")
+    rules = enat_task.RULES if rules is None else rules
+    layouts = options.layouts or [x for n in options.devices for x in scaling.layouts_of(n)]
+    assumptions = scaling.Assumptions(options.of_flops, options.of_bandwidth)
+    scaling.cpu_devices(max(math.prod(sizes.values()) for sizes in layouts))
+    stream = sys.stderr if options.json == "-" else sys.stdout
+    found = []
+    for sizes in layouts:
+        found.append(scaling.measure(task, rules, sizes, shapes_of_each=options.shapes))
+        print(f"compiled for {found[-1].name}", file=sys.stderr)
+    text = scaling_report.report(found, scaling.HARDWARE, assumptions, table)
+    model = _describe(config.model.kind, task.model)
+    print(f"scaling: batch {task.batch_size}; {model}; {task.model.dtype}\n\n{text}", file=stream)
+    result = {
+        "benchmark": "scaling",
+        "batch_size": task.batch_size,
+        "model": {"kind": config.model.kind, **model_files.settings_of(task.model)},
+        "jax": jax.__version__,
+        "hardware": [dataclasses.asdict(device) for device in scaling.HARDWARE],
+        "assumptions": dataclasses.asdict(assumptions),
+        "layouts": [layout.json() for layout in found],
+    }
+    _write(result, options.json)
+
+
 def _sampler(config, options):
     model = make_model(config, options.dtype)
     values = config.sampler.to_dict()
@@ -313,6 +350,7 @@ def _parser():
             add(
                 "--time", type=cli.at_least_one, default=4, help="shapes that are timed (default 4)"
             )
+    _add_scaling(programs)
     program = programs.add_parser("loader", help="token records to batches", allow_abbrev=False)
     add = program.add_argument
     add("--records", type=_numbers, default=(500_000,), help="sizes of the sets (default 500000)")
@@ -324,6 +362,33 @@ def _parser():
     add("--dir", metavar="DIR", help="disk to measure (default: that of temporary files)")
     add("--json", metavar="FILE", help="write the results for programs; - for stdout")
     return parser
+
+
+def _add_scaling(programs):
+    text = "the training step on more devices, predicted"
+    program = programs.add_parser("scaling", help=text, allow_abbrev=False)
+    add = program.add_argument
+    add("--config", required=True, help="file of a transformer's config")
+    where = program.add_mutually_exclusive_group()
+    where.add_argument("--devices", type=_numbers, default=(8,), help="such as 1,2,4,8 (8)")
+    where.add_argument("--layouts", type=_layouts, help='such as "data=8;data=4,fsdp=2"')
+    add("--batch", type=cli.at_least_one, help="images of a step (default: the config's)")
+    add(
+        "--shapes",
+        type=cli.at_least_one,
+        default=1,
+        help="compiled shapes, so many with reuse and so many without, most probable first (1)",
+    )
+    add("--of-flops", type=float, default=0.45, help="of the peak that products reach (0.45)")
+    add("--of-bandwidth", type=float, default=0.8, help="of the peak of collectives (0.8)")
+    add("--json", metavar="FILE", help="write the results for programs; - for stdout")
+
+
+def _layouts(text):
+    try:
+        return scaling.parse_layouts(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(error) from error
 
 
 def _numbers(text):

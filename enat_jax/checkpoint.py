@@ -73,7 +73,9 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                # Where that fails, the threads that are to write wait in vain for five minutes.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
         )
         if self._best is not None:
@@ -156,10 +158,9 @@ class Checkpointer:
             try:
                 state = self._read(step, abstract_state, expected_meta)
             except _Damaged as damage:
-                others = [other for other in steps if other != step]
                 raise ValueError(
                     f"the checkpoint of step {step} in {self._directory} is damaged ({damage}); "
-                    f"the other steps there are {others}"
+                    f"the other steps there are {[other for other in steps if other != step]}"
                 ) from damage
             self._set_aside({newer: None for newer in steps if newer > step}, used=step)
             return state, step

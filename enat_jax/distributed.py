@@ -279,3 +279,4 @@ class Watchdog:
                     f"{self._doing}: a host may be lost or hung; {exits.AGAIN}"
                 )
                 exits.end_without(message, stacks=True)
+                return

@@ -66,7 +66,7 @@ def train(config, workdir, devices=None, from_step=None):
     mesh = sharding.make_mesh(policy, devices)
     rules = train_config.TASKS[config.task].RULES if policy.rules is None else policy.rules
     steps = train_step.Steps(task, mesh, rules, seed=config.seed, accumulate=loop.accumulate)
-    best = loop.best_metric and checkpoint.Best(loop.best_metric, loop.best_mode)
+    best = checkpoint.Best(loop.best_metric, loop.best_mode) if loop.best_metric else None
     checkpointer = checkpoint.Checkpointer(
         workdir / "checkpoints", loop.save_every, loop.keep, loop.keep_every, best
     )
@@ -127,7 +127,7 @@ def train(config, workdir, devices=None, from_step=None):
             evaluation = {}
             if fresh and (last or (step and step % loop.eval_every == 0)):
                 with monitor.evaluating(), watchdog.paused():
-                    evaluation = _evaluate(task, state, mesh, step, writer, workdir, loop.pictures)
+                    evaluation = _evaluate(task, state, mesh, step, writer, workdir, loop)
             if fresh and step:
                 with monitor.saving(), watchdog.paused():
                     checkpointer.save(step, state, meta, evaluation, force=last)
@@ -189,11 +189,13 @@ def _heed(step, skipped, in_a_row, most):
     return in_a_row
 
 
-def _evaluate(task, state, mesh, step, writer, workdir, pictures):
+def _evaluate(task, state, mesh, step, writer, workdir, loop):
     """The evaluation's numbers, which are written, and its pictures."""
     found = dict(task.evaluate(state, mesh))
     writer.scalars(step, found)
-    if not pictures:
+    if loop.best_metric and loop.best_metric not in found:
+        raise ValueError(f"train.best_metric={loop.best_metric!r} is none of {sorted(found)}")
+    if not loop.pictures:
         return found
     images = dict(task.images(state, mesh))
     writer.images(step, images)

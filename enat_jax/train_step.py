@@ -4,11 +4,18 @@ One step is ``accumulate`` micro-batches, each with its own token counts as each
 reference has, and one update from the mean of their gradients. A step whose loss or gradients are
 not finite changes nothing but the count of such steps.
 
-What a step communicates, whatever the task (``tests/test_communication.py`` counts it in the
-compiled program): gradients are summed over "data" and "fsdp" in float32, once a step or, with
-accumulation, once a micro-batch; parameters that are divided over "fsdp" are gathered, in the
-dtype of the computation, one layer at a time in each pass that uses them; over "tensor" the
-activations are summed twice a block in each direction.
+What a step communicates (``tests/test_communication.py`` counts it in the compiled program; sizes
+and predictions for real machines: ``python -m enat_jax.benchmark scaling``):
+
+- over "data" and "fsdp", in float32, the sum of the gradients, once for each micro-batch; each
+  device of "fsdp" needs only that of its share (a reduce-scatter on accelerators);
+- over "fsdp", in the dtype of the computation, each layer's parameters in every pass that uses
+  them, layer by layer: forward, backward, and the forward pass of the moving average;
+- over "tensor", activations [b, n, d]: forward the output of attention and of the MLP of each
+  block; backward the gradients with respect to the inputs of the MLP, of the queries, of keys and
+  values, and of the context's (XLA may join some of them); and the modulation vectors, once a pass.
+
+Nothing else of the size of a parameter or an activation moves.
 """
 
 import contextlib

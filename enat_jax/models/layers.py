@@ -11,6 +11,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 xavier = nn.initializers.xavier_uniform()
 normal = nn.initializers.normal(stddev=0.02)
@@ -23,7 +24,7 @@ HEAD_EPS = 1e-5
 BATCH = ("data", "fsdp")  # mesh axes that the batch is divided over
 ATTENTION = ("xla", "cudnn")
 REMAT = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names("dense"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -70,13 +71,20 @@ def linear(x, kernel, bias, axes):
 
     Args:
         x: [..., i]; kernel: float32 [i, *o]; bias: float32 [*o].
-        axes: static, the mesh axis of each dimension of the kernel in this product.
+        axes: static, the mesh axis of each dimension of the kernel in this product; along the
+            first without one, parts of it may be kept by the devices of the axis "fsdp".
 
     Returns:
         [..., *o].
     """
-    kernel = constrain(kernel.astype(x.dtype), *axes)
-    return jnp.tensordot(x, kernel, axes=1) + bias.astype(x.dtype)
+    return jnp.tensordot(x, _gathered(kernel, x.dtype, axes), axes=1) + bias.astype(x.dtype)
+
+
+def _gathered(kernel, dtype, axes):
+    """The kernel in the dtype and layout of the computation, cast where its parts are kept."""
+    stored = list(axes)
+    stored[stored.index(None)] = "fsdp"
+    return constrain(constrain(kernel.astype(dtype), *stored), *axes)
 
 
 def _linear_forward(x, kernel, bias, axes):
@@ -87,8 +95,8 @@ def _linear_backward(axes, residuals, dy):
     x, kernel = residuals
     outputs = tuple(range(x.ndim - 1, dy.ndim))
     rows = tuple(range(x.ndim - 1))
-    cast = constrain(kernel.astype(x.dtype), *axes)
-    dx = jnp.tensordot(dy, cast, axes=(outputs, tuple(range(1, kernel.ndim))))
+    gathered = _gathered(kernel, x.dtype, axes)
+    dx = jnp.tensordot(dy, gathered, axes=(outputs, tuple(range(1, kernel.ndim))))
     dkernel = jnp.tensordot(x, dy, axes=(rows, rows), preferred_element_type=jnp.float32)
     return dx, dkernel, dy.sum(rows, dtype=jnp.float32)
 
@@ -116,7 +124,8 @@ class Dense(nn.Module):
         init = lambda key: xavier(key, shape).reshape(shape[0], *self.features)  # noqa: E731
         kernel = self.param("kernel", init)
         bias = self.param("bias", nn.initializers.zeros, self.features)
-        return linear(x.astype(self.dtype), jnp.asarray(kernel), jnp.asarray(bias), self.axes)
+        y = linear(x.astype(self.dtype), jnp.asarray(kernel), jnp.asarray(bias), self.axes)
+        return checkpoint_name(y, "dense")
 
 
 def attention(query, key, value, mask, implementation):

@@ -1,0 +1,259 @@
+"""Reading XLA's optimised program text: what runs on one device, and how often.
+
+``compiled.as_text()`` of a jitted function prints the program of one partition after XLA has
+divided it: computations of instructions, which call each other. A loop's body is printed once;
+``visits`` finds every instruction that runs, with the number of its runs in one call.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from typing import NamedTuple
+
+
+class Array(NamedTuple):
+    """An array type: XLA's name of the dtype, such as "bf16", and the shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self):
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self):
+        bits = 8 if self.dtype == "pred" else int(re.search(r"\d+", self.dtype).group())
+        return -(-self.size * bits // 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+        name: unique within its computation; computation: the name of that.
+        opcode: such as "all-reduce".
+        arrays: the ``Array``s of the result, in order; a tuple has several.
+        operands: names of instructions of the same computation.
+        arguments: text between the parentheses; attributes: text behind them.
+        is_root: whether its result is that of the computation.
+    """
+
+    name: str
+    computation: str
+    opcode: str
+    arrays: tuple[Array, ...]
+    operands: tuple[str, ...]
+    arguments: str
+    attributes: str
+    is_root: bool
+
+    @property
+    def op_name(self):
+        """Where in the traced function it comes from; "" if XLA does not say."""
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found.group(1) if found else ""
+
+    def called(self, *keys):
+        """Names of the computations under these attributes, such as "body"."""
+        names = []
+        for key in keys:
+            found = re.search(rf"\b{key}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.attributes)
+            names += re.findall(r"[\w.\-]+", found.group(1)) if found else []
+        return names
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A program.
+
+    Attributes:
+        computations: name -> {instruction name -> ``Instruction``}, in the printed order.
+        entry: name of the computation that is called from outside.
+        num_partitions: devices that the program is divided over.
+    """
+
+    computations: dict[str, dict[str, Instruction]]
+    entry: str
+    num_partitions: int
+
+    def operand(self, instruction, place):
+        """The instruction whose result is this operand."""
+        return self.computations[instruction.computation][instruction.operands[place]]
+
+    def root(self, instruction):
+        """The instruction whose result is that of the computation that a fusion calls."""
+        (name,) = instruction.called("calls")
+        return next(x for x in self.computations[name].values() if x.is_root)
+
+    def parameter(self, instruction, place):
+        """The instruction that stands for an operand within the computation that a fusion calls."""
+        (name,) = instruction.called("calls")
+        found = (x for x in self.computations[name].values() if x.opcode == "parameter")
+        return next(x for x in found if int(x.arguments) == place)
+
+    def users(self, instruction):
+        """Instructions that have this one among their operands."""
+        return self._users.get((instruction.computation, instruction.name), [])
+
+    def caller(self, computation):
+        """The instruction that calls a computation; None if there is not exactly one."""
+        callers = self._callers.get(computation, [])
+        return callers[0] if len(callers) == 1 else None
+
+    @functools.cached_property
+    def _users(self):
+        users = {}
+        for name, instructions in self.computations.items():
+            for instruction in instructions.values():
+                for operand in dict.fromkeys(instruction.operands):
+                    users.setdefault((name, operand), []).append(instruction)
+        return users
+
+    @functools.cached_property
+    def _callers(self):
+        callers = {}
+        for instructions in self.computations.values():
+            for instruction in instructions.values():
+                for name in instruction.called("calls", "to_apply", "body", "condition"):
+                    callers.setdefault(name, []).append(instruction)
+        return callers
+
+
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\]")
+_TRIP_COUNT = re.compile(r'"?known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)"?\}')
+
+
+def parse(text):
+    """The ``Module`` of ``compiled.as_text()``.
+
+    Raises:
+        ValueError: the text is no program, or has a line that cannot be read.
+    """
+    if not text.startswith("HloModule"):
+        raise ValueError("this text is no compiled program: its first word is not HloModule")
+    found = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
+    computations, entry, current = {}, None, None
+    for line in text.splitlines():
+        if current is None:
+            started = _COMPUTATION.match(line)
+            if started:
+                current = started.group(2)
+                computations[current] = {}
+                entry = current if started.group(1) else entry
+        elif line.startswith("}"):
+            current = None
+        elif line.strip():
+            instruction = _instruction(line, current)
+            computations[current][instruction.name] = instruction
+    if entry is None:
+        raise ValueError("this program has no ENTRY computation")
+    return Module(computations, entry, int(found.group(1)) if found else 1)
+
+
+def _instruction(line, computation):
+    found = _INSTRUCTION.match(line)
+    if not found:
+        raise ValueError(f"this line of a program cannot be read: {line.strip()[:200]}")
+    root, name, rest = found.groups()
+    end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
+    arrays = tuple(
+        Array(dtype, tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size))
+        for dtype, sizes in _ARRAY.findall(rest[:end])
+    )
+    opcode, _, tail = rest[end:].lstrip().partition("(")
+    end = _closing("(" + tail, 0)
+    arguments, attributes = tail[: end - 2], tail[end - 1 :]
+    operands = () if opcode == "constant" else tuple(re.findall(r"%([\w.\-]+)", arguments))
+    return Instruction(
+        name, computation, opcode, arrays, operands, arguments, attributes, bool(root)
+    )
+
+
+def _closing(text, start):
+    """Behind the parenthesis that closes the one at ``start``."""
+    depth = 0
+    for found in re.finditer(r'"(?:[^"\\]|\\.)*"|[()]', text[start:]):
+        depth += {"(": 1, ")": -1}.get(found.group(), 0)
+        if depth == 0:
+            return start + found.end()
+    raise ValueError(f"a parenthesis is not closed: {text[:200]}")
+
+
+def visits(module, wanted, weight):
+    """The instructions that run in one call, with how often.
+
+    A loop's body counts as often as XLA says that it runs, its condition once more. Of a
+    conditional's branches the heaviest is taken, as if it always ran.
+
+    Args:
+        module: ``Module``.
+        wanted: ``wanted(instruction) -> bool``; only these are returned.
+        weight: ``weight(instruction) -> float``, to compare branches.
+
+    Returns:
+        list of ``(instruction, count)``; one reached by several calls appears as often.
+
+    Raises:
+        ValueError: something wanted is in a loop whose number of runs XLA does not know.
+    """
+    known = {}
+
+    def of(name):
+        if name not in known:
+            known[name] = [
+                visit
+                for instruction in module.computations[name].values()
+                for visit in at(instruction)
+            ]
+        return known[name]
+
+    def at(instruction):
+        found = [(instruction, 1)] if wanted(instruction) else []
+        if instruction.opcode == "while":
+            (body,), (condition,) = instruction.called("body"), instruction.called("condition")
+            trips = _TRIP_COUNT.search(instruction.attributes)
+            if trips is None:
+                if of(body) or of(condition):
+                    raise ValueError(
+                        f"XLA does not say how often the loop {instruction.name} runs "
+                        f"({instruction.op_name or 'of unknown origin'}), so what is in it "
+                        "cannot be counted; give the loop a static length"
+                    )
+                return found
+            trips = int(trips.group(1))
+            found += [(x, count * trips) for x, count in of(body)]
+            return found + [(x, count * (trips + 1)) for x, count in of(condition)]
+        if instruction.opcode == "conditional":
+            branches = [
+                of(name)
+                for name in instruction.called(
+                    "branch_computations", "true_computation", "false_computation"
+                )
+            ]
+            total = lambda branch: sum(weight(x) * count for x, count in branch)  # noqa: E731
+            return found + max(branches, key=total)
+        return found + [x for name in instruction.called("calls", "to_apply") for x in of(name)]
+
+    return of(module.entry)
+
+
+def dot_multiply_adds(module):
+    """Multiply-adds of all matrix products that one device computes in one call.
+
+    Products in a dtype of integers count too. A product that XLA has turned into a library call
+    is not seen; on the CPU backend there are none.
+    """
+
+    def cost(instruction):
+        left = module.computations[instruction.computation][instruction.operands[0]].arrays[0]
+        found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+        inner = [left.shape[int(d)] for d in found.group(1).split(",") if d] if found else []
+        return instruction.arrays[0].size * math.prod(inner)
+
+    found = visits(module, lambda x: x.opcode == "dot", cost)
+    return sum(cost(instruction) * count for instruction, count in found)
