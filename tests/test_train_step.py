@@ -38,7 +38,7 @@ def make_task(kind="enat", batch_size=8, **changes):
     if kind == "nat":
         model = nat.NAT(num_layers=2, **settings)
     else:
-        model = enat.ENAT(encoder_layers=2, decoder_layers=1, **settings)
+        model = enat.ENAT(**{"encoder_layers": 2, "decoder_layers": 1} | settings)
     splits = reveal.SplitDistribution(
         "cosine", min_visible=0, reuse_probability=0.5 if model.reuse else 0.0
     )

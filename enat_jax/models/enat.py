@@ -138,9 +138,12 @@ class ENAT(nn.Module):
             self.project = ReuseProjection(self.mlp_ratio, dtype)
         self.head = layers.Head(self.codebook_size, dtype)
 
-    def condition(self, labels):
-        """Modulation vectors of all layers, [layers, b, 8, d], from labels int32 [b]."""
-        return self.modulation(labels)
+    def condition(self, labels, encoder_only=False):
+        """Modulation vectors, [layers, b, 8, d], from labels int32 [b].
+
+        ``encoder_only``: those of the encoder's layers, all that ``encode`` needs.
+        """
+        return self.modulation(labels, self.encoder_layers if encoder_only else None)
 
     def encode(
         self,

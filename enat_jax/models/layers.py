@@ -351,8 +351,11 @@ class Modulation(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, labels):
-        """labels int32 [b], num_classes for no class; returns [layers, b, vectors, d]."""
+    def __call__(self, labels, num_layers=None):
+        """labels int32 [b], num_classes for no class; returns [layers, b, vectors, d].
+
+        ``num_layers``: of the first layers only; None: of all.
+        """
         table = self.param("label_table", normal, (self.num_classes + 1, self.width))
         size = self.num_vectors * self.width
         kernel = self.param("kernel", nn.initializers.zeros, (self.num_layers, self.width, size))
@@ -360,8 +363,9 @@ class Modulation(nn.Module):
         c = jax.nn.silu(constrain(jnp.asarray(table), None, None)[labels]).astype(self.dtype)
         # Layer by layer: a kernel that is divided over devices is never whole on any of them.
         layer = lambda _, parameters: (None, linear(c, *parameters, (None, "tensor")))  # noqa: E731
-        _, vectors = jax.lax.scan(layer, None, (jnp.asarray(kernel), jnp.asarray(bias)))
-        vectors = vectors.reshape(self.num_layers, -1, self.num_vectors, self.width)
+        parameters = [jnp.asarray(x)[:num_layers] for x in (kernel, bias)]
+        _, vectors = jax.lax.scan(layer, None, parameters)
+        vectors = vectors.reshape(*vectors.shape[:2], self.num_vectors, self.width)
         return constrain(vectors, None, BATCH, None, None)
 
     def _init_bias(self, key, shape):

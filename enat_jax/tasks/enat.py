@@ -121,7 +121,7 @@ def step_loss(
         cache = ema_apply(
             ids[:, : windows.num_cached],
             positions[:, : windows.num_cached],
-            ema_apply(labels, method="condition"),
+            ema_apply(labels, encoder_only=True, method="condition"),
             num_new=count(num_cached),
             method="encode",
         )
