@@ -10,7 +10,7 @@ import textwrap
 import ml_collections
 import pytest
 
-from enat_jax import cli
+from enat_jax import cli, exits
 
 
 def ends(capsys, main, argv=()):
@@ -72,6 +72,13 @@ def test_an_interrupt_is_no_error(capsys):
     assert ends(capsys, fails_with(KeyboardInterrupt())) == (130, "interrupted\n")
 
 
+def test_a_program_may_stop_early(capsys):
+    stop = cli.Stop("after step 7,\nsaved", exits.STOPPED)
+    assert ends(capsys, fails_with(stop)) == (75, "stopped: after step 7, saved\n")
+    stop = cli.Stop("100 steps in a row were not finite", exits.DIVERGED)
+    assert ends(capsys, fails_with(stop)) == (3, "stopped: 100 steps in a row were not finite\n")
+
+
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()])
 def test_the_traceback_can_be_had(monkeypatch, error):
     monkeypatch.setenv("ENAT_JAX_TRACEBACK", "1")
@@ -91,7 +98,7 @@ def program(tmp_path):
         from absl import flags
         from ml_collections import config_flags
 
-        from enat_jax import cli
+        from enat_jax import cli, exits
 
         CONFIG = config_flags.DEFINE_config_file("config")
         LABEL = flags.DEFINE_integer("label", 0, "class")
@@ -100,6 +107,8 @@ def program(tmp_path):
         def main(argv):
             if LABEL.value > 9:
                 raise ValueError(f"label={LABEL.value} is not below 10")
+            if LABEL.value < 0:
+                raise cli.Stop("saved", exits.STOPPED)
             print(CONFIG.value.width, argv[1:])
 
 
@@ -126,6 +135,7 @@ def program(tmp_path):
     [
         (["--config=small.py", "--config.width=9", "more"], (0, "9 ['more']\n", "")),
         (["--config", "small.py", "--label=10"], (2, "", "error: label=10 is not below 10\n")),
+        (["--config", "small.py", "--label=-1"], (75, "", "stopped: saved\n")),
         (["--config=absent.py"], (2, "", "error: there is no config file absent.py\n")),
         (["--lable=1"], (2, "", "error: Unknown command line flag 'lable'.")),
         (["--config=small.py", "--config.depth=1"], (2, "", "error: unknown config key 'depth'")),
