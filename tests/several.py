@@ -17,14 +17,14 @@ def free_port():
         return found.getsockname()[1]
 
 
-def environment(devices=1, **more):
+def environment(devices=1, flags="", **more):
     """Variables of a process of its own, without what a cluster may have set for the tests."""
     foreign = ("SLURM_", "JAX_", "TPU_", "MEGASCALE_", "ENAT_JAX_", "XLA_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {
         **kept,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {flags}",
         "PYTHONPATH": str(ROOT),
         **more,
     }
@@ -68,7 +68,7 @@ class Process:
 
 
 @contextlib.contextmanager
-def processes(arguments, directory, *, number=2, devices=1, **more):
+def processes(arguments, directory, *, number=2, devices=1, flags="", **more):
     """A list of ``number`` started ``Process``, all killed in the end.
 
     Args:
@@ -76,6 +76,7 @@ def processes(arguments, directory, *, number=2, devices=1, **more):
         directory: for their output.
         number: of processes.
         devices: CPU devices of each.
+        flags: of XLA, more than that.
         more: further environment variables.
     """
     address = f"127.0.0.1:{free_port()}"
@@ -84,6 +85,7 @@ def processes(arguments, directory, *, number=2, devices=1, **more):
         for i in range(number):
             env = environment(
                 devices,
+                flags,
                 JAX_COORDINATOR_ADDRESS=address,
                 JAX_NUM_PROCESSES=str(number),
                 JAX_PROCESS_ID=str(i),
