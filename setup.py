@@ -23,7 +23,7 @@ INSTALL_REQUIRES = [
     "importlib_resources>=6.4",  # Reason: TFDS imports it through etils but does not declare it.
     "pillow>=11.0",  # Reason: TFDS and tensorboardX decode and encode images with it, undeclared.
     "scipy>=1.14",  # Reason: matrix square roots and statistics; jax installs it in any case.
-    "tensorboardX>=2.6.4",  # Reason: writes TensorBoard files without TensorFlow.
+    "tensorboardX>=2.6.4,<3",  # Reason: writes TensorBoard files without TensorFlow.
     "tqdm>=4.66",  # Reason: the progress bar of the training loop.
 ]
 

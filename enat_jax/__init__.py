@@ -20,10 +20,11 @@ Layers, each importing only those above it (``tests/test_layers.py`` holds this)
     services     data/, sharding, optim, checkpoint, model_files, metric_writer,
                  monitoring, distributed, exits, agreement, manifest, preservation
     algorithm    train_state, train_step, tokenizer, tokenization, token_inspection, sampling,
-                 tasks/, timing, loader_timing, scaling
+                 tasks/, timing, profiling, loader_timing, scaling
     product      generator
     programs     train, train_config, sample, tokenize_images, evaluate, import_torch, benchmark,
-                 scaling_report, prepare, cli
+                 benchmark_arguments, timing_report, profile_rows, profile_report, scaling_report,
+                 prepare, cli
 """
 
 __version__ = "0.1.0"

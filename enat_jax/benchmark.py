@@ -4,14 +4,17 @@
     python -m enat_jax.benchmark train --config configs/digits.py --batch 64 --json train.json
     python -m enat_jax.benchmark loader --records 500000,5000000 --batch 2048
     python -m enat_jax.benchmark scaling --config configs/enat_l_imagenet256.py --devices 1,2,4,8
+    python -m enat_jax.benchmark profile --config configs/enat_l_imagenet256.py --minutes 9 \\
+        --tokenizer-config configs/vqgan_imagenet256.py --out runs/profile
 
 Needs no data: tokens, labels and parameters are random. Any value of the config can be changed, as
 in ``--config.model.width=64``. Everything runs on one device. Work is counted in multiply-adds (two
 flops each) by ``costs``: "exact" is the work that the method needs, "padded" what the compiled
 windows do. Rates and fractions count exact work only, so that padding never passes for speed.
+``--batch fit`` finds the largest batch that fits in memory; ``profile`` does so for the settings
+that matter, and writes a table that compares them.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -27,20 +30,25 @@ from absl import flags
 from ml_collections import config_flags
 
 from enat_jax import (
+    benchmark_arguments,
     cli,
     costs,
     loader_timing,
     model_files,
     optim,
+    profile_rows,
+    profiling,
     reveal,
     sampling,
     scaling,
     scaling_report,
     shape_buckets,
     timing,
+    timing_report,
 )
 from enat_jax.models import vqgan
 from enat_jax.tasks import enat as enat_task
+from enat_jax.timing_report import table
 
 # --- configs --------------------------------------------------------------------------------
 
@@ -113,104 +121,52 @@ def make_task(config, batch_size, max_shapes=None, dtype=None):
 
 # --- the program ----------------------------------------------------------------------------
 
-COLUMNS = (
-    ("compile s", lambda x: f"{x.compile_seconds:.2f}"),
-    ("s/call", lambda x: f"{x.call_seconds:.4g}"),
-    ("images/s (min-max)", lambda x: "{:.4g} ({:.4g}-{:.4g})".format(*x.images_per_second)),
-    ("exact GMA", lambda x: f"{x.exact / 1e9:.4g}"),
-    ("padded GMA", lambda x: f"{x.padded / 1e9:.4g}"),
-    ("padding", lambda x: f"{x.padding:+.1%}"),
-    ("exact GMA/s", lambda x: f"{x.exact_rate / 1e9:.4g}"),
-    ("matmul GMA/s", lambda x: f"{x.matmul_rate / 1e9:.4g}"),
-    ("of matmul", lambda x: f"{x.fraction:.1%}"),
-    ("peak MiB", lambda x: f"{x.peak_bytes / 2**20:.0f}"),
-)
-LEGEND = """\
-GMA: 10^9 multiply-adds a call, two flops each.
-exact: what the method needs; padded: what the compiled windows compute; padding: the difference.
-of matmul: exact GMA/s over that of {matmul} in {dtype} at jax's
-  default precision, timed in turns with the calls; medians of {repeats}.
-compile s: tracing, lowering and compiling. peak: {peak}, the largest so far."""
-
-
-def table(columns, rows):
-    """Right-aligned text; columns are (title, row -> text)."""
-    cells = [[title for title, _ in columns], *([text(row) for _, text in columns] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in cells
-    )
-
-
-def sampler_table(found):
-    return table([("segments", lambda x: str(x.label["segments"])), *COLUMNS], found)
-
-
-def training_table(found):
-    columns = [
-        ("visible", lambda x: "{}-{}".format(*x[1].label["visible"])),
-        (
-            "cached",
-            lambda x: "{}-{}".format(*x[1].label["cached"]) if x[1].label["reuse"] else "no reuse",
-        ),
-        ("of steps", lambda x: f"{x[0]:.1%}"),
-        *((title, lambda x, text=text: text(x[1])) for title, text in COLUMNS),
-    ]
-    lines = table(columns, list(zip(found.probabilities, found.timed, strict=True)))
-    return (
-        f"{lines}\n\n{found.shapes} shapes; expected padded work {found.padding:+.1%} over exact "
-        f"(over all splits).\nTimed: the {len(found.timed)} most probable, {found.share:.1%} of "
-        f"all steps. Expected over these: {found.images_per_second:.4g} images/s, "
-        f"{found.fraction:.1%} of matmul."
-    )
-
 
 def main(argv):
-    options, overrides = _parser().parse_known_args(argv)
-    if options.program == "loader":
-        if overrides:
-            raise ValueError(f"arguments that mean nothing: {' '.join(overrides)}")
-        _loader(options)
-        return
+    options, overrides = benchmark_arguments.parser().parse_known_args(argv)
+    if options.program in ("loader", "machine") and overrides:
+        raise ValueError(f"arguments that mean nothing: {' '.join(overrides)}")
     # A compilation found in the persistent cache would pass for a fast one.
     jax.config.update("jax_enable_compilation_cache", False)
-    config = load_config(options.config, overrides)
-    if options.program == "scaling":
-        _scaling(config, options)
-        return
+    if options.program == "loader":
+        _loader(options)
+    elif options.program == "machine":
+        _machine(options)
+    elif options.program == "profile":
+        _profile(options, overrides)
+    elif options.program == "scaling":
+        _scaling(load_config(options.config, overrides), options)
+    else:
+        _measure(load_config(options.config, overrides), options)
+
+
+def _measure(config, options):
+    """The sampler or the training step."""
     if options.program == "sampler":
-        model, settings, found = _sampler(config, options)
-        text, rows = sampler_table(found), found
+        model, settings, found, fit = _sampler(config, options)
+        text, rows = timing_report.sampler(found), found
         result = {"sampler": settings, "rows": [x.json() for x in found]}
         title = (
-            f"sampler: batch {options.batch}, {settings['num_steps']} steps, guidance "
+            f"sampler: batch {found[0].images}, {settings['num_steps']} steps, guidance "
             f"{settings['guidance_scale']:g}, {'images' if options.decode else 'tokens only'}"
         )
     else:
-        task = make_task(config, options.batch, options.shapes, options.dtype)
-        model, found = (
-            task.model,
-            timing.measure_training(task, max_timed=options.time, repeats=options.repeats),
-        )
-        text, rows, result = training_table(found), found.timed, found.json()
-        title = f"train: batch {options.batch}, forward, backward and update"
+        model, found, fit = _train(config, options)
+        text, rows, result = timing_report.training(found), found.timed, found.json()
+        title = f"train: batch {rows[0].images}, forward, backward and update"
     device = jax.local_devices()[0]
     result |= {
         "benchmark": options.program,
-        "batch_size": options.batch,
+        "batch_size": rows[0].images,
         "model": {"kind": config.model.kind, **model_files.settings_of(model)},
-        "machine": {
-            "backend": device.platform,
-            "device": device.device_kind,
-            "cpus": os.cpu_count(),
-            "jax": jax.__version__,
-        },
+        "machine": _device(),
         "matmul_shape": timing.MATMUL_SHAPE,
     }
+    if fit is not None:
+        result["fit"] = fit.json()
     # With the JSON on stdout, what is for people goes beside it.
     stream = sys.stderr if options.json == "-" else sys.stdout
-    legend = LEGEND.format(
+    legend = timing_report.LEGEND.format(
         matmul="[{0}, {1}] x [{1}, {2}]".format(*timing.MATMUL_SHAPE),
         dtype=model.dtype,
         repeats=options.repeats,
@@ -220,6 +176,84 @@ def main(argv):
     print(f"one device: {device.platform} {device.device_kind}, jax {jax.__version__}", file=stream)
     print(f"\n{text}\n\n{legend}", file=stream)
     _write(result, options.json)
+
+
+def _device():
+    device = jax.local_devices()[0]
+    return {
+        "backend": device.platform,
+        "device": device.device_kind,
+        "cpus": os.cpu_count(),
+        "jax": jax.__version__,
+    }
+
+
+def _train(config, options):
+    """The model, ``timing.TrainingMeasurement``, and ``profiling.Fit`` or None."""
+    size = 1 if options.batch == "fit" else options.batch
+    task = make_task(config, size, options.shapes, options.dtype)
+    how = {"max_timed": options.time, "repeats": options.repeats}
+    fit = None
+    if options.batch == "fit":
+        fit = profiling.fit_training(task, **_bounds(options), **how)
+        task = dataclasses.replace(task, batch_size=fit.batch)
+        found = fit.result
+    else:
+        found = timing.measure_training(task, **how)
+    if options.trace is not None:
+        profiling.trace_training(task, options.trace)
+    return task.model, found, fit
+
+
+def _bounds(options):
+    """Of ``profiling.fit``."""
+    tell = functools.partial(print, file=sys.stderr)
+    return {"first": min(options.first, options.most), "most": options.most, "tell": tell}
+
+
+def _machine(options):
+    """What ``profile`` says about the machine above its tables."""
+    memory = profiling.free_bytes()
+    machine = _device() | {
+        "driver": profiling.driver(),
+        "memory_bytes": memory,
+        "platform_version": " ".join(jax.local_devices()[0].client.platform_version.split()),
+    }
+    rate = timing.matrix_rate(options.dtype, jax.local_devices()[:1])
+    stream = sys.stderr if options.json == "-" else sys.stdout
+    print(f"{machine['backend']} {machine['device']}, jax {machine['jax']}", file=stream)
+    print(f"{rate / 1e9:.4g} GMA/s of {options.dtype} in matrix products", file=stream)
+    result = {"benchmark": "machine", "machine": machine, "matrix_rate": rate}
+    _write(result | {"dtype": options.dtype}, options.json)
+
+
+def _profile(options, overrides):
+    """All rows for some configs, each measured by a process of its own: none of it here."""
+    configs = {path: load_config(path, overrides) for path in options.config}
+    for config in configs.values():
+        make_model(config, options.dtype)  # a mistake in it would otherwise be one in every row
+    load_config(options.tokenizer_config)
+    rows = profile_rows.plan(
+        configs,
+        options.tokenizer_config,
+        dtype=options.dtype,
+        most=options.most,
+        repeats=options.repeats,
+        shapes=options.time,
+        overrides=overrides,
+    )
+    with profile_rows.ended_as_by_ctrl_c():
+        saved = profile_rows.profile(
+            rows,
+            options.out,
+            dtype=options.dtype,
+            minutes=options.minutes,
+            row_minutes=options.row_minutes,
+            trace=options.trace,
+        )
+    print((pathlib.Path(options.out) / "profile.md").read_text(), end="")
+    if saved["left"]:
+        print(f"{saved['left']} rows are left: call this again to go on", file=sys.stderr)
 
 
 def _write(result, path):
@@ -298,6 +332,7 @@ def _scaling(config, options):
 
 
 def _sampler(config, options):
+    """The model, the settings, list of ``timing.Measurement``, ``profiling.Fit`` or None."""
     model = make_model(config, options.dtype)
     values = config.sampler.to_dict()
     if options.steps is not None:
@@ -312,10 +347,14 @@ def _sampler(config, options):
         # One compute dtype for both, so that there is one rate to compare with.
         codec = _splat(vqgan.VQGAN, "model", **section | {"dtype": model.dtype})
     segments = options.segments or (1, settings.num_steps)
-    found = timing.measure_sampler(
-        model, settings, options.batch, segments, codec=codec, repeats=options.repeats
-    )
-    return model, dataclasses.asdict(settings), found
+    how = {"codec": codec, "repeats": options.repeats}
+    fit = None
+    if options.batch == "fit":
+        fit = profiling.fit_sampler(model, settings, segments, **_bounds(options), **how)
+        found = fit.result
+    else:
+        found = timing.measure_sampler(model, settings, options.batch, segments, **how)
+    return model, dataclasses.asdict(settings), found, fit
 
 
 def _describe(kind, model):
@@ -323,76 +362,6 @@ def _describe(kind, model):
         f"{model.num_layers}" if kind == "nat" else f"{model.encoder_layers}+{model.decoder_layers}"
     )
     return f"{kind} of {layers} layers, width {model.width}, {model.num_tokens} tokens"
-
-
-def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m enat_jax.benchmark",
-        description="Speed of the sampler and of the training step. Arguments such as "
-        "--config.model.width=64 change the config.",
-    )
-    programs = parser.add_subparsers(dest="program", required=True)
-    for name, text in (("sampler", "labels to tokens"), ("train", "one training step")):
-        program = programs.add_parser(name, help=text, allow_abbrev=False)
-        add = program.add_argument
-        add("--config", required=True, help="file of a transformer's config")
-        add("--batch", type=cli.at_least_one, required=True, help="images of a call")
-        add("--repeats", type=cli.at_least_one, default=5, help="timings of each (default 5)")
-        add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the config's")
-        add("--json", metavar="FILE", help="write the results for programs; - for stdout")
-        if name == "sampler":
-            add("--segments", type=_numbers, help="such as 1,8 (default: 1 and the steps)")
-            add("--steps", type=cli.at_least_one, help="sampling steps (default: the config's)")
-            add("--decode", action="store_true", help="decode to images as well")
-            add("--tokenizer-config", metavar="FILE", help="config of the decoder's VQGAN")
-        else:
-            add("--shapes", type=cli.at_least_one, help="compiled shapes (default: the config's)")
-            add(
-                "--time", type=cli.at_least_one, default=4, help="shapes that are timed (default 4)"
-            )
-    _add_scaling(programs)
-    program = programs.add_parser("loader", help="token records to batches", allow_abbrev=False)
-    add = program.add_argument
-    add("--records", type=_numbers, default=(500_000,), help="sizes of the sets (default 500000)")
-    add("--tokens", type=cli.at_least_one, default=256, help="of a record (default 256)")
-    add("--batch", type=cli.at_least_one, default=2048, help="examples of a batch (default 2048)")
-    add("--workers", type=int, default=0, help="processes that read; 0: a thread (default)")
-    add("--repeats", type=cli.at_least_one, default=5, help="timings of each (default 5)")
-    add("--compare", action="store_true", help="also other file formats, of the last set")
-    add("--dir", metavar="DIR", help="disk to measure (default: that of temporary files)")
-    add("--json", metavar="FILE", help="write the results for programs; - for stdout")
-    return parser
-
-
-def _add_scaling(programs):
-    text = "the training step on more devices, predicted"
-    program = programs.add_parser("scaling", help=text, allow_abbrev=False)
-    add = program.add_argument
-    add("--config", required=True, help="file of a transformer's config")
-    where = program.add_mutually_exclusive_group()
-    where.add_argument("--devices", type=_numbers, default=(8,), help="such as 1,2,4,8 (8)")
-    where.add_argument("--layouts", type=_layouts, help='such as "data=8;data=4,fsdp=2"')
-    add("--batch", type=cli.at_least_one, help="images of a step (default: the config's)")
-    add(
-        "--shapes",
-        type=cli.at_least_one,
-        default=1,
-        help="compiled shapes, so many with reuse and so many without, most probable first (1)",
-    )
-    add("--of-flops", type=float, default=0.45, help="of the peak that products reach (0.45)")
-    add("--of-bandwidth", type=float, default=0.8, help="of the peak of collectives (0.8)")
-    add("--json", metavar="FILE", help="write the results for programs; - for stdout")
-
-
-def _layouts(text):
-    try:
-        return scaling.parse_layouts(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(error) from error
-
-
-def _numbers(text):
-    return tuple(cli.at_least_one(part) for part in text.split(","))
 
 
 if __name__ == "__main__":

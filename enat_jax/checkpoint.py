@@ -302,6 +302,8 @@ def save_params(directory: str | pathlib.Path, params: Any) -> None:
     """
     final = pathlib.Path(directory).absolute()
     fresh, old = _sibling(final, "new"), _sibling(final, "old")
+    if jax.process_count() > 1:  # arrays that each process has for itself, the first one writes
+        params = jax.tree.map(_local_as_numpy, params)
     first = jax.process_index() == 0
     if first:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -339,6 +341,10 @@ def load_params(directory: str | pathlib.Path) -> dict:
             f"the parameters at {final} cannot be read; write or copy them again "
             f"({_first_line(error)})"
         ) from error
+
+
+def _local_as_numpy(x: Any) -> Any:
+    return jax.device_get(x) if isinstance(x, jax.Array) and x.is_fully_addressable else x
 
 
 def _sibling(path: pathlib.Path, suffix: str) -> pathlib.Path:

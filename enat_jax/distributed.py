@@ -230,7 +230,7 @@ class Watchdog:
     """
 
     def __init__(self, timeout_s, what="step"):
-        if timeout_s is not None and not timeout_s > 0:
+        if timeout_s is not None and not 0 < timeout_s <= threading.TIMEOUT_MAX:
             raise ValueError(f"timeout_s={timeout_s} of the watchdog must be positive or None")
         self._timeout_s = timeout_s
         self._what = what

@@ -21,7 +21,7 @@ from enat_jax.data import tokens as token_data
 from enat_jax.models import enat, nat
 from enat_jax.tasks import enat as enat_task
 
-FORMAT = "enat_jax model 1"
+FORMAT = "enat_jax model 2"
 BATCH_SIZE = 100  # images per call of the sampler
 
 

@@ -17,8 +17,9 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 import PIL.Image
-import tensorboardX
 import tqdm
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from enat_jax.data import whole_files
 
@@ -69,13 +70,7 @@ class MetricWriter:
                 self._written |= line.keys() - {"step", "time"}
         whole_files.write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._lines = path.open("a", encoding="utf-8")
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir),
-            purge_step=0 if resume_step is None else resume_step + 1,
-            flush_secs=10,
-            # The names count whole seconds: a second writer within one would truncate the first's.
-            filename_suffix=f".{time.time_ns()}",
-        )
+        self._events = _Events(workdir, 0 if resume_step is None else resume_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes numbers, or arrays of one number, of any device, under their names.
@@ -92,9 +87,10 @@ class MetricWriter:
         values = {name: float(value) for name, value in values.items()}
         for name, value in values.items():
             # TensorBoard may have lost what a killed run had already put into metrics.jsonl.
-            self._events.add_scalar(name, value, int(step), walltime=now)
+            self._events.scalar(name, value, int(step), now)
             if step != self._resume_step or name not in self._written:
                 line[name] = value if math.isfinite(value) else None
+        self._events.flush()
         if line:
             line = {"step": int(step), "time": round(now, 3), **line}
             self._lines.write(json.dumps(line) + "\n")
@@ -108,7 +104,8 @@ class MetricWriter:
         if not self._active:
             return
         for name, picture in pictures.items():
-            self._events.add_image(name, picture, int(step), dataformats="HWC")
+            self._events.image(name, picture, int(step), time.time())
+        self._events.flush()
         if self._wandb is not None:
             self._wandb.images(int(step), pictures)
 
@@ -130,6 +127,38 @@ class MetricWriter:
 
     def __exit__(self, kind, *exception) -> None:
         self.close(failed=kind is not None)
+
+
+class _Events:
+    """A TensorBoard event file, written by the caller itself.
+
+    tensorboardX's SummaryWriter leaves that to a thread, which ends at the first write that fails,
+    on a full disk say; its callers then wait for it for ever.
+    """
+
+    def __init__(self, workdir: pathlib.Path, purge_step: int):
+        # The names count whole seconds: a second writer within one would truncate the first's.
+        suffix = f".{time.time_ns()}"
+        self._file = event_file_writer.EventsWriter(str(workdir / "events"), suffix)
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        for content in ({"file_version": "brain.Event:2"}, {"session_log": start}):
+            self._add(purge_step, time.time(), **content)
+
+    def scalar(self, name: str, value: float, step: int, now: float) -> None:
+        found = summary_pb2.Summary.Value(tag=name, simple_value=value)
+        self._add(step, now, summary=summary_pb2.Summary(value=[found]))
+
+    def image(self, name: str, picture: np.ndarray, step: int, now: float) -> None:
+        self._add(step, now, summary=summary.image(name, picture, dataformats="HWC"))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _add(self, step: int, now: float, **content) -> None:
+        self._file.write_event(event_pb2.Event(step=step, wall_time=now, **content))
 
 
 class _WandbRun:
@@ -337,11 +366,12 @@ def _lines_until(path: pathlib.Path, step: int) -> list[dict]:
     if not path.exists():
         return []
     kept = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    content = path.read_text(encoding="utf-8", errors="replace")
+    for number, text in enumerate(content.splitlines(), start=1):
         try:
             line = json.loads(text)
             keep = line["step"] <= step
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             _log.warning("%s: line %d is not a line of metrics; dropped", path, number)
             continue
         if keep:

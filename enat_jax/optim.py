@@ -5,6 +5,7 @@ on *all* parameters (biases, norms and embeddings too), warm-up then a constant 
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +42,8 @@ class Optimizer:
     clip_norm: float | None = None
 
     def __post_init__(self):
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate={self.learning_rate!r} must be positive")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate!r} must be positive and finite")
         if self.warmup_steps < 0:
             raise ValueError(
                 f"warmup_steps={self.warmup_steps!r} must not be negative; 0 means no warm-up"
@@ -53,8 +54,8 @@ class Optimizer:
             raise ValueError(f"b1={self.b1!r} and b2={self.b2!r} must lie in [0, 1)")
         if not self.eps > 0:
             raise ValueError(f"eps={self.eps!r} must be positive")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay={self.weight_decay!r} must not be negative")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay={self.weight_decay!r} must be finite and not negative")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(
                 f"clip_norm={self.clip_norm!r} must be positive; None means no clipping"

@@ -42,9 +42,28 @@ class Sharding:
                 raise ValueError(f"sharding.{name}={size!r} must be a positive number or -1")
         if list(sizes.values()).count(-1) > 1:
             raise ValueError(f"sharding: at most one of {sizes} may be -1")
-        unknown = {axis for _, axes in self.rules or () for axis in axes if axis} - set(AXES)
-        if unknown:
-            raise ValueError(f"sharding.rules name the axes {sorted(unknown)}; there are {AXES}")
+        for rule in self.rules or ():
+            _check_rule(rule)
+
+
+def _check_rule(rule) -> None:
+    """Raises ValueError, naming the rule, unless it is as ``Sharding`` says."""
+    match rule:
+        case (str(pattern), (tuple() | list()) as axes):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"sharding.rules: {pattern!r} is no expression: {error}"
+                ) from error
+        case _:
+            raise ValueError(
+                f"sharding.rules: {rule!r} is no pair of an expression and axes, such as "
+                "('mlp/up/kernel$', (None, 'fsdp', 'tensor'))"
+            )
+    named = [axis for axis in axes if axis is not None]
+    if not all(axis in AXES for axis in named) or len(set(named)) < len(named):
+        raise ValueError(f"sharding.rules: {axes!r} must be None or of {AXES}, each at most once")
 
 
 def make_mesh(policy: Sharding, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -101,7 +101,7 @@ def timer(work, least=LEAST_SECONDS):
     return functools.partial(measure, max(1, math.ceil(least / max(once, 1e-6))))
 
 
-def measure(function, work, repeats, dtype, matmul_shape, **fields):
+def measure(function, work, dtype, *, repeats=5, matmul_shape=MATMUL_SHAPE, check=None, **fields):
     """Time ``work(compiled)`` and, in turns with it, the machine's matrix product.
 
     Taking turns lets the drift of a shared machine hit both alike.
@@ -110,6 +110,7 @@ def measure(function, work, repeats, dtype, matmul_shape, **fields):
         function: has ``lower`` bound to its arguments already: ``function() -> Lowered``.
         work: takes the compiled function, calls it, and returns the arrays to wait for.
         repeats: at least 1; dtype: of the product; matmul_shape: (rows, inner, columns).
+        check: called with the compiled function before it runs, may raise; None: no check.
         fields: the other fields of ``Measurement``.
     """
     if repeats < 1:
@@ -117,6 +118,8 @@ def measure(function, work, repeats, dtype, matmul_shape, **fields):
     start = time.perf_counter()
     compiled = function().compile()
     compile_seconds = time.perf_counter() - start
+    if check is not None:
+        check(compiled)
     matmul = matrix_product(matmul_shape, dtype, jax.local_devices()[:1])
     run, run_matmul = timer(functools.partial(work, compiled)), timer(matmul)
     seconds, matmul_seconds = [], [run_matmul()]
@@ -170,16 +173,7 @@ def matrix_rate(dtype, devices=None, seconds=0.3):
 # --- the sampler ----------------------------------------------------------------------------
 
 
-def measure_sampler(
-    model,
-    settings,
-    batch_size,
-    segments,
-    *,
-    codec=None,
-    repeats=5,
-    matmul_shape=MATMUL_SHAPE,
-):
+def measure_sampler(model, settings, batch_size, segments, *, codec=None, **how):
     """Time the sampler for several numbers of segments.
 
     Args:
@@ -188,7 +182,7 @@ def measure_sampler(
         batch_size: images a call.
         segments: numbers of segments; above ``num_steps`` means ``num_steps``.
         codec: ``vqgan.VQGAN`` whose decoder is part of the call; None: tokens only.
-        repeats: timings of each; matmul_shape: see ``measure``.
+        how: ``repeats``, ``matmul_shape`` and ``check`` of ``measure``.
 
     Returns:
         list of ``Measurement``, one for each different number of segments.
@@ -220,9 +214,8 @@ def measure_sampler(
             measure(
                 functools.partial(sample.lower, *arguments),
                 lambda compiled, arguments=arguments: compiled(*arguments),
-                repeats,
                 model.dtype,
-                matmul_shape,
+                **how,
                 label={"segments": count},
                 images=batch_size,
                 exact=exact + decoded,
@@ -340,13 +333,33 @@ def shape_shares(task):
     return probability, np.divide(work, probability, where=probability > 0, out=np.zeros_like(work))
 
 
-def measure_training(task, *, max_timed=4, repeats=5, matmul_shape=MATMUL_SHAPE):
-    """Time the training step in its most probable shapes.
+def training_inputs(task):
+    """``(steps, state, batch)`` for one device: ``train_step.Steps``, fresh state, random batch."""
+    b, model = task.batch_size, task.model
+    rng = np.random.default_rng(0)
+    batch = {
+        "tokens": rng.integers(model.codebook_size, size=(b, model.num_tokens), dtype=np.int32),
+        "labels": rng.integers(model.num_classes, size=b, dtype=np.int32),
+    }
+    mesh = sharding.make_mesh(sharding.Sharding(), jax.local_devices()[:1])
+    steps = train_step.Steps(task, mesh, (), seed=0)
+    return steps, steps.init(), sharding.global_batch(batch, mesh)
+
+
+def traced_of(bucket):
+    """Any counts of the bucket: the work of a step depends on its windows alone."""
+    counts = {"num_cached": bucket.cached[0], "num_visible": bucket.visible[1]}
+    return {**{k: np.int32(v) for k, v in counts.items()}, "index": np.uint32(0)}
+
+
+def measure_training(task, *, max_timed=4, chosen=None, **how):
+    """Time the training step in its most probable shapes, or in chosen ones.
 
     Args:
         task: ``tasks.enat.Task``, see ``make_task``.
         max_timed: how many shapes; each is compiled. More than there are means all.
-        repeats: timings of each; matmul_shape: see ``measure``.
+        chosen: indices of the buckets to time; None: those of the most probable.
+        how: ``repeats``, ``matmul_shape`` and ``check`` of ``measure``.
 
     Returns:
         ``TrainingMeasurement``.
@@ -355,22 +368,11 @@ def measure_training(task, *, max_timed=4, repeats=5, matmul_shape=MATMUL_SHAPE)
     cost = functools.partial(costs.training_cost, costs.dims_of(model))
     probability, exact = shape_shares(task)
     padded = np.array([float(cost(*bucket.windows)) for bucket in task.buckets])
-    rng = np.random.default_rng(0)
-    batch = {
-        "tokens": rng.integers(model.codebook_size, size=(b, model.num_tokens), dtype=np.int32),
-        "labels": rng.integers(model.num_classes, size=b, dtype=np.int32),
-    }
-    mesh = sharding.make_mesh(sharding.Sharding(), jax.local_devices()[:1])
-    steps = train_step.Steps(task, mesh, (), seed=0)
-    state, batch = steps.init(), sharding.global_batch(batch, mesh)
-    timed = []
-    chosen = np.argsort(-probability, kind="stable")[:max_timed]
-    for i in chosen:
-        bucket = task.buckets[i]
-        # Any counts of the bucket will do: the step's work depends on its windows alone.
-        visible = bucket.visible[1]
-        traced = {"num_cached": np.int32(bucket.cached[0]), "num_visible": np.int32(visible)}
-        traced |= {"index": np.uint32(0)}
+    timed, (steps, state, batch) = [], training_inputs(task)
+    likely = np.argsort(-probability, kind="stable")[:max_timed]
+    chosen = likely if chosen is None else np.array(chosen)
+    for i, bucket in ((i, task.buckets[i]) for i in chosen):
+        traced = traced_of(bucket)
 
         def work(compiled, traced=traced):
             nonlocal state
@@ -381,9 +383,8 @@ def measure_training(task, *, max_timed=4, repeats=5, matmul_shape=MATMUL_SHAPE)
             measure(
                 functools.partial(steps.lower, bucket.windows),
                 work,
-                repeats,
                 model.dtype,
-                matmul_shape,
+                **how,
                 label={k: v for k, v in bucket._asdict().items() if k != "windows"},
                 images=b,
                 exact=b * float(exact[i]),

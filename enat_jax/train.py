@@ -23,6 +23,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from enat_jax import (
+    agreement,
     checkpoint,
     cli,
     distributed,
@@ -37,7 +38,7 @@ from enat_jax import (
     train_config,
     train_step,
 )
-from enat_jax.data import loader
+from enat_jax.data import loader, whole_files
 
 AHEAD = 3  # steps that are dispatched before the first of them must be done
 
@@ -60,7 +61,16 @@ def train(config, workdir, devices=None, from_step=None):
         cli.Stop: asked to stop, and saved; or too many steps in a row were not finite.
     """
     workdir = pathlib.Path(workdir)
-    loop, policy, optimizer, task = train_config.build(config)
+    built = train_config.build(config)
+    with contextlib.ExitStack() as held:
+        # The first process holds the directory for all.
+        only_one = functools.partial(held.enter_context, whole_files.only_one(workdir))
+        agreement.on_first(only_one)
+        return _train(config, workdir, built, devices, from_step)
+
+
+def _train(config, workdir, built, devices, from_step):
+    loop, policy, optimizer, task = built
 
     # --- state: its shapes first, so that it is created or restored in shards ---------------
     mesh = sharding.make_mesh(policy, devices)
@@ -139,7 +149,8 @@ def train(config, workdir, devices=None, from_step=None):
                         log(step)
                     checkpointer.save(step, state, meta, evaluation, force=True)
                     checkpointer.wait()
-                raise cli.Stop(f"on request, saved after step {step}; {exits.AGAIN}", exits.STOPPED)
+                again = exits.AGAIN if from_step is None else "to go on, start without --from_step"
+                raise cli.Stop(f"on request, saved after step {step}; {again}", exits.STOPPED)
             with monitor.waiting():
                 batch = [next(batches) for _ in range(loop.accumulate)]
             with monitor.dispatching():
@@ -147,7 +158,9 @@ def train(config, workdir, devices=None, from_step=None):
             monitor.step(metrics, **_work(task, step, loop.accumulate))
             # Dispatch runs ahead of the devices; too far, and progress would not be what it says.
             under_way.append((step, metrics["skipped"]))
-            if len(under_way) == AHEAD:
+            # None is left when the run ends: what is exported has been heeded, too.
+            ahead = AHEAD if step + 1 < loop.num_steps else 1
+            while len(under_way) >= ahead:
                 done, skipped = under_way.popleft()
                 skipped_in_a_row = _heed(done, float(skipped), skipped_in_a_row, loop.max_skipped)
                 watchdog.beat(f"step {done + 1}")
@@ -193,8 +206,6 @@ def _evaluate(task, state, mesh, step, writer, workdir, loop):
     """The evaluation's numbers, which are written, and its pictures."""
     found = dict(task.evaluate(state, mesh))
     writer.scalars(step, found)
-    if loop.best_metric and loop.best_metric not in found:
-        raise ValueError(f"train.best_metric={loop.best_metric!r} is none of {sorted(found)}")
     if not loop.pictures:
         return found
     images = dict(task.images(state, mesh))

@@ -14,7 +14,6 @@ SECTIONS = {
 
 # Settings that change speed and rounding alone, so that a run may go on elsewhere with others.
 SPEED = [("model", name) for name in ("remat", "attention", "unroll")]
-SPEED += [("training", "max_shapes")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +60,14 @@ class Loop:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"train.{name}={value!r} must be a whole number of at least 1")
+        if self.hang_timeout is not None and not self.hang_timeout > 0:
+            raise ValueError(f"train.hang_timeout={self.hang_timeout!r} must be positive or None")
+        if self.best_metric and self.eval_every % self.save_every:
+            raise ValueError(
+                f"train.eval_every={self.eval_every} must be a multiple of "
+                f"train.save_every={self.save_every} for train.best_metric: what is not saved "
+                "cannot be kept as the best"
+            )
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"train.batch_size={self.batch_size} is not divisible by "
@@ -79,11 +86,18 @@ def build(config):
             f"a config of task {config.task!r} has no sections {sorted(unknown)} "
             f"and needs {sorted(missing)}"
         )
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"seed={config.seed} must lie in [0, 2**32)")
     try:
         loop = Loop(**config.train.to_dict())
         policy = sharding.Sharding(**config.get("sharding", {}))
         optimizer = optim.Optimizer(**config.optimizer.to_dict())
         task = TASKS[config.task].make(config, loop.batch_size // loop.accumulate)
+        if loop.best_metric and loop.best_metric not in task.evaluated:
+            raise ValueError(
+                f"train.best_metric={loop.best_metric!r} is not evaluated here, only "
+                f"{', '.join(task.evaluated) or 'nothing: there is no held-out set'}"
+            )
         return loop, policy, optimizer, task
     except TypeError as error:
         # A dataclass names the key that it does not know, or that it needs.
@@ -101,6 +115,7 @@ def identity(config, task):
     kept["batch_size"] = config.train.batch_size
     kept["accumulate"] = config.train.get("accumulate", 1)
     kept["data"] = task.data_identity()
-    if config.optimizer.get("schedule", "constant") != "constant":
+    settings = config.optimizer
+    if settings.get("schedule", "constant") != "constant" and settings.get("decay_steps") is None:
         kept["num_steps"] = config.train.num_steps  # the learning rate depends on it
     return kept

@@ -181,8 +181,10 @@ class Steps:
         """The update from mean gradients; none, but for the counts, if they are not finite."""
         grads, metrics, extra = total
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         updated = self._task.update(state, grads, extra)
+        # The update itself can overflow although its gradients do not.
+        finite = jnp.isfinite(jnp.stack([norm, metrics["loss"], optax.tree.norm(updated.params)]))
+        finite = finite.all()
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
         state = state.replace(step=state.step + 1, skipped=state.skipped + ~finite)
         metrics = metrics | {

@@ -23,5 +23,17 @@ overall_code() {
   echo "$overall"
 }
 
+# refuse_from_step ARGUMENTS: started again, a run would go back to that step each time.
+refuse_from_step() {
+  local argument
+  for argument; do
+    if [[ "$argument" == --from_step* || "$argument" == -from_step* ]]; then
+      echo "error: --from_step would be repeated at each restart; run enat_jax.train with it once," \
+        "by itself" >&2
+      exit 2
+    fi
+  done
+}
+
 # start_again CODE: whether the same command is to be started once more.
 start_again() { [[ "$1" == 75 || "$1" == 76 ]]; }

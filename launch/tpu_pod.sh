@@ -155,6 +155,7 @@ case "$command" in
   create | install | delete) "$command" ;;
   run) run "$@" ;;
   keep-running)
+    refuse_from_step "$@"
     code=76
     keep_running "$@"
     ;;

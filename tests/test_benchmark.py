@@ -1,24 +1,18 @@
-"""Speed is measured in exact work, and every number can be recomputed from the others."""
+"""The programs of the benchmark: what they print and write, and what they say to mistakes."""
 
-import dataclasses
 import functools
 import json
-import math
 import re
-import statistics
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
-import tiny
+import tiny_config
 
-from enat_jax import benchmark, cli, costs, loader_timing, shape_buckets, timing
-from enat_jax.models import nat
+from enat_jax import benchmark, cli, loader_timing, profile_rows, profiling, timing
 
 SMALL = (32, 48, 32)
-TWO_STEPS = dataclasses.replace(tiny.SETTINGS, num_steps=2)
-ONE_STEP = dataclasses.replace(tiny.SETTINGS, num_steps=1)
+TIMED = tiny_config.measurement(label={"visible": (0, 1), "cached": (0, 1), "reuse": True})
 # ml_collections loads config files by a way that Python is giving up.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 CONFIG = """
@@ -29,157 +23,11 @@ def get_config():
 """
 
 
-def config():
-    return {
-        "task": "enat",
-        "seed": 0,
-        "model": {
-            "kind": "enat",
-            "num_tokens": 16,
-            "codebook_size": 8,
-            "num_classes": 3,
-            "width": 16,
-            "num_heads": 2,
-            "encoder_layers": 1,
-            "decoder_layers": 1,
-        },
-        "mask": {"mask_ratio": "cosine", "min_visible": 0, "reuse_probability": 0.5},
-        "training": {"max_shapes": 3},
-        "sampler": {"num_steps": 3, "guidance_scale": 1.0},
-        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
-        "train": {"batch_size": 2, "num_steps": 10},
-    }
-
-
 @pytest.fixture
 def config_file(tmp_path):
     path = tmp_path / "config.py"
-    path.write_text(CONFIG.replace("{config}", repr(config())))
+    path.write_text(CONFIG.replace("{config}", repr(tiny_config.config())))
     return path
-
-
-def measurement(**changes):
-    values = dict(
-        label={},
-        images=4,
-        exact=100.0,
-        padded=150.0,
-        compile_seconds=1.0,
-        seconds=(4.0, 1.0, 2.0),
-        matmul_rates=(100.0, 300.0, 200.0, 200.0),
-        peak_bytes=2**20,
-        peak_of="memory",
-    )
-    return timing.Measurement(**values | changes)
-
-
-def test_rates_are_of_exact_work():
-    found = measurement()
-    assert found.images_per_second == (2.0, 1.0, 4.0)  # median, least, largest
-    assert found.exact_rate == 50.0 and found.matmul_rate == 200.0
-    assert found.fraction == 0.25
-    assert found.padding == 0.5
-    assert dataclasses.replace(found, padded=1e9).fraction == 0.25
-
-
-def test_expectations_weigh_steps_by_their_probability():
-    slow = measurement(seconds=(4.0,), exact=100.0)
-    fast = measurement(seconds=(1.0,), exact=50.0)
-    found = timing.TrainingMeasurement(7, 0.2, (fast, slow), (0.6, 0.2))
-    assert found.share == pytest.approx(0.8)
-    assert found.images_per_second == pytest.approx(4 / (0.75 * 1 + 0.25 * 4))
-    assert found.fraction == pytest.approx((0.75 * 50 + 0.25 * 100) / 1.75 / 200)
-
-
-def test_the_sampler_is_timed_for_every_number_of_segments():
-    found = timing.measure_sampler(
-        tiny.TRANSFORMER, TWO_STEPS, 2, [1, 2, 9], repeats=2, matmul_shape=SMALL
-    )
-    assert [x.label["segments"] for x in found] == [1, 2]  # 9 is 2, the number of steps
-    one, exact = found
-    dims = costs.dims_of(tiny.TRANSFORMER)
-    assert one.exact == exact.exact == costs.exact_sampling_cost(dims, 2, batch_size=2)
-    assert one.padding > 0 and exact.padding == 0
-    for x in found:
-        assert x.images == 2 and len(x.seconds) == 2 and len(x.matmul_rates) == 3
-        assert min(x.seconds) > 0 and x.compile_seconds > 0 and x.peak_bytes > 2**20
-        assert x.fraction == pytest.approx(
-            x.exact / statistics.median(x.seconds) / statistics.median(x.matmul_rates)
-        )
-        json.dumps(x.json())
-
-
-def test_the_image_decoder_can_be_part_of_it():
-    (found,) = timing.measure_sampler(
-        tiny.TRANSFORMER, ONE_STEP, 2, [1], codec=tiny.CODEC, repeats=1, matmul_shape=SMALL
-    )
-    dims = costs.dims_of(tiny.TRANSFORMER)
-    decoder = 2 * costs.image_decoder_cost(tiny.CODEC, 4, 4)
-    assert found.exact == costs.exact_sampling_cost(dims, 1, batch_size=2) + decoder
-    with pytest.raises(ValueError, match="codebook_size=9 is not the transformer's, 8"):
-        timing.measure_sampler(
-            tiny.TRANSFORMER, ONE_STEP, 1, [1], codec=tiny.CODEC.clone(codebook_size=9)
-        )
-
-
-def test_the_baseline_can_be_timed_too():
-    model = nat.NAT(
-        num_tokens=16, codebook_size=8, num_classes=3, width=16, num_heads=2, num_layers=1
-    )
-    settings = dataclasses.replace(TWO_STEPS, guidance_scale=0.0)
-    (found,) = timing.measure_sampler(model, settings, 1, [2], repeats=1, matmul_shape=SMALL)
-    assert found.padding == 0
-    assert found.exact == costs.exact_sampling_cost(costs.dims_of(model), 2, guided=False)
-
-
-@pytest.mark.parametrize("reuse_probability", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("mask", [{"mask_ratio": "beta"}, {"mask_ratio": "cosine"}])
-def test_shares_of_the_shapes_add_up(mask, reuse_probability):
-    values = ml_collections.ConfigDict(config())
-    values.mask = mask | {"reuse_probability": reuse_probability}
-    task = benchmark.make_task(values, 2, max_shapes=5)
-    probability, exact = timing.shape_shares(task)
-    assert probability.sum() == pytest.approx(1)
-    cost = functools.partial(costs.training_cost, costs.dims_of(task.model))
-    padded = np.array([float(cost(*bucket.windows)) for bucket in task.buckets])
-    expected = shape_buckets.expected_work(16, task.splits, task.buckets, cost)
-    assert (probability @ padded, probability @ exact) == pytest.approx(expected)
-    assert np.all(exact <= padded * (1 + 1e-12))
-
-
-def test_the_training_step_is_timed():
-    task = benchmark.make_task(ml_collections.ConfigDict(config()), 2)
-    found = timing.measure_training(task, max_timed=1, repeats=1, matmul_shape=SMALL)
-    probability, exact = timing.shape_shares(task)
-    assert found.shapes == 3 and found.padding > 0
-    assert found.probabilities == (probability.max(),) and found.share == probability.max()
-    (timed,) = found.timed
-    assert timed.images == 2 and timed.exact == 2 * exact[probability.argmax()]
-    assert found.images_per_second == pytest.approx(timed.images_per_second[0])
-    assert found.fraction == pytest.approx(timed.fraction)
-
-
-@pytest.mark.parametrize("count", [1, 8])
-def test_the_matrix_rate_is_that_of_all_devices_at_once(monkeypatch, count):
-    products = []
-
-    def timer(work, least):
-        products.append((work(), least))
-        return lambda: 0.5
-
-    monkeypatch.setattr(timing, "timer", timer)
-    monkeypatch.setattr(timing, "RATE_SHAPE_CPU", (3, 5, 7))
-    rate = timing.matrix_rate("float32", jax.local_devices()[:count], seconds=0.25)
-    assert rate == count * 3 * 5 * 7 / 0.5
-    ((product, least),) = products
-    assert least == 0.25
-    assert product.shape == (3 * count, 7) and len(product.sharding.device_set) == count
-    assert {shard.data.shape for shard in product.addressable_shards} == {(3, 7)}
-
-
-def test_the_matrix_rate_of_this_machine(monkeypatch):
-    monkeypatch.setattr(timing, "RATE_SHAPE_CPU", SMALL)
-    assert 0 < timing.matrix_rate("bfloat16", seconds=0.01) < math.inf
 
 
 def test_columns_are_aligned():
@@ -233,16 +81,98 @@ def test_the_training_program(config_file, capsys, quick):
     assert f"Timed: the 1 most probable, {found['timed_share']:.1%} of all steps" in stderr
 
 
-def test_the_scaling_program(config_file, capsys, quick):
-    arguments = ["scaling", "--config", config_file, "--batch", 4, "--json", "-"]
-    code, stdout, stderr = ends(capsys, *arguments, "--layouts", "data=2;fsdp=2")
+def test_the_largest_batch_may_be_asked_for(config_file, capsys, quick):
+    arguments = ["--config", config_file, "--batch", "fit", "--first", 9, "--most", 2]
+    arguments += ["--repeats", 1, "--segments", 1, "--steps", 1, "--json", "-"]
+    code, stdout, stderr = ends(capsys, "sampler", *arguments)
     assert code is None
     found = json.loads(stdout)
-    assert [x["name"] for x in found["layouts"]] == ["data=2", "fsdp=2"]
+    assert found["batch_size"] == 2 and found["rows"][0]["images"] == 2
+    assert found["fit"]["batch"] == 2 and found["fit"]["own_peak"]
+    assert [x["batch"] for x in found["fit"]["tries"]] == [2]
+    assert "batch 2: fits\n" in stderr and "sampler: batch 2, 1 steps" in stderr
+
+
+def test_training_is_fitted_and_traced(config_file, tmp_path, capsys, monkeypatch, quick):
+    asked = {}
+
+    def fit_training(task, **how):
+        asked.update(how)
+        found = timing.TrainingMeasurement(7, 0.2, (TIMED,), (0.6,))
+        return profiling.Fit(4, found, ())
+
+    monkeypatch.setattr(profiling, "fit_training", fit_training)
+    traced = []
+    monkeypatch.setattr(profiling, "trace_training", lambda *x: traced.append(x))
+    arguments = ["--batch", "fit", "--time", 2, "--repeats", 3, "--trace", tmp_path / "trace"]
+    code, stdout, _ = ends(capsys, "train", "--config", config_file, *arguments, "--json", "-")
+    assert code is None and json.loads(stdout)["batch_size"] == 4
+    assert {k: asked[k] for k in ("first", "most", "max_timed", "repeats")} == {
+        "first": 8,
+        "most": 2048,
+        "max_timed": 2,
+        "repeats": 3,
+    }
+    ((task, directory),) = traced
+    assert task.batch_size == 4 and directory == str(tmp_path / "trace")
+
+
+def test_the_machine_program(capsys, monkeypatch, quick):
+    monkeypatch.setattr(timing, "RATE_SHAPE_CPU", SMALL)
+    code, stdout, stderr = ends(capsys, "machine", "--json", "-")
+    found = json.loads(stdout)
+    assert code is None and found["dtype"] == "bfloat16" and found["matrix_rate"] > 0
+    assert found["machine"]["backend"] == jax.default_backend()
+    assert found["machine"]["memory_bytes"] > 2**20
+    assert "GMA/s of bfloat16" in stderr
+    code, _, stderr = ends(capsys, "machine", "stray")
+    assert code == 2 and stderr == "error: arguments that mean nothing: stray\n"
+
+
+def test_the_profile_program(config_file, tmp_path, capsys, monkeypatch, quick):
+    codec = tmp_path / "codec.py"
+    codec.write_text(CONFIG.replace("{config}", repr({"task": "vqgan", "model": {}})))
+    out = tmp_path / "out"
+    calls = []
+
+    def profile(rows, place, **how):
+        calls.append((rows, how))
+        out.mkdir()
+        (out / "profile.md").write_text("# Profile\n")
+        return {"left": 2}
+
+    monkeypatch.setattr(profile_rows, "profile", profile)
+    arguments = ["profile", "--config", config_file, "--out", out, "--minutes", "0.5"]
+    code, stdout, stderr = ends(
+        capsys, *arguments, "--tokenizer-config", codec, "--config.model.width=32"
+    )
+    assert (code, stdout) == (None, "# Profile\n")
+    assert stderr == "2 rows are left: call this again to go on\n"
+    ((rows, how),) = calls
+    assert how["minutes"] == 0.5 and how["dtype"] == "bfloat16" and how["trace"] is None
+    assert {row.config for row in rows} == {str(config_file)}
+    assert all("--config.model.width=32" in row.arguments for row in rows)
+    code, _, stderr = ends(capsys, *arguments, "--tokenizer-config", tmp_path / "no.py")
+    assert code == 2 and stderr.startswith("error: there is no config file")
+    code, _, stderr = ends(
+        capsys, *arguments, "--tokenizer-config", codec, "--config.model.kind=gan"
+    )
+    assert code == 2 and stderr.startswith("error: model.kind='gan' is unknown")
+
+
+def test_the_scaling_program(config_file, capsys, quick):
+    arguments = ["scaling", "--config", config_file, "--layouts", "fsdp=2", "--json", "-"]
+    arguments += ["--config.mask.reuse_probability=0"]
+    # The codebook is not there, and not needed.
+    with_words = config_file.read_text().replace("'max_", "'words_from_codebook': True, 'max_")
+    config_file.write_text(with_words)
+    code, stdout, stderr = ends(capsys, *arguments)
+    assert code is None
+    found = json.loads(stdout)
+    (layout,) = found["layouts"]
+    assert layout["name"] == "fsdp=2" and layout["batch_size"] == 2  # the config's
+    assert [x["label"]["reuse"] for x in layout["shapes"]] == [False]
     assert found["assumptions"] == {"of_flops": 0.45, "of_bandwidth": 0.8}
-    data, fsdp = found["layouts"]
-    assert data["batch_size"] == 4 and fsdp["parameter_bytes"] < data["parameter_bytes"]
-    assert [x["label"]["reuse"] for x in data["shapes"]] == [False, True]
     assert "Predictions, not measurements" in stderr and "H100 SXM (prediction)" in stderr
 
 

@@ -132,8 +132,8 @@ def test_no_model(tmp_path):
         ("not JSON", "is not JSON"),
         ("[]", "format None"),
         ('{"format": "of somebody else"}', "format 'of somebody else'"),
-        ('{"format": "enat_jax model 1"}', "is damaged: KeyError"),
-        ('{"format": "enat_jax model 1", "kind": "enat", "model": 3}', "is damaged"),
+        ('{"format": "enat_jax model 2"}', "is damaged: KeyError"),
+        ('{"format": "enat_jax model 2", "kind": "enat", "model": 3}', "is damaged"),
     ],
 )
 def test_a_foreign_or_damaged_description(copied, text, message):

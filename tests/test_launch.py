@@ -475,3 +475,12 @@ def test_a_pod_needs_a_name(tpu_pod):
     assert (code, output) == (2, "error: set TPU_NAME; see the head of launch/tpu_pod.sh\n")
     assert tpu_pod("destroy")[0] == 2
     assert calls == []
+
+
+def test_a_step_to_start_from_is_not_repeated_at_each_restart():
+    for argument in ("--from_step=3", "--from_step"):
+        script = 'source launch/exit_codes.sh; refuse_from_step --workdir x "$1"; echo went on'
+        done = subprocess.run(
+            ["bash", "-c", script, "bash", argument], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 2 and "--from_step would be repeated" in done.stderr

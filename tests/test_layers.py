@@ -23,12 +23,13 @@ LAYERS = {
     ],
     "algorithm": [
         *["train_state", "train_step", "tokenizer", "tokenization", "token_inspection", "tasks"],
-        *["sampling", "timing", "loader_timing", "scaling"],
+        *["sampling", "timing", "profiling", "loader_timing", "scaling"],
     ],
     "product": ["generator"],
     "programs": [
         *["cli", "train", "train_config", "sample", "tokenize_images", "evaluate"],
-        *["import_torch", "benchmark", "scaling_report", "prepare"],
+        *["import_torch", "benchmark", "benchmark_arguments", "scaling_report", "prepare"],
+        *["timing_report", "profile_rows", "profile_report"],
     ],
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import several
 from small_runs import lines, small_config, start, write_data
 
 from enat_jax import checkpoint, cli, exits, train, train_config
@@ -147,6 +148,59 @@ def test_a_run_moves_between_numbers_of_devices(data, tmp_path):
     )
     assert len(fixed) == 8
     np.testing.assert_allclose(moving, fixed, rtol=1e-4)
+
+
+WORKER = pathlib.Path(__file__).with_name("train_worker.py")
+QUICK = "--xla_backend_optimization_level=0"  # machine code that is quickly made
+
+
+def trained(data, workdir, num_steps, *, number, devices):
+    """Losses by step and parameters, the same on every host, of processes that train to the end."""
+    result = workdir.with_suffix(".result")
+    arguments = [WORKER, data, workdir, result, num_steps]
+    workdir.mkdir(parents=True, exist_ok=True)
+    with several.processes(
+        arguments, workdir, number=number, devices=devices, flags=QUICK
+    ) as hosts:
+        assert [host.code(300) for host in hosts] == [0] * number, hosts[0].output()
+    params = [dict(np.load(f"{result}.{i}.npz")) for i in range(number)]
+    for other in params[1:]:
+        chex.assert_trees_all_equal(other, params[0])
+    return {x["step"]: x["loss"] for x in lines(workdir) if "loss" in x}, params[0]
+
+
+@pytest.fixture(scope="module")
+def on_two_hosts(data, tmp_path_factory):
+    """An uninterrupted run on two processes of four devices, FSDP within each."""
+    workdir = tmp_path_factory.mktemp("hosts") / "whole"
+    return trained(data, workdir, 12, number=2, devices=4)
+
+
+@pytest.mark.slow
+def test_two_hosts_of_four_devices_stop_together_and_go_on_to_the_same_bits(
+    data, on_two_hosts, tmp_path
+):
+    """SIGTERM to one of them."""
+    arguments = [WORKER, data, tmp_path / "run", tmp_path / "result", 12]
+    with several.processes(arguments, tmp_path, number=2, devices=4, flags=QUICK) as hosts:
+        hosts[0].wait_for("compiling a step of shape number 2", 300)
+        hosts[1].handle.send_signal(signal.SIGTERM)
+        assert [host.code(120) for host in hosts] == [exits.STOPPED] * 2, hosts[0].output()
+        assert "saved after step" in hosts[0].output() and "saved after step" in hosts[1].output()
+    stopped = newest(tmp_path / "run")
+    assert 0 < stopped < 12
+    losses, params = trained(data, tmp_path / "run", 12, number=2, devices=4)
+    assert losses == on_two_hosts[0]
+    chex.assert_trees_all_equal(params, on_two_hosts[1])
+
+
+@pytest.mark.slow
+def test_a_run_moves_from_one_process_of_eight_devices_to_two_of_four(data, on_two_hosts, tmp_path):
+    trained(data, tmp_path / "run", 4, number=1, devices=8)
+    losses, params = trained(data, tmp_path / "run", 12, number=2, devices=4)
+    assert list(losses) == list(range(1, 13))
+    np.testing.assert_allclose(list(losses.values()), list(on_two_hosts[0].values()), rtol=1e-4)
+    chex.assert_trees_all_close(params, on_two_hosts[1], rtol=2e-3, atol=5e-5)
 
 
 def test_an_older_checkpoint_can_be_named(data, tmp_path):

@@ -97,6 +97,10 @@ def test_a_run_is_not_continued_with_another_config(data, finished, change, mess
         ({"data.tokens": "nowhere"}, "no token set in nowhere"),
         ({"data.tokenizer": "nowhere"}, "no nowhere/tokenizer.json"),
         ({"task": "gan"}, "task='gan' is unknown"),
+        ({"seed": -1}, r"seed=-1 must lie in \[0, "),
+        ({"train.best_metric": "fid"}, "best_metric='fid' is not evaluated here, only held_out/"),
+        ({"train.best_metric": "x", "train.eval_every": 3}, "eval_every=3 must be a multiple"),
+        ({"train.hang_timeout": 0.0}, "train.hang_timeout=0.0 must be positive"),
     ],
 )
 def test_bad_configs_are_refused_before_anything_is_written(data, tmp_path, change, message):

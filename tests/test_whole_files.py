@@ -83,3 +83,12 @@ def test_what_is_no_json_is_said_with_advice(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.json is damaged, it is not JSON \(.*\): do this"):
         whole_files.read_json(tmp_path / "a.json", "do this")
+
+
+def test_a_directory_belongs_to_one_process_at_a_time(tmp_path):
+    with whole_files.only_one(tmp_path / "run"):
+        with pytest.raises(ValueError, match="another process is at work in .*run"):
+            with whole_files.only_one(tmp_path / "run"):
+                pass
+    with whole_files.only_one(tmp_path / "run"):
+        pass

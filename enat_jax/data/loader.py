@@ -6,7 +6,11 @@ batch is the same however many processes share it.
 """
 
 import collections
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -95,7 +99,25 @@ def train_batches(
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, parsed or not
     options = grain.multiprocessing.MultiprocessingOptions(workers, per_worker_buffer_size=2)
-    return iter(batches.to_iter_dataset(grain.ReadOptions(0, 0)).mp_prefetch(options))
+    stream = batches.to_iter_dataset(grain.ReadOptions(0, 0))
+    return iter(stream.mp_prefetch(options, worker_init_fn=_live_with_parent))
+
+
+def _live_with_parent(index: int, count: int) -> None:
+    """Makes a worker heed its parent alone.
+
+    Ctrl-C and a scheduler's SIGTERM go to all processes of a run: the parent still needs batches
+    for the step after which it saves. And no worker stays behind when the parent is killed.
+    """
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def prefetch(batches: Iterable[Batch], put: Callable[[Batch], Any], ahead: int = 2) -> Iterator:

@@ -1,10 +1,14 @@
 """Files that are whole or not there, whoever writes them at the same time and whatever stops."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import pathlib
 import re
 import secrets
+from collections.abc import Iterator
 from typing import Any
 
 _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]+\.unfinished")
@@ -32,6 +36,29 @@ def write(path: pathlib.Path, content: bytes) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)  # a full disk does not say whose, others name `temporary`
         raise
+
+
+@contextlib.contextmanager
+def only_one(directory: pathlib.Path) -> Iterator[None]:
+    """Within, `directory` belongs to this process; it is created if missing.
+
+    The system lets go of it when the process ends, however that happens. On a file system without
+    locks nothing is held.
+
+    Raises ValueError if another process has it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another process is at work in {directory}: stop it or name another directory"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        yield
 
 
 def is_unfinished(path: pathlib.Path) -> bool:

@@ -30,6 +30,7 @@ from enat_jax.models import enat, nat
 from enat_jax.tasks import token_data
 
 MODELS = {"enat": enat.ENAT, "nat": nat.NAT}
+VISIBLE_SHARES = (1 / 16, 1 / 4, 1 / 2, 3 / 4)  # of the tokens, in evaluation
 
 # What is divided over the mesh, see ``sharding.Sharding``. The layers of a stack are axis 0. In and
 # out of a block alternate over "tensor": only the second product of a pair is summed over it.
@@ -323,6 +324,13 @@ class Task:
         )
         return state.replace(params=params, ema_params=ema_params, opt_state=opt_state)
 
+    @property
+    def evaluated(self):
+        """Names of the numbers that ``evaluate`` gives."""
+        shares = VISIBLE_SHARES if self.held_out is not None else ()
+        kinds = ("loss", "accuracy")
+        return tuple(f"held_out/{kind}_{share:.4g}_visible" for share in shares for kind in kinds)
+
     def evaluate(self, state, mesh) -> Iterator[tuple[str, float]]:
         """Held-out masked-token loss and accuracy of the EMA model by share of visible tokens."""
         if self.held_out is None:
@@ -333,13 +341,11 @@ class Task:
         rows = self.held_out.gather(np.linspace(0, len(self.held_out) - 1, n).astype(np.int64))
         order = np.asarray(random_order(jax.random.key(self.seed), rows["tokens"].shape))
         rows = [sharding.place(x, mesh) for x in (rows["tokens"], rows["labels"], order)]
-        for part in (16, 4, 2):
-            for share in {1 / part, 1 - 1 / part} - {1 - 1 / 16}:
-                scores = masked_scores(self.model, state.ema_params, *rows, round(l * share))
-                loss, hits = (x[:n] for x in sharding.to_host(scores))
-                name = f"{share:.4g}_visible"
-                yield f"held_out/loss_{name}", float(loss.mean())
-                yield f"held_out/accuracy_{name}", float(hits.mean())
+        names = iter(self.evaluated)
+        for share in VISIBLE_SHARES:
+            scores = masked_scores(self.model, state.ema_params, *rows, round(l * share))
+            for values in sharding.to_host(scores):
+                yield next(names), float(values[:n].mean())
 
     def images(self, state, mesh) -> Iterator[tuple[str, np.ndarray]]:
         """Samples of the EMA model at fixed seeds, a row per class (the first 10): uint8."""

@@ -26,6 +26,7 @@ Batch = dict[str, np.ndarray]
 Metrics = dict[str, jax.Array]
 
 EVALUATED = 2048  # held-out images, at most
+EVALUATION = ("squared_error", "absolute_error", "psnr", "codebook_usage", "codebook_perplexity")
 
 # What is divided over the mesh, see ``sharding.Sharding``: of a residual block's two convolutions
 # the first is divided by its outputs, the second by its inputs, over "tensor".
@@ -265,6 +266,11 @@ class Task:
         )
         return {**state.params, "codebook": codebook}, usage, restarted
 
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """Names of the numbers that `evaluate` gives."""
+        return tuple(f"held_out/{name}" for name in EVALUATION)
+
     def evaluate(
         self, state: train_state.TrainState, mesh: jax.sharding.Mesh
     ) -> Iterator[tuple[str, float]]:
@@ -284,11 +290,9 @@ class Task:
             pixels += error.size
             counts += np.bincount(ids.ravel(), minlength=self.model.codebook_size)
         usage, perplexity = code_statistics(counts)
-        yield "held_out/squared_error", float(squared / pixels)
-        yield "held_out/absolute_error", float(absolute / pixels)
-        yield "held_out/psnr", float(-10 * np.log10(squared / pixels))
-        yield "held_out/codebook_usage", float(usage)
-        yield "held_out/codebook_perplexity", float(perplexity)
+        psnr = -10 * np.log10(squared / pixels)
+        values = (squared / pixels, absolute / pixels, psnr, usage, perplexity)
+        yield from zip(self.evaluated, map(float, values), strict=True)
 
     def images(
         self, state: train_state.TrainState, mesh: jax.sharding.Mesh
