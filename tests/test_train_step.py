@@ -119,6 +119,17 @@ def test_every_mesh_trains_like_one_device(kind, policy):
     assert sharding.shard_bytes(steps.abstract_state) <= whole * (0.3 + 0.7 / min(ways, 4))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(1, 2, 4), (1, 8, 1), (2, 4, 1)])
+def test_sizes_that_devices_cannot_divide_train_alike(sizes):
+    """Six heads, a width of 18 x 2: some arrays stay whole, others move to another dimension."""
+    task = make_task(width=36, num_heads=6)
+    expected, expected_history, _ = train(task, sharding.Sharding(), devices=1)
+    state, history, _ = train(task, sharding.Sharding(*sizes))
+    chex.assert_trees_all_close(history, expected_history, rtol=2e-4)
+    chex.assert_trees_all_close(state.params, expected.params, rtol=1e-3, atol=2e-5)
+
+
 def whole_gradients(task, indices):
     """Mean gradients of batches, computed plainly on one device."""
     state = jax.jit(task.init)(jax.random.key(0))
