@@ -298,7 +298,7 @@ def test_no_harm_to_any_file_goes_unseen(tmp_path, harm):
                 reasons[harmed.relative_to(tmp_path / "run" / "10").as_posix()] = str(error)
             shutil.copy(file, harmed)
     largest = max((p for p in (tmp_path / "whole").rglob("*")), key=lambda p: p.stat().st_size)
-    assert largest.stat().st_size > 10_000
+    assert largest.stat().st_size > 2_000  # most of the arrays; how they are packed varies
     needed = [largest.relative_to(tmp_path / "whole").as_posix()]
     needed += ["meta/metadata", "state/manifest.ocdbt"]
     assert set(needed) <= reasons.keys()
