@@ -1,5 +1,6 @@
 """What a log line says: every number from literal steps, on a clock that the test moves."""
 
+import inspect
 import itertools
 import math
 import re
@@ -243,7 +244,8 @@ def test_the_documented_names_are_those_of_a_summary(clock, monkeypatch):
         clock.now += 1
         metrics = scalars(loss=1.0, accuracy=0.5, skipped=0)
         monitor.step(metrics, masked_share=share, exact_work=1.0, padded_work=1.0)
-    entries = re.findall(r"^ {12}([a-z][\w/, .]*):", monitoring.Monitor.summary.__doc__, re.M)
+    text = inspect.cleandoc(monitoring.Monitor.summary.__doc__)  # indented up to Python 3.12
+    entries = re.findall(r"^    ([a-z][\w/, .]*):", text, re.M)
     documented = set(itertools.chain(*(entry.split(", ") for entry in entries))) - {"..."}
     found = monitor.summary()
     assert documented == set(found)
