@@ -280,7 +280,8 @@ def test_twenty_thousand_steps_leave_memory_and_files_flat_and_losses_exact(data
     assert len(early) > 3 and len(late) > 3
     growth = np.median([x[0] for x in late]) - np.median([x[0] for x in early])
     assert growth < 16 * 2**20, f"{growth / 2**20:.1f} MiB more over 11,000 steps"
-    assert max(x[1] for x in late) <= max(x[1] for x in early)
+    # A leak raises the least number; while a checkpoint is written more are open for a moment.
+    assert min(x[1] for x in late) <= min(x[1] for x in early)
     logged = {x["step"]: x["loss"] for x in lines(tmp_path / "soak") if "loss" in x}
     assert list(logged) == list(range(100, 20001, 100))
     kept = sorted(int(p.name) for p in (tmp_path / "soak" / "checkpoints").iterdir())
