@@ -160,6 +160,7 @@ def test_the_profile_program(config_file, tmp_path, capsys, monkeypatch, quick):
     assert code == 2 and stderr.startswith("error: model.kind='gan' is unknown")
 
 
+@pytest.mark.slow
 def test_the_scaling_program(config_file, capsys, quick):
     arguments = ["scaling", "--config", config_file, "--layouts", "fsdp=2", "--json", "-"]
     arguments += ["--config.mask.reuse_probability=0"]

@@ -89,6 +89,7 @@ def test_fsdp_gathers_each_layer_in_each_pass_and_scatters_gradients():
     assert numbers(found, "reduce-scatter") > 0.8 * gradient_numbers(task)
 
 
+@pytest.mark.slow
 def test_tensor_parallel_blocks_sum_activations_and_gather_no_parameter():
     task, found = communicated(2, 1, 4)
     assert {x.kind for x, _ in found} == {"all-gather", "all-reduce"}

@@ -203,6 +203,7 @@ def test_a_run_moves_from_one_process_of_eight_devices_to_two_of_four(data, on_t
     chex.assert_trees_all_close(params, on_two_hosts[1], rtol=2e-3, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_an_older_checkpoint_can_be_named(data, tmp_path):
     config = small_config(data, **{"train.num_steps": 4, "train.keep": 9})
     state = train.train(config, tmp_path)
@@ -225,6 +226,7 @@ class Diverging(enat_task.Task):
         return jax.tree.map(lambda g: jnp.where(bad, jnp.nan, g), grads), metrics, extra
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_stops_and_leaves_good_checkpoints(data, tmp_path, monkeypatch, capsys):
     config = small_config(data, **{"train.num_steps": 50, "train.max_skipped": 4})
     config.train.log_every = 1

@@ -142,6 +142,7 @@ def whole_gradients(task, indices):
     return jax.tree.map(lambda *x: sum(x) / len(x), *found)
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_mean_over_micro_batches_with_counts_of_their_own():
     """SGD's step is the gradient: that of three micro-batches, on one device and on four."""
     task = dataclasses.replace(make_task(), optimizer=optax.sgd(1.0))
@@ -176,7 +177,7 @@ class Poisoned(enat_task.Task):
         return grads, metrics, extra
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_step_that_is_not_finite_changes_nothing_but_its_count(accumulate):
     task = make_task()
     task = Poisoned(**{f.name: getattr(task, f.name) for f in dataclasses.fields(task)})
