@@ -32,3 +32,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="JAX sees no GPU"))
         if "torch" in item.keywords and not has_torch:
             item.add_marker(pytest.mark.skip(reason="PyTorch is not installed"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A directory with the tokenizer and the tokens that ``small_runs`` trains on."""
+    import small_runs  # here, because most tests need none of what it imports
+
+    root = tmp_path_factory.mktemp("data")
+    small_runs.write_data(root)
+    return root

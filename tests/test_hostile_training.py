@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import lines, small_config, write_data
+from small_runs import lines, small_config
 
 from enat_jax import (
     cli,
@@ -32,14 +32,6 @@ from enat_jax import (
 )
 from enat_jax.data import loader
 from enat_jax.tasks import enat as enat_task
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    write_data(root)
-    return root
-
 
 # --- what is logged ------------------------------------------------------------------------------
 

@@ -17,18 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import several
-from small_runs import lines, small_config, start, write_data
+from small_runs import lines, small_config, start
 
 from enat_jax import checkpoint, cli, exits, train, train_config
 from enat_jax.generator import Generator
 from enat_jax.tasks import enat as enat_task
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    write_data(root)
-    return root
 
 
 @pytest.fixture(scope="module")

@@ -9,19 +9,12 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from small_runs import COMMAND, ROOT, lines, small_config, write_data
+from small_runs import COMMAND, ROOT, lines, small_config
 
 from enat_jax import train
 from enat_jax.data import tokens
 from enat_jax.generator import Generator
 from enat_jax.tasks import enat as enat_task
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    write_data(root)
-    return root
 
 
 @pytest.fixture(scope="module")
