@@ -22,12 +22,16 @@ INSTALL_REQUIRES = [
     "flatbuffers>=25.2",  # Reason: jax.export serializes with it but does not declare it.
     "importlib_resources>=6.4",  # Reason: TFDS imports it through etils but does not declare it.
     "pillow>=11.0",  # Reason: TFDS and tensorboardX decode and encode images with it, undeclared.
+    "safetensors>=0.5",  # Reason: weights in the format that every framework reads.
     "scipy>=1.14",  # Reason: matrix square roots and statistics; jax installs it in any case.
     "tensorboardX>=2.6.4,<3",  # Reason: writes TensorBoard files without TensorFlow.
     "tqdm>=4.66",  # Reason: the progress bar of the training loop.
 ]
 
 SCIKIT_LEARN = "scikit-learn>=1.6"  # Reason: ships the 1,797 real digits of the quickstart.
+HUGGINGFACE_HUB = "huggingface_hub>=1.0"  # Reason: load models from there and push them.
+MATPLOTLIB = "matplotlib>=3.9"  # Reason: the plots of enat_jax.analyze.
+NOTEBOOK = ["nbclient>=0.10", "ipykernel>=6.29"]  # Reason: run launch/sampling_colab.ipynb.
 
 EXTRAS_REQUIRE = {
     "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
@@ -36,11 +40,18 @@ EXTRAS_REQUIRE = {
     "quickstart": [SCIKIT_LEARN],
     # Reason: training metrics online, if asked for. The tests use a stand-in: no tested bound.
     "wandb": ["wandb>=0.19"],
+    "hub": [HUGGINGFACE_HUB],
+    "analyze": [MATPLOTLIB],
+    "notebook": [*NOTEBOOK, MATPLOTLIB],
     "dev": [
         "pytest>=9.0",
+        "pytest-xdist>=3.6",  # Reason: tests compile most of the time, in one thread each.
         "pre-commit>=4.0",  # Reason: runs ruff before each commit.
         "ruff>=0.17,<0.18",  # Reason: linter and formatter; a new minor version formats anew.
         SCIKIT_LEARN,
+        HUGGINGFACE_HUB,
+        MATPLOTLIB,
+        *NOTEBOOK,
     ],
 }
 

@@ -2,7 +2,7 @@
 
     python -m enat_jax.train --config configs/digits_disentangled.py --workdir runs/digits/dis
 
-As many steps as configs/digits.py. A row for the comparison of `evaluate.py`. Its width makes
+As many steps as configs/digits.py. A row for the comparison of `evaluate_digits`. Its width makes
 sampling cost what configs/digits.py does: 0.99 of its multiply-adds at 8 steps with guidance.
 """
 

@@ -2,7 +2,7 @@
 
     python -m enat_jax.train --config configs/digits_nat.py --workdir runs/digits/nat
 
-As many steps as configs/digits.py. A row for the comparison of `evaluate.py`. Its size makes
+As many steps as configs/digits.py. A row for the comparison of `evaluate_digits`. Its size makes
 sampling cost what configs/digits.py does: 0.97 of its multiply-adds at 8 steps with guidance.
 """
 

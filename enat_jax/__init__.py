@@ -15,16 +15,20 @@ Dimension letters, the same in docstrings, einsums and shape comments:
 Layers, each importing only those above it (``tests/test_layers.py`` holds this):
 
     maths        reveal, shape_buckets, losses, fid, quality, costs,
+                 moments, manifold, inception_score, bootstrap,
                  hlo_text, hlo_values, collectives, checksums
     networks     models/ (the only home of flax.linen)
     services     data/, sharding, optim, checkpoint, model_files, metric_writer,
-                 monitoring, distributed, exits, agreement, manifest, preservation
+                 monitoring, distributed, exits, agreement, manifest, preservation,
+                 weight_files, hub
     algorithm    train_state, train_step, tokenizer, tokenization, token_inspection, sampling,
-                 tasks/, timing, profiling, loader_timing, scaling
-    product      generator
-    programs     train, train_config, sample, tokenize_images, evaluate, import_torch, benchmark,
-                 benchmark_arguments, timing_report, profile_rows, profile_report, scaling_report,
-                 prepare, cli
+                 tasks/, timing, profiling, loader_timing, scaling,
+                 conversion, features, image_statistics, similarity
+    product      generator, compiled_sampler, evaluation, cards
+    programs     train, train_config, sample, tokenize_images, prepare, evaluate, evaluate_digits,
+                 export, import_torch, analyze, plots, cli,
+                 benchmark, benchmark_arguments, timing_report, profile_rows, profile_report,
+                 scaling_report
 """
 
 __version__ = "0.1.0"

@@ -81,7 +81,7 @@ if [[ -n "$compare" ]]; then
 fi
 stage "[6/6] Measuring against held-out digits: about half a minute." \
   "$evaluation/evaluation.md" \
-  enat_jax.evaluate --model "$dir/enat/model" --tokens "$dir/tokens" \
+  enat_jax.evaluate_digits --model "$dir/enat/model" --tokens "$dir/tokens" \
   --heldout-tokens "$dir/tokens_held_out" --num 500 --out "$evaluation" \
   ${models[@]+"${models[@]}"}
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from enat_jax import import_torch
+from enat_jax import conversion
 from enat_jax.models import enat
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -31,7 +31,7 @@ class Golden:
             encoder_layers=c["enc_depth"],
             decoder_layers=c["dec_depth"],
         )
-        self.params = import_torch.enat_params(self.tensors("param:"), self.model)
+        self.params = conversion.enat_params(self.tensors("param:"), self.model)
 
     def __getitem__(self, key):
         return self.file[key]

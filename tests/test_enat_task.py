@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 from references import Golden, order_of, perturbed, rows
 
-from enat_jax import import_torch, losses, reveal, shape_buckets
+from enat_jax import conversion, losses, reveal, shape_buckets
 from enat_jax.models import enat
 from enat_jax.tasks import enat as task
 
@@ -47,7 +47,7 @@ def test_loss_and_every_gradient_equal_the_reference(golden, case, padding):
     counts = (jnp.int32(num_prev), jnp.int32(num_vis))
     loss, gradients = loss_and_gradients(golden.model, golden.params, batch, counts, windows, exact)
     np.testing.assert_allclose(loss, golden[f"loss_{case}"], rtol=1e-6)
-    expected = import_torch.enat_params(golden.tensors(f"grad_{case}:"), golden.model)
+    expected = conversion.enat_params(golden.tensors(f"grad_{case}:"), golden.model)
     gradients = traverse_util.flatten_dict(gradients, sep="/")
     expected = traverse_util.flatten_dict(expected, sep="/")
     assert gradients.keys() == expected.keys()

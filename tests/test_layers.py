@@ -14,21 +14,25 @@ PACKAGE = ROOT / "enat_jax"
 LAYERS = {
     "maths": [
         *["reveal", "shape_buckets", "losses", "fid", "quality", "costs"],
+        *["moments", "manifold", "inception_score", "bootstrap"],
         *["hlo_text", "hlo_values", "collectives", "checksums"],
     ],
     "networks": ["models"],
     "services": [
         *["data", "sharding", "optim", "checkpoint", "metric_writer", "model_files"],
         *["monitoring", "distributed", "exits", "agreement", "manifest", "preservation"],
+        *["weight_files", "hub"],
     ],
     "algorithm": [
         *["train_state", "train_step", "tokenizer", "tokenization", "token_inspection", "tasks"],
         *["sampling", "timing", "profiling", "loader_timing", "scaling"],
+        *["conversion", "features", "image_statistics", "similarity"],
     ],
-    "product": ["generator"],
+    "product": ["generator", "compiled_sampler", "evaluation", "cards"],
     "programs": [
         *["cli", "train", "train_config", "sample", "tokenize_images", "evaluate"],
-        *["import_torch", "benchmark", "benchmark_arguments", "scaling_report", "prepare"],
+        *["evaluate_digits", "export", "import_torch", "analyze", "plots"],
+        *["benchmark", "benchmark_arguments", "scaling_report", "prepare"],
         *["timing_report", "profile_rows", "profile_report"],
     ],
 }
@@ -36,7 +40,7 @@ LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 ORDER = list(LAYERS)
 
 # Where each library may be imported; a library that is not named here may be imported anywhere.
-HOMES = {"flax.linen": ["models"], "torch": ["import_torch"], "tensorflow": []}
+HOMES = {"flax.linen": ["models"], "torch": [], "tensorflow": []}
 OF_MATHS = {"jax", "numpy", "scipy", "enat_jax"}
 
 MACHINE_PATH = re.compile(r"(?<![\w.$}~/-])/(home|root|tmp|work|Users)/")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from enat_jax import import_torch
+from enat_jax import conversion
 from enat_jax.models import vqgan
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "vqgan.npz"
@@ -41,7 +41,7 @@ def model(golden):
 
 @pytest.fixture(scope="module")
 def variables(state_dict, model):
-    return {"params": import_torch.vqgan_params(state_dict, model)}
+    return {"params": conversion.vqgan_params(state_dict, model)}
 
 
 def nhwc(array):
@@ -69,14 +69,14 @@ def test_decoded_codes_are_the_reference_s(model, variables, golden):
 
 
 def test_parameters_go_back_to_the_reference(variables, state_dict):
-    tensors = import_torch.revert(variables["params"], import_torch.VQGAN_TABLE, state_dict)
+    tensors = conversion.revert(variables["params"], conversion.VQGAN_TABLE, state_dict)
     for name, tensor in state_dict.items():
         np.testing.assert_array_equal(tensors[name], tensor, err_msg=name)
 
 
 def test_the_wrong_configuration_is_refused_with_a_list(state_dict, model):
     with pytest.raises(ValueError, match="down_0_2/conv1/kernel") as error:
-        import_torch.vqgan_params(state_dict, model.clone(num_res_blocks=3, codebook_size=32))
+        conversion.vqgan_params(state_dict, model.clone(num_res_blocks=3, codebook_size=32))
     assert "quantize.embedding.weight" in str(error.value)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from enat_jax import evaluate, quality
+from enat_jax import evaluate_digits, quality
 from enat_jax.data.digits import Digits
 
 GRID = 8
@@ -91,7 +91,7 @@ def test_each_row_says_what_it_should(digits):
         "one picture": Model(lambda labels, rng: held_out[0][labels]),
         "wrong class": Model(lambda labels, rng: real(1 - labels, rng)),
     }
-    evaluation = evaluate.evaluate(models, training, held_out, token_set, num=200)
+    evaluation = evaluate_digits.evaluate(models, training, held_out, token_set, num=200)
     rows = rows_by_name(evaluation)
     assert list(rows)[:4] == [
         "real, held out",
@@ -115,7 +115,9 @@ def test_each_row_says_what_it_should(digits):
 
 def test_held_out_row_marks_what_holds_by_definition(digits):
     training, held_out, token_set = digits
-    evaluation = evaluate.evaluate({"ours": Model(real)}, training, held_out, token_set, num=100)
+    evaluation = evaluate_digits.evaluate(
+        {"ours": Model(real)}, training, held_out, token_set, num=100
+    )
     row = rows_by_name(evaluation)["real, held out"]
     assert row.by_definition == ("diversity", "frechet_distance", "copies")
     line = next(x for x in evaluation.markdown().splitlines() if x.startswith("| real, held out"))
@@ -139,7 +141,7 @@ def test_the_control_has_the_marginals_and_only_those(digits):
 
 def test_everything_follows_from_the_seed(digits):
     runs = [
-        evaluate.evaluate({"ours": Model(real)}, *digits, num=100, seed=seed).markdown()
+        evaluate_digits.evaluate({"ours": Model(real)}, *digits, num=100, seed=seed).markdown()
         for seed in (3, 3, 4)
     ]
     assert runs[0] == runs[1] != runs[2]
@@ -168,19 +170,19 @@ def scores_of(*means, spread=0.1, pairs=0.01):
     ],
 )
 def test_verdict(accuracies, words):
-    assert words in evaluate.verdict(*scores_of(*accuracies))
+    assert words in evaluate_digits.verdict(*scores_of(*accuracies))
 
 
 def test_verdict_compares_within_images():
     """Images differ much more than the gain, but each of them gains."""
     means = (0.40, 0.41, 0.42, 0.43)
-    assert "every step" in evaluate.verdict(*scores_of(*means, spread=0.3))
-    assert "NOT" in evaluate.verdict(*scores_of(*means, spread=0.3, pairs=0.5))
+    assert "every step" in evaluate_digits.verdict(*scores_of(*means, spread=0.3))
+    assert "NOT" in evaluate_digits.verdict(*scores_of(*means, spread=0.3, pairs=0.5))
 
 
 def test_verdict_needs_the_loss_to_fall_as_well():
     accuracy, loss = scores_of(0.40, 0.43, 0.46, 0.50)
-    assert "NOT" in evaluate.verdict(accuracy, loss[::-1])
+    assert "NOT" in evaluate_digits.verdict(accuracy, loss[::-1])
 
 
 def test_masked_scores_average_tokens_and_orders():
@@ -189,10 +191,12 @@ def test_masked_scores_average_tokens_and_orders():
             hits = np.array([[True, False], [True, True]])
             return np.full((2, 2), seed + 1.0), hits
 
-    accuracy, loss = evaluate.masked_scores(Known(), np.zeros((2, 16), int), np.zeros(2, int), 3, 0)
+    accuracy, loss = evaluate_digits.masked_scores(
+        Known(), np.zeros((2, 16), int), np.zeros(2, int), 3, 0
+    )
     np.testing.assert_allclose(accuracy, [[0.5, 1.0]] * 4)
     np.testing.assert_allclose(loss, [[2.0, 2.0]] * 4)
-    rows = evaluate.context(accuracy, loss, num_tokens=16)
+    rows = evaluate_digits.context(accuracy, loss, num_tokens=16)
     assert [(row.visible, row.num_visible) for row in rows] == [
         ("1/16", 1),
         ("1/4", 4),
@@ -202,7 +206,7 @@ def test_masked_scores_average_tokens_and_orders():
     assert rows[0].accuracy == 0.75 and rows[0].accuracy_error == pytest.approx(0.25)
     assert rows[0].loss == 2 and rows[0].loss_error == 0
     with pytest.raises(ValueError, match="num_draws=0"):
-        evaluate.masked_scores(Known(), np.zeros((2, 16), int), np.zeros(2, int), 0, 0)
+        evaluate_digits.masked_scores(Known(), np.zeros((2, 16), int), np.zeros(2, int), 0, 0)
 
 
 @pytest.fixture
@@ -218,15 +222,17 @@ def program(digits, tmp_path, monkeypatch):
             loaded.append(str(path))
             return Model(real)
 
-    monkeypatch.setattr(evaluate.generator, "Generator", Loader)
+    monkeypatch.setattr(evaluate_digits.generator, "Generator", Loader)
     monkeypatch.setattr(
-        evaluate, "_digits", lambda split, token_set: {"train": training, "test": held_out}[split]
+        evaluate_digits,
+        "_digits",
+        lambda split, token_set: {"train": training, "test": held_out}[split],
     )
 
     def run(*extra):
         out = tmp_path / "deep" / "out"
         arguments = ["--model", "m", "--tokens", str(tmp_path / "tokens"), "--out", str(out)]
-        evaluate.main([*arguments, "--num", "100", *extra])
+        evaluate_digits.main([*arguments, "--num", "100", *extra])
         return out, loaded
 
     return run
@@ -269,7 +275,7 @@ def test_program_explains_compare(program, entry):
 def test_real_digits_are_prepared_as_the_training_tokens_were(digits):
     identity = Digits(split="train", size=16, rotation=10.0).identity()
     token_set = dataclasses.replace(digits[2], preprocessing={"source": identity})
-    pictures, labels = evaluate._digits("test", token_set)
+    pictures, labels = evaluate_digits._digits("test", token_set)
     source = Digits(split="test", size=16)
     np.testing.assert_array_equal(labels, source.labels)
     plain = source.gather(np.arange(len(source)))["images"]  # no rotation: not augmented
@@ -282,4 +288,4 @@ def test_real_digits_are_prepared_as_the_training_tokens_were(digits):
 def test_only_training_tokens_of_digits_will_do(digits, source):
     token_set = dataclasses.replace(digits[2], preprocessing={"source": source})
     with pytest.raises(ValueError, match="--split train"):
-        evaluate._digits("test", token_set)
+        evaluate_digits._digits("test", token_set)

@@ -5,17 +5,17 @@ import jax
 import numpy as np
 import pytest
 
-from enat_jax import import_torch
+from enat_jax import conversion
 
 TABLE = {
-    r"head\.weight": ("head/kernel", import_torch.DENSE),
-    r"head\.bias": ("head/bias", import_torch.COPY),
+    r"head\.weight": ("head/kernel", conversion.DENSE),
+    r"head\.bias": ("head/bias", conversion.COPY),
     r"blocks\.(\d+)\.fc\.weight": (
         # Two blocks make the encoder, the rest the decoder.
         lambda m: f"encoder/fc[{m[1]}]" if int(m[1]) < 2 else f"decoder/fc[{int(m[1]) - 2}]",
-        import_torch.DENSE,
+        conversion.DENSE,
     ),
-    r"unused\..*": (None, import_torch.COPY),
+    r"unused\..*": (None, conversion.COPY),
 }
 TARGET = {
     "head": {"kernel": (3, 5), "bias": (5,)},
@@ -36,7 +36,7 @@ def state_dict():
 
 
 def test_layers_are_stacked_and_layouts_changed(state_dict):
-    params = import_torch.convert(state_dict, TABLE, TARGET)
+    params = conversion.convert(state_dict, TABLE, TARGET)
     chex.assert_trees_all_equal_shapes_and_dtypes(params, TARGET)
     np.testing.assert_array_equal(params["head"]["kernel"], state_dict["head.weight"].T)
     np.testing.assert_array_equal(params["encoder"]["fc"][1], state_dict["blocks.1.fc.weight"].T)
@@ -44,63 +44,63 @@ def test_layers_are_stacked_and_layouts_changed(state_dict):
 
 
 def test_and_back_again(state_dict):
-    params = import_torch.convert(state_dict, TABLE, TARGET)
+    params = conversion.convert(state_dict, TABLE, TARGET)
     del state_dict["unused.x"]
-    chex.assert_trees_all_equal(import_torch.revert(params, TABLE, state_dict), state_dict)
+    chex.assert_trees_all_equal(conversion.revert(params, TABLE, state_dict), state_dict)
     with pytest.raises(ValueError, match="unused.x.*drops"):
-        import_torch.revert(params, TABLE, ["unused.x"])
+        conversion.revert(params, TABLE, ["unused.x"])
 
 
 def test_a_convolution_keeps_its_taps():
     kernel = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)  # out, in, height, width
-    ours = import_torch.CONV.forward(kernel)
+    ours = conversion.CONV.forward(kernel)
     assert ours.shape == (4, 5, 3, 2)
     assert ours[1, 2, 0, 1] == kernel[1, 0, 1, 2]
-    np.testing.assert_array_equal(import_torch.CONV.inverse(ours), kernel)
+    np.testing.assert_array_equal(conversion.CONV.inverse(ours), kernel)
 
 
 def test_a_leftover_tensor_is_an_error(state_dict):
     state_dict["surprise"] = np.zeros(1)
     with pytest.raises(ValueError, match="surprise: unknown"):
-        import_torch.convert(state_dict, TABLE, TARGET)
+        conversion.convert(state_dict, TABLE, TARGET)
 
 
 def test_a_leftover_parameter_is_an_error(state_dict):
     del state_dict["head.bias"]
     with pytest.raises(ValueError, match="head/bias: nothing"):
-        import_torch.convert(state_dict, TABLE, TARGET)
+        conversion.convert(state_dict, TABLE, TARGET)
 
 
 def test_a_missing_layer_is_named(state_dict):
     del state_dict["blocks.1.fc.weight"]
     with pytest.raises(ValueError, match=r"encoder/fc: layers \[1\] of 2 are missing"):
-        import_torch.convert(state_dict, TABLE, TARGET)
+        conversion.convert(state_dict, TABLE, TARGET)
 
 
 def test_a_layer_too_many_is_an_error(state_dict):
     state_dict["blocks.3.fc.weight"] = state_dict["blocks.2.fc.weight"]
     with pytest.raises(ValueError, match="layer 1 of decoder/fc, which has 1"):
-        import_torch.convert(state_dict, TABLE, TARGET)
+        conversion.convert(state_dict, TABLE, TARGET)
 
 
 def test_a_wrong_shape_is_an_error(state_dict):
     state_dict["head.weight"] = np.zeros((5, 4))
     with pytest.raises(ValueError, match=r"head.weight: .*\(4, 5\).*\(3, 5\)") as error:
-        import_torch.convert(state_dict, TABLE, TARGET)
+        conversion.convert(state_dict, TABLE, TARGET)
     assert "nothing in the state dict" not in str(error.value)
 
 
 def test_two_tensors_for_one_place_are_an_error(state_dict):
-    table = TABLE | {r"twin": ("head/bias", import_torch.COPY)}
+    table = TABLE | {r"twin": ("head/bias", conversion.COPY)}
     state_dict["twin"] = state_dict["head.bias"]
     with pytest.raises(ValueError, match="twin: leads to head/bias, which is taken"):
-        import_torch.convert(state_dict, table, TARGET)
+        conversion.convert(state_dict, table, TARGET)
 
 
 def test_a_tensor_that_two_patterns_match_is_an_error(state_dict):
-    table = TABLE | {r"head\..*": ("head/bias", import_torch.COPY)}
+    table = TABLE | {r"head\..*": ("head/bias", conversion.COPY)}
     with pytest.raises(ValueError, match="ambiguous"):
-        import_torch.convert(state_dict, table, TARGET)
+        conversion.convert(state_dict, table, TARGET)
 
 
 def test_all_errors_are_said_at_once(state_dict):
@@ -109,7 +109,7 @@ def test_all_errors_are_said_at_once(state_dict):
     del state_dict["head.bias"]
     del state_dict["blocks.0.fc.weight"]
     with pytest.raises(ValueError) as error:
-        import_torch.convert(state_dict, TABLE, TARGET)
+        conversion.convert(state_dict, TABLE, TARGET)
     lines = str(error.value).splitlines()[1:]
     assert len(lines) == 4
     for word in ("surprise", "head.weight", "head/bias", "encoder/fc"):

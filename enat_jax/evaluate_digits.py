@@ -1,6 +1,6 @@
 """How good are the generated digits? One table, and whether the model uses context.
 
-    python -m enat_jax.evaluate --model DIR --tokens TRAIN_TOKENS_DIR --out DIR
+    python -m enat_jax.evaluate_digits --model DIR --tokens TRAIN_TOKENS_DIR --out DIR
 
 The images are compared as 8x8 averages of their pixels, the resolution at which the digits were
 published, by the measures of `quality.py`. Rows:
@@ -351,7 +351,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m enat_jax.evaluate",
+        prog="python -m enat_jax.evaluate_digits",
         description="Compares generated digits with real ones and with a control.",
     )
     add = parser.add_argument
