@@ -52,8 +52,8 @@ def get_config() -> ml_collections.ConfigDict:
         # From noise, the paper's way, 1,800 steps are needed for the loss of 1,200 steps with it.
         "words_from_codebook": True,
     }
-    # By the figures of enat_jax.evaluate_digits: cooler or less noisy collapses diversity, hotter draws
-    # broken strokes, and more steps than 8 did not help.
+    # By the figures of enat_jax.evaluate_digits: cooler or less noisy collapses diversity, hotter
+    # draws broken strokes, and more steps than 8 did not help.
     config.sampler = {
         "num_steps": 8,
         "guidance_scale": 1.15,

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Everything from nothing: the environment, lint, the test suite.
 #
-#   bash launch/test.sh                     all but the slow tests
-#   bash launch/test.sh --all               all tests
+#   bash launch/test.sh                     all but the slow tests, a process for each core
+#   bash launch/test.sh --all               all tests; the slow ones one after the other
 #   bash launch/test.sh tests/test_cli.py   what follows goes to pytest
 #
 # ENAT_JAX_VENV   virtual environment to use or create   (default: .venv in the repository)
@@ -13,9 +13,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 source launch/environment.sh
 
-selection=(-m "not slow")
+all=
 if [[ "${1:-}" == --all ]]; then
-  selection=()
+  all=yes
   shift
 fi
 
@@ -23,4 +23,19 @@ prepare_environment dev
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
-exec "$venv/bin/python" -m pytest ${selection[@]+"${selection[@]}"} "$@"
+
+# run MARKERS OPTIONS...: pytest, for which a selection without a test is no failure.
+run() {
+  local markers=$1 code=0
+  shift
+  "$venv/bin/python" -m pytest -m "$markers" "$@" || code=$?
+  [[ $code == 0 || $code == 5 ]] || failed=$code
+}
+
+failed=0
+# A test mostly compiles, on one core: a process for each. Slow ones have processes of their own.
+run "not slow" --numprocesses auto --dist worksteal "$@"
+if [[ -n "$all" ]]; then
+  run slow "$@"
+fi
+exit "$failed"
