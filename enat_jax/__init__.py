@@ -20,13 +20,14 @@ Layers, each importing only those above it (``tests/test_layers.py`` holds this)
     networks     models/ (the only home of flax.linen)
     services     data/, sharding, optim, checkpoint, model_files, metric_writer,
                  monitoring, distributed, exits, agreement, manifest, preservation,
-                 weight_files, hub
+                 weight_files, torch_files, pickle_reader, hub, npz_files
     algorithm    train_state, train_step, tokenizer, tokenization, token_inspection, sampling,
                  tasks/, timing, profiling, loader_timing, scaling,
-                 conversion, features, image_statistics, similarity
-    product      generator, compiled_sampler, evaluation, cards
-    programs     train, train_config, sample, tokenize_images, prepare, evaluate, evaluate_digits,
-                 export, import_torch, analyze, plots, cli,
+                 conversion, reference_sizes, inception_weights, features, image_statistics,
+                 similarity, evaluation, measures
+    product      generator, model_card, reveal_pictures, compiled_sampler, image_sets, cards
+    programs     train, train_config, sample, tokenize_images, prepare, evaluate,
+                 evaluate_arguments, evaluate_digits, export, import_torch, analyze, plots, cli,
                  benchmark, benchmark_arguments, timing_report, profile_rows, profile_report,
                  scaling_report
 """

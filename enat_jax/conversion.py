@@ -1,4 +1,4 @@
-"""From a state dict of the PyTorch reference to our parameters, one table per model.
+"""From the tensors of the PyTorch reference to our parameters and back, one table per model.
 
 A table maps a regular expression, which must match the whole name of a reference tensor, to the
 path of our parameter and the transform between the two layouts:
@@ -9,14 +9,19 @@ The path may refer to groups of the expression (`\\1`), or be a function of the 
 place depends on the number of a layer. A path that ends in an index, `blocks/mlp/kernel[3]`, names
 one slice along axis 0 of a parameter that stacks the same tensor of all layers. The path `None`
 drops a tensor on purpose; a tensor that no expression matches is an error.
+
+The way back, `enat_state_dict` and `vqgan_state_dict`, follows the same tables: every tensor comes
+back bit for bit. MaskGIT's own JAX tokenizer has a table, too.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -50,8 +55,8 @@ def convert(state_dict: Mapping[str, np.ndarray], table: Table, target: Any) -> 
 
     `target` is a nested dict of anything with shape and dtype, such as `jax.eval_shape` gives.
     Raises ValueError with a list of everything that is wrong: tensors without an entry in the
-    table, entries that lead nowhere or twice to the same place, wrong shapes, and parameters (or
-    layers of stacked ones) that were not filled.
+    table, entries that lead nowhere or twice to the same place, wrong shapes, whole numbers, and
+    parameters (or layers of stacked ones) that were not filled.
     """
     leaves = traverse_util.flatten_dict(target, sep="/")
     found: dict[str, dict[int | None, np.ndarray]] = {path: {} for path in leaves}
@@ -130,6 +135,8 @@ def _check(path: str, index: int | None, value: np.ndarray, leaves: Mapping, fou
         shape = shape[1:]
     if value.shape != shape:
         raise ValueError(f"has shape {value.shape} for {path}, which needs {shape}")
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(f"holds {value.dtype}, not floating point numbers")
     if index in found[path]:
         raise ValueError(f"leads to {path}{'' if index is None else [index]}, which is taken")
 
@@ -149,6 +156,8 @@ _BLOCK = {  # the last part of a residual block's name: ours and the transform
 
 VQGAN_TABLE: Table = {
     r"quantize\.embedding\.weight": ("codebook", COPY),
+    # The discriminator and the perceptual network of a training checkpoint.
+    r"loss\..*": (None, COPY),
     _PART + r"\.(conv_in|conv_out)\.weight": (r"\1/\2/kernel", CONV),
     _PART + r"\.(conv_in|conv_out)\.bias": (r"\1/\2/bias", COPY),
     _PART + r"\.norm_out\.weight": (r"\1/norm_out/scale", COPY),
@@ -178,10 +187,79 @@ def vqgan_params(state_dict: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> di
 
     Raises ValueError, listing everything, if the state dict is not that of such a model.
     """
+    return convert(state_dict, VQGAN_TABLE, _vqgan_shapes(model))
+
+
+def vqgan_state_dict(params: Mapping, model: vqgan.VQGAN) -> dict[str, np.ndarray]:
+    """The inverse of `vqgan_params`: all tensors of the reference's model of this architecture."""
+    names = map(_vqgan_name, traverse_util.flatten_dict(_vqgan_shapes(model), sep="/"))
+    return revert(params, VQGAN_TABLE, names)
+
+
+@functools.cache  # tracing the network takes a second, and both directions ask
+def _vqgan_shapes(model: vqgan.VQGAN) -> dict:
     side = model.downsampling
     images = jax.ShapeDtypeStruct((1, side, side, model.image_channels), np.float32)
-    target = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    return convert(state_dict, VQGAN_TABLE, target)
+    return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+
+
+def _vqgan_name(path: str) -> str:
+    """The reference's name of one of our parameters."""
+    if path == "codebook":
+        return "quantize.embedding.weight"
+    name = re.sub(r"/(down|up)_(\d+)_(\d+)/", r".\1.\2.block.\3.", path)
+    name = re.sub(r"/mid_(\d+)/", lambda m: f".mid.block_{int(m[1]) + 1}.", name)
+    name = re.sub(r"/upsample_(\d+)/", r".up.\1.upsample.conv.", name)
+    name = name.replace("shortcut", "nin_shortcut").replace("/", ".")
+    return re.sub(r"\.(kernel|scale)$", ".weight", name)
+
+
+def maskgit_table(model: vqgan.VQGAN) -> Table:
+    """The table of MaskGIT's JAX tokenizer, whose blocks are numbered as its program calls them.
+
+    Its layouts are ours. Source of the names: `maskgit/nets/vqgan_tokenizer.py` of its release.
+    """
+    levels, blocks = len(model.channel_multipliers), model.num_res_blocks
+
+    def down(match: re.Match, end: str) -> str:
+        level, block = divmod(int(match[1]), blocks)
+        name = (
+            f"down_{level}_{block}" if level < levels else f"mid_{int(match[1]) - levels * blocks}"
+        )
+        return f"encoder/{name}/" + match.expand(end)
+
+    def up(match: re.Match, end: str) -> str:
+        level, block = divmod(int(match[1]) - 2, blocks)
+        name = f"up_{levels - 1 - level}_{block}" if level >= 0 else f"mid_{match[1]}"
+        return f"decoder/{name}/" + match.expand(end)
+
+    def decoder_conv(match: re.Match) -> str:
+        number = int(match[1])
+        name = {0: "conv_in", levels: "conv_out"}.get(number, f"upsample_{levels - number}")
+        return f"decoder/{name}/{match[2]}"
+
+    table: dict[str, tuple[Path, Transform]] = {
+        r"quantizer/codebook": ("codebook", COPY),
+        r"encoder/Conv_0/kernel": ("encoder/conv_in/kernel", COPY),
+        r"encoder/Conv_1/(kernel|bias)": (r"encoder/conv_out/\1", COPY),
+        r"decoder/Conv_(\d+)/(kernel|bias)": (decoder_conv, COPY),
+        r"(encoder|decoder)/GroupNorm_0/(scale|bias)": (r"\1/norm_out/\2", COPY),
+    }
+    for part, place in (("encoder", down), ("decoder", up)):
+        prefix = part + r"/ResBlock_(\d+)/"
+        norm = prefix + r"GroupNorm_(0|1)/(scale|bias)"
+        table |= {
+            norm: (lambda m, f=place: f(m, f"norm{int(m[2]) + 1}/" + m[3]), COPY),
+            prefix + r"Conv_0/kernel": (lambda m, f=place: f(m, "conv1/kernel"), COPY),
+            prefix + r"Conv_1/kernel": (lambda m, f=place: f(m, "conv2/kernel"), COPY),
+            prefix + r"Conv_2/kernel": (lambda m, f=place: f(m, "shortcut/kernel"), COPY),
+        }
+    return table
+
+
+def maskgit_params(tensors: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> dict:
+    """As `vqgan_params`, from MaskGIT's tensors, such as "encoder/ResBlock_0/Conv_0/kernel"."""
+    return convert(tensors, maskgit_table(model), _vqgan_shapes(model))
 
 
 _ENAT_BLOCK = {
@@ -250,7 +328,43 @@ def enat_table(encoder_layers: int) -> Table:
 
 def enat_params(state_dict: Mapping[str, np.ndarray], model: enat.ENAT) -> dict:
     """Parameters of `model` from the reference's tensors; as `vqgan_params`."""
+    return convert(state_dict, enat_table(model.encoder_layers), _enat_shapes(model))
+
+
+@functools.cache
+def _enat_shapes(model: enat.ENAT) -> dict:
     ids = jax.ShapeDtypeStruct((1, model.num_tokens), np.int32)
     labels = jax.ShapeDtypeStruct((1,), np.int32)
-    target = jax.eval_shape(model.init, jax.random.key(0), ids, labels)["params"]
-    return convert(state_dict, enat_table(model.encoder_layers), target)
+    return jax.eval_shape(model.init, jax.random.key(0), ids, labels)["params"]
+
+
+def enat_state_dict(params: Mapping, model: enat.ENAT) -> dict[str, np.ndarray]:
+    """The inverse of `enat_params`: all tensors of the reference's model of these sizes.
+
+    That includes `prev_embedder`, which the reference has but never uses and `enat_params` drops:
+    zeros, so that the reference loads the state dict strictly and computes the same.
+
+    Raises ValueError if the model does not reuse features, which the reference's always do.
+    """
+    if not model.reuse:
+        raise ValueError("the reference has no model without reuse of features: nothing to convert")
+    layers = range(model.encoder_layers + model.decoder_layers)
+    parts = [*_ENAT_BLOCK, r"adaLN_modulation\.1"]
+    names = [
+        *("x_embedder.word_embeddings.weight", "x_embedder.position_embeddings.weight"),
+        *("y_embedder.embedding_table.weight", "mlm_layer.bias"),
+        *(name + end for name in [*_ENAT_DENSE, *_ENAT_NORM] for end in (".weight", ".bias")),
+        *(
+            f"blocks.{i}.{part}{end}"
+            for i in layers
+            for part in parts
+            for end in (".weight", ".bias")
+        ),
+    ]
+    names = [name.replace("\\", "") for name in names]  # of the expressions that match them
+    tensors = revert(params, enat_table(model.encoder_layers), names)
+    wide = model.mlp_ratio * model.width
+    unused = {"fc1.weight": (wide, model.width), "fc1.bias": (wide,)}
+    unused |= {"fc2.weight": (model.width, wide), "fc2.bias": (model.width,)}
+    zeros = {f"prev_embedder.{end}": np.zeros(shape, np.float32) for end, shape in unused.items()}
+    return tensors | zeros
