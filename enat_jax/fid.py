@@ -57,6 +57,22 @@ def frechet_distance(
     return max(float(distance), 0.0)
 
 
+def optimal_transport(covariance1: np.ndarray, covariance2: np.ndarray) -> np.ndarray:
+    """Returns the symmetric `T` `[d, d]` with `T C1 T = C2`: it moves one Gaussian to the other.
+
+    `T = C2^(1/2) (C2^(1/2) C1 C2^(1/2))^(-1/2) C2^(1/2)`. Where they have directions without any
+    overlap, T is 0 there, and `T C1 T` lacks that part of `C2`.
+
+    Raises:
+      ValueError: as `frechet_distance` does.
+    """
+    root = _symmetric_root(np.asarray(covariance2, np.float64))
+    _, values, rows = np.linalg.svd(_symmetric_root(np.asarray(covariance1, np.float64)) @ root)
+    kept = values > values.size * np.finfo(np.float64).eps * values.max(initial=0.0)
+    half = root @ rows[kept].T / np.sqrt(values[kept])
+    return half @ half.T
+
+
 def _symmetric_root(covariance: np.ndarray) -> np.ndarray:
     """Returns the positive semi-definite root; eigenvalues below rounding count 0."""
     scale = np.abs(covariance).max(initial=0.0)

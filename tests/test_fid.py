@@ -3,6 +3,7 @@ import pytest
 import scipy.linalg
 
 from enat_jax import fid
+from enat_jax.moments import Moments
 
 
 def random_covariance(seed, dimensions, rank):
@@ -110,3 +111,82 @@ def test_bad_features_are_refused(features):
 def test_bad_covariances_are_refused(covariance, message):
     with pytest.raises(ValueError, match=message):
         fid.frechet_distance(np.zeros(2), covariance, np.zeros(2), np.eye(2))
+
+
+def with_moments_of(mean, covariance_root, count, seed):
+    """Vectors whose sample mean and covariance are these, to rounding: whitened, then coloured."""
+    features = np.random.default_rng(seed).normal(size=(count, mean.size))
+    features -= features.mean(axis=0)
+    orthogonal, _ = np.linalg.qr(features)  # columns of the span: still of mean 0
+    return orthogonal * np.sqrt(count - 1) @ covariance_root.T + mean
+
+
+def streamed(features, size):
+    state = Moments.empty(features.shape[1])
+    for start in range(0, len(features), size):
+        state = state.add(features[start : start + size])
+    return state.mean, state.covariance()
+
+
+@pytest.mark.parametrize("count", [300, 101])
+def test_features_of_two_gaussians_have_the_distance_of_the_gaussians(count):
+    """From features through streamed moments to the distance; both covariances share their axes."""
+    rng = np.random.default_rng(8)
+    rotation, _ = np.linalg.qr(rng.normal(size=(100, 100)))
+    first, second = rng.uniform(0.1, 2, 100), 10 ** rng.uniform(-6, 0.3, 100)
+    means = rng.normal(size=(2, 100))
+    expected = ((means[0] - means[1]) ** 2).sum()
+    expected += ((np.sqrt(first) - np.sqrt(second)) ** 2).sum()
+    moments = [
+        streamed(with_moments_of(mean, rotation * np.sqrt(values), count, seed), 64)
+        for seed, (mean, values) in enumerate(zip(means, (first, second), strict=True))
+    ]
+    found = fid.frechet_distance(*moments[0], *moments[1])
+    assert found == pytest.approx(expected, rel=1e-10)
+
+
+def test_near_singular_with_eigenvalues_over_eighteen_orders():
+    """As those of Inception's features; the closed form holds to 1e-6, whichever is paired."""
+    rng = np.random.default_rng(9)
+    rotation, _ = np.linalg.qr(rng.normal(size=(60, 60)))
+    first = np.logspace(-18, 0, 60)
+    for second in (first[::-1], 1.21 * first, np.ones(60)):
+        expected = ((np.sqrt(first) - np.sqrt(second)) ** 2).sum()
+        pair = [(rotation * values) @ rotation.T for values in (first, second)]
+        found = fid.frechet_distance(np.zeros(60), pair[0], np.zeros(60), pair[1])
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_near_singular_without_common_axes():
+    """Of two by two the root has the trace (trace M + 2 det(M)^(1/2))^(1/2), M = C1 C2."""
+    rng = np.random.default_rng(10)
+    rotation, _ = np.linalg.qr(rng.normal(size=(60, 60)))
+    pair, expected = np.zeros((2, 60, 60)), 0.0
+    for start in range(0, 60, 2):
+        small = 10.0 ** -rng.uniform(0, 18, 2)
+        blocks = []
+        for value, angle in zip(small, rng.uniform(0, np.pi, 2), strict=True):
+            turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+            blocks.append((turn * [1, value]) @ turn.T)
+        pair[:, start : start + 2, start : start + 2] = blocks
+        product = np.trace(blocks[0] @ blocks[1])
+        expected += 2 + small.sum() - 2 * np.sqrt(product + 2 * np.sqrt(small.prod()))
+    turned = [rotation @ covariance @ rotation.T for covariance in pair]
+    turned = [(covariance + covariance.T) / 2 for covariance in turned]
+    found = fid.frechet_distance(np.zeros(60), turned[0], np.zeros(60), turned[1])
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_one_covariance_of_zero():
+    covariance = random_covariance(11, 8, 3)
+    found = fid.frechet_distance(np.ones(8), covariance, np.zeros(8), np.zeros((8, 8)))
+    assert found == pytest.approx(8 + np.trace(covariance), rel=1e-12)
+
+
+def test_transport_moves_one_gaussian_to_the_other():
+    first, second = random_covariance(12, 9, 30), random_covariance(13, 9, 30)
+    transport = fid.optimal_transport(first, second)
+    np.testing.assert_allclose(transport @ first @ transport, second, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(transport, transport.T, atol=1e-12)
+    scaled = fid.optimal_transport(np.diag([4.0, 0.0]), np.diag([9.0, 0.0]))
+    np.testing.assert_allclose(scaled, np.diag([1.5, 0.0]), atol=1e-12)

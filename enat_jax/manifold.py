@@ -1,0 +1,190 @@
+"""Precision, recall, density and coverage: how far two sets of feature vectors overlap.
+
+A set's manifold is the union of balls, one around each of its vectors, which reach to that vector's
+k-th nearest neighbour within the set (another vector of the same place counts, the vector itself
+does not). A vector is inside a ball also on its surface.
+
+    precision   share of generated vectors inside the manifold of the real ones
+    recall      share of real vectors inside the manifold of the generated ones
+    density     mean over generated vectors of the number of real balls around them, over k
+    coverage    share of real vectors whose ball holds a generated one
+
+Precision and recall: Kynkäänniemi et al. 2019, arXiv 1904.06991, k = 3 as in ADM's evaluation.
+Density, which may exceed 1, and coverage: Naeem et al. 2020, arXiv 2002.09797, k = 5. All of them
+depend on the numbers of vectors: only compare results of the same two numbers.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+ROWS = 2048  # of one block of distances; a block is ROWS * ROWS * 8 bytes = 32 MiB
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Overlap:
+    """What each vector says, and the four means of it.
+
+    Attributes:
+      inside_real: bool `[m]`: the generated vector is inside the real manifold.
+      inside_generated: bool `[n]`: the real vector is inside the generated manifold.
+      balls: int64 `[m]`: real balls around the generated vector, of `density_neighbours`.
+      covered: bool `[n]`: the real vector's ball, of `density_neighbours`, holds a generated one.
+      density_neighbours: the k of `balls` and `covered`.
+    """
+
+    inside_real: np.ndarray
+    inside_generated: np.ndarray
+    balls: np.ndarray
+    covered: np.ndarray
+    density_neighbours: int
+
+    @property
+    def precision(self) -> float:
+        """From 0 to 1."""
+        return float(self.inside_real.mean())
+
+    @property
+    def recall(self) -> float:
+        """From 0 to 1."""
+        return float(self.inside_generated.mean())
+
+    @property
+    def density(self) -> float:
+        """From 0; about 1 for two samples of one distribution."""
+        return float(self.balls.mean() / self.density_neighbours)
+
+    @property
+    def coverage(self) -> float:
+        """From 0 to 1; about 1 - 2**-k for two equally large samples of one distribution."""
+        return float(self.covered.mean())
+
+
+def overlap(
+    real: np.ndarray,
+    generated: np.ndarray,
+    *,
+    precision_neighbours: int = 3,
+    density_neighbours: int = 5,
+) -> Overlap:
+    """Compares two sets of vectors.
+
+    Distances are float64, of vectors less the real mean. Those whose squares differ by less than
+    rounding count as equal, so that copies of a vector lie on the surface of its ball. Memory
+    beyond the features in float64 does not grow with the numbers of vectors; time does with
+    `n * n / 2 + m * m / 2 + n * m`.
+
+    Args:
+      real: `[n, d]`, finite; n > both numbers of neighbours.
+      generated: `[m, d]`, finite; m > `precision_neighbours`.
+      precision_neighbours: k of precision and recall.
+      density_neighbours: k of density and coverage.
+
+    Raises:
+      ValueError: if shapes do not fit, vectors are too few, or one holds NaN or infinity.
+    """
+    real, generated = _copy(real, "real"), _copy(generated, "generated")
+    if real.shape[1] != generated.shape[1]:
+        raise ValueError(
+            f"real vectors have {real.shape[1]} values, generated {generated.shape[1]}"
+        )
+    if min(precision_neighbours, density_neighbours) < 1:
+        raise ValueError(f"{precision_neighbours=} and {density_neighbours=} must be at least 1")
+    # Far from zero, the products would take the digits that distances need.
+    centre = real.mean(axis=0)
+    real -= centre
+    generated -= centre
+    of_real = _neighbours(real, max(precision_neighbours, density_neighbours), "real")
+    real_ball = of_real[:, precision_neighbours - 1]
+    density_ball = of_real[:, density_neighbours - 1]
+    generated_ball = _neighbours(generated, precision_neighbours, "generated")[:, -1]
+    inside_real = np.zeros(len(generated), bool)
+    inside_generated = np.zeros(len(real), bool)
+    balls = np.zeros(len(generated), np.int64)
+    covered = np.zeros(len(real), bool)
+    for rows in _blocks(len(real)):
+        for columns in _blocks(len(generated)):
+            squares = _squares_less_rounding(real[rows], generated[columns])
+            inside_real[columns] |= (squares <= real_ball[rows, None]).any(axis=0)
+            inside_generated[rows] |= (squares <= generated_ball[columns]).any(axis=1)
+            in_ball = squares <= density_ball[rows, None]
+            balls[columns] += in_ball.sum(axis=0)
+            covered[rows] |= in_ball.any(axis=1)
+    return Overlap(inside_real, inside_generated, balls, covered, density_neighbours)
+
+
+def nearest_distances(features: np.ndarray, neighbours: int) -> np.ndarray:
+    """Returns each vector's distances to its nearest others, ascending, float64 `[n, neighbours]`.
+
+    Args:
+      features: `[n, d]`, finite; n > `neighbours`.
+      neighbours: how many others, from 1.
+
+    Raises:
+      ValueError: if `features` is not such a matrix.
+    """
+    features = _copy(features, "features")
+    features -= features.mean(axis=0)
+    return np.sqrt(_neighbours(features, neighbours, "features"))
+
+
+def _copy(features: np.ndarray, name: str) -> np.ndarray:
+    features = np.array(features, np.float64)
+    if features.ndim != 2 or not features.size:
+        raise ValueError(f"{name}: shape {features.shape} is not [n, d] with n and d from 1")
+    if not np.isfinite(features).all():
+        raise ValueError(f"{name}: vectors hold NaN or infinity")
+    return features
+
+
+def _blocks(number: int) -> Iterator[slice]:
+    return (slice(start, min(start + ROWS, number)) for start in range(0, number, ROWS))
+
+
+def _neighbours(features: np.ndarray, neighbours: int, name: str) -> np.ndarray:
+    """Squares of the distances to the nearest others, ascending `[n, neighbours]`."""
+    number = len(features)
+    if not 1 <= neighbours < number:
+        raise ValueError(f"{name}: {number} vectors do not have {neighbours} neighbours each")
+    nearest = np.full((number, neighbours), np.inf)
+    blocks = list(_blocks(number))
+    for i, rows in enumerate(blocks):
+        for columns in blocks[i:]:
+            squares = _squares(features[rows], features[columns])
+            if rows == columns:
+                np.fill_diagonal(squares, np.inf)
+            else:  # each distance is computed once and serves both of its ends
+                nearest[columns] = _smallest(nearest[columns], squares.T)
+            nearest[rows] = _smallest(nearest[rows], squares)
+    return nearest
+
+
+def _smallest(known: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """The smallest of each row, as many as `known` has, ascending."""
+    number = known.shape[1]
+    if more.shape[1] > number:
+        more = np.partition(more, number - 1, axis=1)[:, :number]
+    return np.sort(np.concatenate([known, more], axis=1), axis=1)[:, :number]
+
+
+def _squares(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Squared distances `[a, b]` of `[a, d]` and `[b, d]`."""
+    products = first @ second.T
+    squares = _norms(first)[:, None] + _norms(second)
+    products *= 2
+    squares -= products
+    return np.maximum(squares, 0, out=squares)
+
+
+def _squares_less_rounding(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The least that the squared distances can be, given how they were rounded."""
+    rounding = first.shape[1] * np.finfo(np.float64).eps
+    squares = _squares(first, second)
+    squares -= rounding * _norms(first)[:, None]
+    squares -= rounding * _norms(second)
+    return squares
+
+
+def _norms(features: np.ndarray) -> np.ndarray:
+    return np.einsum("nd,nd->n", features, features)

@@ -1,0 +1,167 @@
+"""Mean and covariance of a stream of feature vectors: one pass, float64, resumable, mergeable.
+
+The sum of outer products about the origin loses all digits once the mean is large against the
+spread. Here every block is centred on its own mean, and blocks are joined by the update of Chan,
+Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing sample variances",
+1979), which subtracts nothing large.
+
+The same blocks in the same order give the same bits, on one machine with one number of BLAS
+threads, wherever the stream was saved and continued in between. Other blocks, or another order of
+merging, give the same numbers to rounding.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Self
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gaussian:
+    """A mean and covariance that are known without the number of vectors behind them.
+
+    Attributes:
+      mean: float64 `[d]`.
+      matrix: float64 `[d, d]`, the covariance.
+    """
+
+    mean: np.ndarray
+    matrix: np.ndarray
+
+    @property
+    def count(self) -> None:
+        """Not known."""
+        return None
+
+    def covariance(self) -> np.ndarray:
+        """Returns the covariance, float64 `[d, d]`."""
+        return self.matrix
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moments:
+    """How many vectors there were, their mean and their scatter. Never changes: `add` gives anew.
+
+    Attributes:
+      count: number of vectors.
+      mean: float64 `[d]`; zeros where `count` is 0.
+      scatter: float64 `[d, d]`, sum of the outer products of the vectors less their mean.
+    """
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @classmethod
+    def empty(cls, dimensions: int) -> Self:
+        """Returns the moments of no vectors of length `dimensions`."""
+        if dimensions < 1:
+            raise ValueError(f"{dimensions=} must be at least 1")
+        return cls(0, np.zeros(dimensions), np.zeros((dimensions, dimensions)))
+
+    def add(self, features: np.ndarray) -> Self:
+        """Returns the moments of these vectors and those of `features` `[n, d]`, n from 0.
+
+        Raises:
+          ValueError: if `features` is not a matrix of d columns, or holds NaN or infinity.
+        """
+        features = np.asarray(features, np.float64)
+        if features.ndim != 2 or features.shape[1] != self.mean.size:
+            raise ValueError(f"{features.shape=}: need [n, {self.mean.size}]")
+        if not np.isfinite(features).all():
+            row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
+            raise ValueError(f"features hold NaN or infinity, first in row {row} of this block")
+        if not features.shape[0]:
+            return self
+        mean = features.mean(axis=0)
+        # Sums of large numbers round; the mean of what is left corrects it.
+        mean = mean + (features - mean).mean(axis=0)
+        centred = features - mean
+        return self.merge(type(self)(features.shape[0], mean, centred.T @ centred))
+
+    def merge(self, other: Self) -> Self:
+        """Returns the moments of both sets of vectors.
+
+        Raises:
+          ValueError: if their lengths differ.
+        """
+        if other.mean.size != self.mean.size:
+            raise ValueError(f"moments of {self.mean.size} and of {other.mean.size} dimensions")
+        # Not by the formula: merging with nothing must not change a bit.
+        if not other.count:
+            return self
+        if not self.count:
+            return other
+        count = self.count + other.count
+        step = other.mean - self.mean
+        mean = self.mean + step * (other.count / count)
+        between = np.outer(step, step) * (self.count * (other.count / count))
+        return type(self)(count, mean, self.scatter + other.scatter + between)
+
+    def covariance(self) -> np.ndarray:
+        """Returns the unbiased covariance, float64 `[d, d]`.
+
+        Raises:
+          ValueError: if there are fewer than two vectors.
+        """
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 vectors, there are {self.count}")
+        return self.scatter / (self.count - 1)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns `count`, `mean` and `scatter` as arrays to save; `from_arrays` takes them."""
+        return {"count": np.int64(self.count), "mean": self.mean, "scatter": self.scatter}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
+        """Returns the moments that `arrays` gave, bit for bit.
+
+        Raises:
+          ValueError: if an array is missing or its shape, type or values cannot be.
+        """
+        missing = {"count", "mean", "scatter"} - set(arrays)
+        if missing:
+            raise ValueError(f"moments without {', '.join(sorted(missing))}")
+        count, mean, scatter = (np.asarray(arrays[name]) for name in ("count", "mean", "scatter"))
+        if count.shape != () or count.dtype.kind not in "iu" or count < 0:
+            raise ValueError("the count of moments is not one whole number")
+        if mean.dtype != np.float64 or scatter.dtype != np.float64:
+            raise ValueError(f"moments must be float64, not {mean.dtype} and {scatter.dtype}")
+        if mean.ndim != 1 or not mean.size or scatter.shape != (mean.size, mean.size):
+            raise ValueError(f"{mean.shape=} and {scatter.shape=} must be [d] and [d, d]")
+        if not (np.isfinite(mean).all() and np.isfinite(scatter).all()):
+            raise ValueError("moments hold NaN or infinity")
+        return cls(int(count), mean, scatter)
+
+    def to_words(self) -> np.ndarray:
+        """Returns all bits as uint32 `[2 * (1 + d + d * d)]`: count, mean, scatter.
+
+        JAX without 64-bit types rounds float64 to float32 whenever arrays pass through it, as in
+        `jax.experimental.multihost_utils.process_allgather`; words pass unchanged.
+        """
+        count = np.array([self.count], np.int64).view(np.float64)
+        return np.concatenate([count, self.mean, self.scatter.ravel()]).view(np.uint32)
+
+    @classmethod
+    def from_words(cls, words: np.ndarray) -> Self:
+        """Returns the moments that `to_words` gave, bit for bit.
+
+        Raises:
+          ValueError: if `words` is not uint32 of a possible length, or holds no moments.
+        """
+        words = np.ascontiguousarray(words)
+        if words.dtype != np.uint32 or words.ndim != 1 or words.size % 2:
+            raise ValueError(f"{words.dtype} {words.shape} are not the words of moments")
+        dimensions = (math.isqrt(2 * words.size + 1) - 1) // 2  # of 1 + d + d * d = size / 2
+        if not dimensions or 2 * (1 + dimensions + dimensions**2) != words.size:
+            raise ValueError(f"{words.size} words are of no moments")
+        values = words.view(np.float64)
+        return cls.from_arrays(
+            {
+                "count": values[:1].view(np.int64)[0],
+                "mean": values[1 : 1 + dimensions].copy(),
+                "scatter": values[1 + dimensions :].reshape(dimensions, dimensions).copy(),
+            }
+        )
