@@ -154,30 +154,34 @@ def step_cost(
 def exact_sampling_cost(dims, num_steps, *, guided=True, batch_size=1):
     """A call of the sampler without padding, with all exact savings (method Section 5).
 
-    The unconditional branch is left out of the first step, where its weight is 0; the modulation
-    is computed once for every image and once for "no class"; the head sees masked tokens only.
+    The unconditional branch is decoded only where it has a weight, and encoded up to there; the
+    modulation is computed once for every image and once for "no class"; the head sees masked
+    tokens only.
 
     Args:
         dims: ``Dims``.
         num_steps: t.
-        guided: whether there is guidance from the second step on.
+        guided: which steps have a guidance weight, bool [t], or whether all but the first have.
         batch_size: images of the call.
 
     Returns:
         int, multiply-adds of the whole batch.
     """
     steps = reveal.sampling_steps(dims.num_tokens, num_steps, dims.reuse)
-    branches = np.where((np.arange(num_steps) > 0) & guided, 2, 1)
+    if np.ndim(guided) == 0:
+        guided = (np.arange(num_steps) > 0) & guided
+    guided = np.asarray(guided, bool)
+    guided_later = np.logical_or.accumulate(guided[::-1])[::-1]
     total = step_cost(
         dims,
         steps.num_cached,
         steps.num_new,
         steps.num_visible,
         steps.num_masked,
-        encode_branches=branches,
-        decode_branches=branches,
+        encode_branches=1 + guided_later,
+        decode_branches=1 + guided,
     ).sum()
-    return int(batch_size * total + modulation_cost(dims, batch_size + int(branches.max()) - 1))
+    return int(batch_size * total + modulation_cost(dims, batch_size + int(guided.any())))
 
 
 def padded_sampling_cost(dims, segments, guided, *, batch_size=1):
@@ -186,25 +190,24 @@ def padded_sampling_cost(dims, segments, guided, *, batch_size=1):
     Args:
         dims: ``Dims``.
         segments: sequence of ``reveal.Segment``.
-        guided: for each segment, whether it decodes the unconditional branch too. If any does,
-            all encode it.
+        guided: for each segment, whether it decodes the unconditional branch too. Up to the last
+            that does, all encode it.
         batch_size: images of the call.
 
     Returns:
         int, multiply-adds of the whole batch.
     """
-    encode_branches = 1 + any(guided)
     total = sum(
         (segment.stop - segment.start)
         * step_cost(
             dims,
             *segment.windows,
-            encode_branches=encode_branches,
-            decode_branches=1 + bool(with_guidance),
+            encode_branches=1 + any(guided[i:]),
+            decode_branches=1 + bool(guided[i]),
         )
-        for segment, with_guidance in zip(segments, guided, strict=True)
+        for i, segment in enumerate(segments)
     )
-    return int(batch_size * total + modulation_cost(dims, batch_size + encode_branches - 1))
+    return int(batch_size * total + modulation_cost(dims, batch_size + any(guided)))
 
 
 def paper_cost(dims, num_steps):

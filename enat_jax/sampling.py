@@ -17,20 +17,31 @@ import numpy as np
 
 from enat_jax import costs, reveal
 
+SCHEDULES = ("linear", "constant", "cosine", "interval")  # of guidance
+MOST_BODIES = 16  # compiled without being asked for; more cost more time than padding does
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Sampler settings (method: paper Section 4 and reference; defaults: ENAT-L, ImageNet-256).
 
     Attributes:
-        num_steps: t, 1 to l or more; with more steps than tokens some steps reveal nothing.
-        guidance_scale: classifier-free guidance; grows linearly from 0 at the first step to
-            (t - 1) / t of this value at the last. 0: no unconditional branch.
+        num_steps: t, any number of at least 1. More steps than tokens are allowed; some steps
+            then reveal nothing (so do the first steps when t is little below l).
+        guidance_scale: of classifier-free guidance, which adds weight * (conditional -
+            unconditional) to the conditional logits. 0: no unconditional branch.
+        guidance_schedule: weight of step s = 0 ... t - 1: "linear": ``scale * s / t``, the
+            reference's, which never reaches the scale; "constant": the scale; "cosine":
+            ``scale * (1 - cos(pi * s / t)) / 2``, slower than linear first and faster later;
+            "interval": the scale while ``low <= s / t < high`` and nothing outside, where the
+            unconditional branch is not decoded (Kynkäänniemi et al. 2024, arXiv 2404.07724, who
+            cut noise levels; here it is a share of the steps).
+        guidance_interval: (low, high), 0 <= low < high <= 1; only "interval" has a use for it.
         token_temperature: the reference's ``samp_temp``; falls linearly to 0. 0: argmax.
         mask_temperature: the reference's ``mask_temp``, scale of the Gumbel noise on the
             confidences; falls linearly to 0. 0: no noise.
         num_segments: compiled bodies; 1 compiles fastest and pads most, ``num_steps`` pads
-            nothing. None: ``num_steps``.
+            nothing. None: ``num_steps``, but no more than 16.
     """
 
     num_steps: int = 8
@@ -38,6 +49,8 @@ class Settings:
     token_temperature: float = 6.0
     mask_temperature: float = 1.5
     num_segments: int | None = None
+    guidance_schedule: str = "linear"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self):
         for name in ("num_steps", "num_segments"):
@@ -50,6 +63,41 @@ class Settings:
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name}={value!r} must be a finite number of at least 0")
+        if self.guidance_schedule not in SCHEDULES:
+            raise ValueError(
+                f"guidance_schedule={self.guidance_schedule!r} is none of {', '.join(SCHEDULES)}"
+            )
+        object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
+        guided = self.guidance_weights() > 0
+        if self.guidance_schedule == "interval" and self.guidance_scale > 0 and not guided.any():
+            raise ValueError(
+                f"guidance_interval={self.guidance_interval} has none of the {self.num_steps} "
+                "steps in it: widen it, or turn guidance off by guidance_scale=0"
+            )
+
+    def guidance_weights(self):
+        """Weight of guidance at each step, float64 [t]."""
+        share = np.arange(self.num_steps) / self.num_steps
+        if self.guidance_schedule == "linear":
+            return share * self.guidance_scale
+        if self.guidance_schedule == "cosine":
+            return (1 - np.cos(np.pi * share)) / 2 * self.guidance_scale
+        low, high = (0.0, 1.0) if self.guidance_schedule == "constant" else self.guidance_interval
+        return np.where((low <= share) & (share < high), self.guidance_scale, 0.0)
+
+
+def _interval(value):
+    """A checked guidance interval, hashable whether it was written as a tuple or read as a list."""
+    try:
+        low, high = (float(x) for x in value)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not 0 <= low < high <= 1:
+        raise ValueError(
+            f"guidance_interval={value!r} must be two numbers, low and high, with "
+            "0 <= low < high <= 1"
+        )
+    return low, high
 
 
 class StepInputs(NamedTuple):
@@ -87,10 +135,10 @@ def plan(settings, model):
     t = settings.num_steps
     steps = reveal.sampling_steps(model.num_tokens, t, model.reuse)
     cost = functools.partial(_window_cost, costs.dims_of(model))
-    segments = reveal.cut_segments(steps, settings.num_segments or t, cost)
+    segments = reveal.cut_segments(steps, settings.num_segments or min(t, MOST_BODIES), cost)
     s = np.arange(t)
     remaining = 1 - (s + 1) / t
-    guidance = s / t * settings.guidance_scale
+    guidance = settings.guidance_weights()
     inputs = StepInputs(
         s.astype(np.int32),
         *(x.astype(np.int32) for x in steps),
@@ -134,6 +182,41 @@ def make(model, settings):
 @functools.partial(jax.jit, static_argnames=("model", "static"))
 def sample_tokens(model, static, inputs, params, labels, image_index, key):
     """Tokens of a batch of images; see ``make``. ``static``, ``inputs``: from ``plan``."""
+    order, ids, _ = _run(model, static, inputs, params, labels, image_index, key, trace=False)
+    return _in_raster_order(order, ids)
+
+
+class Trace(NamedTuple):
+    """What the sampler knows after each step, all in raster order.
+
+    Attributes:
+        tokens: int32 [t, b, l]; of a masked place the step's guess. The last are the result.
+        visible: bool [t, b, l], the places revealed so far, those of the step included.
+    """
+
+    tokens: jax.Array
+    visible: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("model", "static"))
+def trace_tokens(model, static, inputs, params, labels, image_index, key):
+    """As ``sample_tokens``, but what every step leaves: a ``Trace``."""
+    *_, (order, ids) = _run(model, static, inputs, params, labels, image_index, key, trace=True)
+    num_visible = order.shape[-1] - inputs.num_left
+    visible = jnp.arange(order.shape[-1]) < jnp.reshape(num_visible, (-1, 1, 1))
+    return Trace(
+        _in_raster_order(order, ids),
+        _in_raster_order(order, jnp.broadcast_to(visible, order.shape)),
+    )
+
+
+def _in_raster_order(order, values):
+    """[..., l] in reveal order to raster order."""
+    return jnp.take_along_axis(values, jnp.argsort(order, axis=-1), axis=-1)
+
+
+def _run(model, static, inputs, params, labels, image_index, key, trace):
+    """All steps: final (order, ids) [b, l], and with ``trace`` both after each step [t, b, l]."""
     b, l = labels.shape[0], model.num_tokens  # noqa: E741
     apply = functools.partial(model.apply, {"params": params})
     guided = any(static.guided)
@@ -145,9 +228,11 @@ def sample_tokens(model, static, inputs, params, labels, image_index, key):
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, image_index)
     order = jnp.broadcast_to(jnp.arange(l, dtype=jnp.int32), (b, l))
     cache = jnp.zeros((b * (1 + guided), 0, model.width), jnp.dtype(model.dtype))
-    carry = (order, jnp.zeros((b, l), jnp.int32), cache)
-    for segment, segment_guided in zip(static.segments, static.guided, strict=True):
+    carry, steps = (order, jnp.zeros((b, l), jnp.int32), cache), []
+    for i, segment in enumerate(static.segments):
         order, ids, cache = carry
+        if guided and not any(static.guided[i:]):  # the null rows have served
+            guided, modulation, cache = False, modulation[:, ::2], cache[::2]
         windows = segment.windows
         room = windows.num_cached + windows.num_new
         cache = jnp.pad(cache, ((0, 0), (0, max(0, room - cache.shape[1])), (0, 0)))[:, :room]
@@ -157,17 +242,20 @@ def sample_tokens(model, static, inputs, params, labels, image_index, key):
             static,
             exact=segment.stop - segment.start == 1,
             windows=windows,
-            branches=(1 + guided, 1 + segment_guided),
+            branches=(1 + guided, 1 + static.guided[i]),
             modulation=modulation,
             keys=keys,
+            trace=trace,
         )
         part = jax.tree.map(lambda x, s=segment: x[s.start : s.stop], inputs)
         if segment.stop - segment.start == 1:
-            carry, _ = body((order, ids, cache), jax.tree.map(lambda x: x[0], part))
+            carry, step = body((order, ids, cache), jax.tree.map(lambda x: x[0], part))
+            steps.append(jax.tree.map(lambda x: x[None], step))
         else:
-            carry, _ = jax.lax.scan(body, (order, ids, cache), part)
+            carry, step = jax.lax.scan(body, (order, ids, cache), part)
+            steps.append(step)
     order, ids, _ = carry
-    return jnp.take_along_axis(ids, jnp.argsort(order, axis=1), axis=1)
+    return order, ids, jax.tree.map(lambda *parts: jnp.concatenate(parts), *steps)
 
 
 def interleave(conditional, unconditional, axis=0):
@@ -179,10 +267,11 @@ def interleave(conditional, unconditional, axis=0):
     return both.reshape(*both.shape[:axis], -1, *both.shape[axis + 2 :])
 
 
-def _step(apply, static, carry, step, *, exact, windows, branches, modulation, keys):
+def _step(apply, static, carry, step, *, exact, windows, branches, modulation, keys, trace):
     """One sampling step: encode the new tokens, predict the masked, reveal the most confident.
 
-    ``branches``: guidance branches of the cache and of the decoder, 1 or 2 each.
+    ``branches``: guidance branches of the cache and of the decoder, 1 or 2 each. Returns the new
+    carry, and with ``trace`` its (order, ids).
     """
     order, ids, cache = carry
     cached_branches, decoded_branches = branches
@@ -231,7 +320,8 @@ def _step(apply, static, carry, step, *, exact, windows, branches, modulation, k
     def reveal_next(old, suffix):
         return jnp.concatenate([old[:, :first], jnp.take_along_axis(suffix, rank, axis=1)], axis=1)
 
-    return (reveal_next(order, positions), reveal_next(ids, tokens), cache), None
+    order, ids = reveal_next(order, positions), reveal_next(ids, tokens)
+    return (order, ids, cache), (order, ids) if trace else None
 
 
 def _choose(static, step, log_probs, positions, keys):

@@ -198,7 +198,7 @@ def measure_sampler(model, settings, batch_size, segments, *, codec=None, **how)
     labels = jnp.arange(batch_size, dtype=jnp.int32) % model.num_classes
     index, key = jnp.arange(batch_size, dtype=jnp.int32), jax.random.key(0)
     decoded = batch_size * codec_cost
-    guided = settings.guidance_scale > 0
+    guided = settings.guidance_weights() > 0
     exact = costs.exact_sampling_cost(
         dims, settings.num_steps, guided=guided, batch_size=batch_size
     )

@@ -1,6 +1,8 @@
+import errno
 import io
 import json
 import math
+import pathlib
 import struct
 import sys
 import time
@@ -337,6 +339,32 @@ def test_grid_keeps_colours_and_needs_images():
         metric_writer.grid(np.zeros((0, 5, 6, 3), np.uint8), 4)
     with pytest.raises(ValueError, match="columns=0"):
         metric_writer.grid(np.zeros((4, 5, 6, 3), np.uint8), 0)
+
+
+def test_png_text_and_bytes(tmp_path):
+    picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    text = {"Software": "us", "parameters": '{"label": 3}', "name": "Kynkäänniemi, 猫"}
+    for name in ("a.png", "b.png"):
+        metric_writer.write_png(tmp_path / name, picture, text)
+    with PIL.Image.open(tmp_path / "a.png") as image:
+        assert image.text == text
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "grid.png"
+    metric_writer.write_png(path, np.zeros((2, 2, 1), np.uint8))
+    before = path.read_bytes()
+
+    def full(path, content):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    with pytest.raises(OSError) as failed:
+        metric_writer.write_png(path, np.ones((2, 2, 1), np.uint8))
+    assert failed.value.filename == str(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -1,11 +1,15 @@
 """Drawing images from the command line: files, settings, and mistakes in one line."""
 
+import dataclasses
+import errno
 import json
 import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -30,6 +34,10 @@ def read(path):
     return np.asarray(PIL.Image.open(path))[..., None]
 
 
+def contents(out):
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
 def ends(capsys, *arguments):
     """Exit code, stdout and stderr of the program."""
     capsys.readouterr()
@@ -43,15 +51,16 @@ def test_the_files(model, saved, tmp_path, capsys):
     arguments = ["--model", saved, "--labels", "2,cat", "--num", 2, "--seed", 5, "--out", out]
     code, stdout, stderr = ends(capsys, *arguments, "--batch-size", 3)
     assert code is None and f"grid.png in {out}" in stdout
-    assert "3/4 images" in stderr and "4/4 images" in stderr
+    assert "image 4/4, " in stderr and "images/s" in stderr
     names = ["00000_tench_Tinca_tinca", "00001_tench_Tinca_tinca", "00002_cat", "00003_cat"]
-    expected = model.sample([2, 2, 0, 0], seed=5)
+    expected = model.sample([2, 2, 0, 0], seed=5)  # batches of 4, as below
     for name, image in zip(names, expected, strict=True):
         assert np.array_equal(read(out / f"{name}.png"), image)
     assert {x.name for x in out.iterdir()} == {
         *(f"{name}.png" for name in names),
         "grid.png",
         "settings.json",
+        ".lock",
     }
     grid = read(out / "grid.png")
     assert grid.shape == (22, 22, 1)  # two rows of two images of 8 pixels, 2 between and around
@@ -59,25 +68,72 @@ def test_the_files(model, saved, tmp_path, capsys):
     settings = json.loads((out / "settings.json").read_text())
     assert settings["labels"] == [2, 0] and settings["seed"] == 5 and settings["num"] == 2
     assert settings["class_names"] == ["tench, Tinca tinca", "cat"]
-    assert settings["sampler"]["num_steps"] == 3
+    assert settings["sampler"]["num_steps"] == 3 and settings["dtype"] == "float32"
     assert settings["transformer"] == model.fingerprint
     assert settings["tokenizer"] == model.tokenizer.fingerprint
     assert settings["provenance"] == {"weights": "random 0"}
 
-    # The same again is no mistake, something else is: the files would be mixed up.
-    (out / names[0]).with_suffix(".png").unlink()
-    assert ends(capsys, *arguments)[0] is None
-    assert np.array_equal(read(out / f"{names[0]}.png"), expected[0])
-    code, _, stderr = ends(capsys, *arguments, "--steps", 2)
-    assert (code, stderr) == (
-        2,
-        f"error: {out} holds images of other settings: choose another directory\n",
+    with PIL.Image.open(out / "00003_cat.png") as image:
+        assert image.text["Software"].startswith("enat_jax ")
+        found = json.loads(image.text["parameters"])
+    assert (found["index"], found["label"], found["class_name"], found["seed"]) == (3, 0, "cat", 5)
+    for name in ("sampler", "transformer", "tokenizer", "dtype"):
+        assert found[name] == settings[name]
+
+
+def test_the_same_again_draws_only_what_is_missing(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sample, "GRID_COLUMNS", 2)
+    arguments = (model, [2, 0], 4, tmp_path)
+    sample.sample(*arguments, batch_size=4)
+    before = contents(tmp_path)
+    drawn, draw = [], sample._draw
+    monkeypatch.setattr(
+        sample,
+        "_draw",
+        lambda images, batch, size: drawn.append(batch[0]) or draw(images, batch, size),
     )
+    sample.sample(*arguments, batch_size=4)
+    assert not drawn and contents(tmp_path) == before
+    # Cut off, of another seed, removed: drawn anew, in the batch of four that it belongs to.
+    for damage in (
+        lambda path: path.write_bytes(path.read_bytes()[:-20]),
+        lambda path: path.write_bytes((tmp_path / "00001_tench_Tinca_tinca.png").read_bytes()),
+        pathlib.Path.unlink,
+    ):
+        damage(tmp_path / "00006_cat.png")
+        sample.sample(*arguments, batch_size=4)
+        assert drawn == [4] and contents(tmp_path) == before
+        drawn.clear()
+    assert "4 of 8 images are there already" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"other settings \(seed differ\): choose another dir"):
+        sample.sample(*arguments, seed=1)
+    (tmp_path / "settings.json").write_text("[")
+    with pytest.raises(ValueError, match="other settings"):
+        sample.sample(*arguments)
+
+
+def test_a_full_disk_loses_nothing(model, tmp_path, monkeypatch):
+    write = pathlib.Path.write_bytes
+
+    def full(path, content):
+        if "00002" in path.name:
+            write(path, content[:7])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content)
+
+    with monkeypatch.context() as context, pytest.raises(OSError) as failed:
+        context.setattr(pathlib.Path, "write_bytes", full)
+        sample.sample(model, [2, 0], 2, tmp_path, batch_size=4)
+    assert failed.value.filename == str(tmp_path / "00002_cat.png")
+    found = contents(tmp_path)
+    assert "00001_tench_Tinca_tinca.png" in found and not [x for x in found if "unfinished" in x]
+    assert len(sample.sample(model, [2, 0], 2, tmp_path, batch_size=4)) == 4
 
 
 def test_options_change_the_sampler(saved, tmp_path, capsys):
     out = tmp_path / "out"
     options = ["--guidance-scale", 0, "--token-temperature", 0, "--mask-temperature", 0.5]
+    options += ["--guidance-schedule", "interval", "--guidance-interval", "0.25,0.75"]
     options += ["--steps", 2, "--segments", 2, "--num", 1, "--labels", "dog"]
     assert ends(capsys, "--model", saved, "--out", out, *options)[0] is None
     assert json.loads((out / "settings.json").read_text())["sampler"] == {
@@ -86,20 +142,43 @@ def test_options_change_the_sampler(saved, tmp_path, capsys):
         "token_temperature": 0.0,
         "mask_temperature": 0.5,
         "num_segments": 2,
+        "guidance_schedule": "interval",
+        "guidance_interval": [0.25, 0.75],
     }
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_batches_change_nothing(model, tmp_path, batch_size):
-    found = sample.sample(model, [1, 0], 3, tmp_path, seed=2, batch_size=batch_size)
-    assert np.array_equal(found, model.sample([1, 1, 1, 0, 0, 0], seed=2))
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 1), (1, 7), (8, 7), (8, 64)])
+def test_batches_and_devices_change_no_pixel(model, tmp_path, devices, batch_size):
+    devices = tuple(jax.local_devices()[:devices])
+    codec = dataclasses.replace(model.tokenizer, devices=devices)
+    divided = dataclasses.replace(model, devices=devices, tokenizer=codec)
+    found = sample.sample(divided, [1, 0], 5, tmp_path, seed=2, batch_size=batch_size)
+    assert np.array_equal(found, model.sample([1] * 5 + [0] * 5, seed=2, batch_size=64))
 
 
-def test_the_grid_has_whole_rows_only(model, tmp_path, monkeypatch):
+def test_the_grid_has_a_row_per_label_and_whole_rows_only(model, tmp_path, monkeypatch):
     monkeypatch.setattr(sample, "GRID_IMAGES", 5)
-    found = sample.sample(model, [0, 1, 2], 2, tmp_path)
-    assert len(found) == 4
-    assert len(list(tmp_path.glob("0*.png"))) == 6
+    monkeypatch.setattr(sample, "GRID_COLUMNS", 2)
+    found = sample.sample(model, [0, 1, 2], 3, tmp_path, batch_size=4)
+    expected = model.sample([0] * 3 + [1] * 3, batch_size=4)
+    assert np.array_equal(found, expected[[0, 1, 3, 4]])
+    assert read(tmp_path / "grid.png").shape == (22, 22, 1)
+    assert len(list(tmp_path.glob("0*.png"))) == 9
+    monkeypatch.setattr(sample, "GRID_PIXELS", 8 * 8 * 3)
+    assert len(sample.sample(model, [0, 1, 2], 3, tmp_path, batch_size=4)) == 2
+
+
+def test_the_reveal_is_drawn_on_request(saved, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--labels", "cat,dog", "--num", 2, "--reveal", "gif,strip"]
+    code, stdout, _ = ends(capsys, "--model", saved, "--out", out, *options)
+    assert code is None and f"{out / 'reveal.gif'}" in stdout
+    with PIL.Image.open(out / "reveal.gif") as image:
+        assert image.n_frames == 5  # nothing, three steps, the image
+    with PIL.Image.open(out / "reveal.png") as image:
+        assert image.height > 8 * 128  # two rows for each of four images
+    code, _, stderr = ends(capsys, "--model", saved, "--out", out, "--reveal", "mp4")
+    assert code == 2 and "'mp4' is neither gif nor strip" in stderr
 
 
 @pytest.mark.parametrize(
@@ -179,6 +258,13 @@ def test_mistakes_are_one_line(saved, tmp_path, capsys):
         (("--model", saved, "--out", out, "--batch-size", "0"), "batch_size=0 must be"),
         (("--model", saved, "--out", out, "--steps", "0"), "num_steps=0 must be"),
         (("--model", saved, "--out", out, "--guidance-scale", "nan"), "guidance_scale=nan"),
+        (("--model", saved, "--out", out, "--guidance-schedule", "sine"), "is none of linear, "),
+        (
+            ("--model", saved, "--out", out, "--guidance-interval", "0.2,0.8"),
+            "--guidance-interval needs --guidance-schedule interval",
+        ),
+        (("--model", saved, "--out", out, "--seed", "-1"), "seed=-1 must be"),
+        (("--model", saved, "--out", out, "--num", "2000000000"), "too many to be numbered"),
     ]:
         code, _, stderr = ends(capsys, *arguments)
         assert code == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1, arguments
@@ -190,9 +276,35 @@ def test_mistakes_are_one_line(saved, tmp_path, capsys):
 def test_as_a_program(saved, tmp_path):
     damaged = shutil.copytree(saved, tmp_path / "model")
     shutil.rmtree(damaged / "transformer")
-    command = [sys.executable, "-m", "enat_jax.sample", "--model", str(damaged), "--out", "out"]
+    (damaged / "transformer.safetensors").unlink()
+    command = [sys.executable, "-m", "enat_jax.sample", "--model", str(damaged)]
+    command += ["--out", str(tmp_path / "out")]
     root = pathlib.Path(__file__).parents[1]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1].startswith("error: no parameters at")
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_killed_at_any_time_the_same_command_makes_the_same_files(saved, tmp_path):
+    def start(out):
+        command = [sys.executable, "-m", "enat_jax.sample", "--model", str(saved)]
+        command += ["--out", str(out), "--num", "200", "--batch-size", "16", "--reveal", "gif"]
+        root = pathlib.Path(__file__).parents[1]
+        return subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL)
+
+    assert start(tmp_path / "undisturbed").wait() == 0
+    expected = contents(tmp_path / "undisturbed")
+    assert len(expected) == 600 + 4
+    out, kills = tmp_path / "killed", 0
+    for wanted in (1, 300):
+        process = start(out)
+        while process.poll() is None and len(list(out.glob("0*.png"))) < wanted:
+            time.sleep(0.001)
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+    assert kills == 2
+    assert start(out).wait() == 0
+    assert contents(out) == expected
