@@ -14,7 +14,7 @@ Dimension letters, the same in docstrings, einsums and shape comments:
 
 Layers, each importing only those above it (``tests/test_layers.py`` holds this):
 
-    maths        reveal, shape_buckets, losses, fid, quality, costs,
+    maths        reveal, shape_buckets, losses, fid, quality, costs, paper_costs,
                  moments, manifold, inception_score, bootstrap,
                  hlo_text, hlo_values, collectives, checksums
     networks     models/ (the only home of flax.linen)
@@ -27,9 +27,9 @@ Layers, each importing only those above it (``tests/test_layers.py`` holds this)
                  similarity, evaluation, measures
     product      generator, model_card, reveal_pictures, compiled_sampler, image_sets, cards
     programs     train, train_config, sample, tokenize_images, prepare, evaluate,
-                 evaluate_arguments, evaluate_digits, export, import_torch, analyze, plots, cli,
-                 benchmark, benchmark_arguments, timing_report, profile_rows, profile_report,
-                 scaling_report
+                 evaluate_arguments, evaluation_passes, evaluate_digits, export, import_torch,
+                 analyze, plots, cli, benchmark, benchmark_arguments, timing_report,
+                 profile_rows, profile_report, scaling_report
 """
 
 __version__ = "0.1.0"

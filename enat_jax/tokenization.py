@@ -9,6 +9,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import numpy as np
 
 from enat_jax import metric_writer, sharding, tokenizer
 from enat_jax.data import images, pictures, tokens
+from enat_jax.tasks import vqgan
 
 SEED = 0  # of augmented copies
 
@@ -39,6 +41,25 @@ class Times:
         parts = [f"{100 * v / max(self.total, 1e-9):.1f}% on {k}" for k, v in share.items()]
         rate = self.num_images / max(self.total, 1e-9)
         return f"{self.total:.1f} s, {rate:.1f} images/s; waited {', '.join(parts)}"
+
+
+def source_settings(model: tokenizer.Tokenizer, source: str) -> dict[str, Any]:
+    """Settings for `images.open_source` that give `source` as the tokenizer takes it.
+
+    A source of the kind that it was trained on has those of its training; another one its size.
+
+    Raises ValueError if the tokenizer does not take square images.
+    """
+    trained_with = model.provenance.get("config", {}).get("data")
+    trained_with = vqgan.Data.of(trained_with) if trained_with else None
+    if trained_with is not None and images.kind(trained_with.source) == images.kind(source):
+        return dict(trained_with.settings)
+    if source == "digits":
+        return {}
+    height, width = model.image_size
+    if height != width:
+        raise ValueError(f"the tokenizer takes {height}x{width} pixels, which is no square")
+    return {"size": height, "channels": model.model.image_channels}
 
 
 def tokenize(

@@ -20,7 +20,6 @@ import jax
 
 from enat_jax import cli, token_inspection, tokenization, tokenizer
 from enat_jax.data import images, tokens
-from enat_jax.tasks import vqgan
 
 PIXELS = 1 << 20  # of one call of the tokenizer on one device
 
@@ -62,17 +61,7 @@ def make_plan(
 
 def _location(model: tokenizer.Tokenizer, flags: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `images.open_source`."""
-    trained_with = model.provenance.get("config", {}).get("data")
-    trained_with = vqgan.Data.of(trained_with) if trained_with else None
-    if trained_with is not None and images.kind(trained_with.source) == images.kind(flags.source):
-        settings = dict(trained_with.settings)
-    elif flags.source == "digits":
-        settings = {}
-    else:
-        height, width = model.image_size
-        if height != width:
-            raise ValueError(f"the tokenizer takes {height}x{width} pixels, which is no square")
-        settings = {"size": height, "channels": model.model.image_channels}
+    settings = tokenization.source_settings(model, flags.source)
     if twice := {"source", "split"} & dict(flags.set).keys():
         raise ValueError(f"--set {min(twice)}=... is an option of its own: --{min(twice)}")
     return {"source": flags.source, "split": flags.split} | settings | dict(flags.set)
@@ -121,7 +110,7 @@ def _tokenize(
         raise
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
@@ -163,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=pathlib.Path, required=True, metavar="DIR", help="directory to write")
     add(
         "--set",
-        type=_setting,
+        type=setting,
         action="append",
         default=[],
         metavar="NAME=VALUE",

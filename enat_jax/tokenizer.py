@@ -1,6 +1,7 @@
 """The trained VQ tokenizer as one thing: images to tokens and back, in a directory of its own.
 
-A tokenizer directory holds `tokenizer.json` (settings and provenance) and `params/` (Orbax).
+A tokenizer directory holds `tokenizer.json` (settings and provenance) and the weights, as `params/`
+(Orbax), `params.safetensors`, or both.
 """
 
 import dataclasses
@@ -12,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from enat_jax import checkpoint, model_files
+from enat_jax import model_files, sharding
 from enat_jax.data import tokens
 from enat_jax.models import vqgan
 
 FORMAT = "enat_jax tokenizer 1"
-BATCH_SIZE = 64  # images per call of the network
+BATCH_SIZE = 64  # images per call of the network and device
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,12 +30,16 @@ class Tokenizer:
         params: its parameters, a nested dict of arrays.
         image_size: (height, width) in pixels of the images it was trained for.
         provenance: JSON values that say where the weights come from.
+        devices: of this process, that images are divided over; empty: the first one.
+        saved_fingerprint: of the weights on disk, where ``params`` are those in another dtype.
     """
 
     model: vqgan.VQGAN
     params: Any
     image_size: tuple[int, int]
     provenance: dict = dataclasses.field(default_factory=dict)
+    devices: tuple[jax.Device, ...] = ()
+    saved_fingerprint: str | None = None
 
     @property
     def grid(self):
@@ -44,8 +49,17 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self):
-        """SHA-256 of the weights, hexadecimal."""
-        return tokens.fingerprint(self.params)
+        """SHA-256 of the weights in float32, hexadecimal."""
+        return self.saved_fingerprint or tokens.fingerprint(self.params)
+
+    def with_dtype(self, dtype):
+        """The same with weights and computation in ``dtype``, "float32" or "bfloat16"."""
+        return dataclasses.replace(
+            self,
+            model=self.model.clone(dtype=dtype),
+            params=model_files.cast(self.params, dtype),
+            saved_fingerprint=self.fingerprint,
+        )
 
     def encode(self, images):
         """uint8 images [n, h, w, c] to int32 tokens [n, l] in raster order."""
@@ -56,7 +70,7 @@ class Tokenizer:
                 f"images of {images.dtype} {images.shape[1:]} do not suit this tokenizer: it takes "
                 f"uint8 images of {needed}: height, width, channels"
             )
-        return _in_batches(functools.partial(_encode, self.model, self.params), images)
+        return self._in_batches(_encode, images)
 
     def decode(self, codes):
         """Tokens [n, l], 0 <= token < v, to uint8 images [n, h, w, c]."""
@@ -71,13 +85,45 @@ class Tokenizer:
                 f"tokens from {codes.min()} to {codes.max()}: the codebook has "
                 f"{self.model.codebook_size}"
             )
-        grids = codes.reshape(-1, rows, columns).astype(np.int32)
-        return _in_batches(functools.partial(_decode, self.model, self.params), grids)
+        return self._in_batches(_decode, codes.reshape(-1, rows, columns).astype(np.int32))
 
-    def save(self, directory):
-        """Write the tokenizer; `tokenizer.json` comes last: a directory that has it is whole."""
+    @functools.cached_property
+    def _placed(self):
+        """The mesh, and the parameters on all of its devices."""
+        devices = self.devices or jax.local_devices()[:1]
+        mesh = sharding.make_mesh(sharding.Sharding(), devices)
+        return mesh, jax.device_put(self.params, sharding.replicated(mesh))
+
+    def _in_batches(self, function, rows):
+        """Apply to batches of one size, so that one compiled shape serves any number of rows."""
+        mesh, params = self._placed
+        calls = max(1, -(-len(rows) // (BATCH_SIZE * mesh.size)))
+        # A device that has one image alone rounds otherwise than one that has several.
+        size = max(2 * mesh.size, -(-len(rows) // calls))
+        parts = []
+        for start in range(0, calls * size, size):
+            part = rows[start : start + size]
+            spare = np.zeros((size - len(part), *rows.shape[1:]), rows.dtype)
+            placed = sharding.place(np.concatenate([part, spare]), mesh)
+            parts.append(np.asarray(function(self.model, params, placed))[: len(part)])
+        return np.concatenate(parts)
+
+    def save(self, directory, formats=model_files.WEIGHTS):
+        """Write the tokenizer; `tokenizer.json` comes last: a directory that has it is whole.
+
+        Args:
+            directory: created if missing; weights there are replaced.
+            formats: of the weights, of ``model_files.WEIGHTS``.
+
+        Raises:
+            ValueError: the weights were loaded in another dtype than they were saved in.
+            OSError: it cannot be written.
+        """
         directory = pathlib.Path(directory)
-        checkpoint.save_params(directory / "params", self.params)
+        if self.saved_fingerprint not in (None, tokens.fingerprint(self.params)):
+            raise ValueError("weights were rounded when they were loaded: save those on disk")
+        metadata = {"format": FORMAT, "fingerprint": self.fingerprint}
+        model_files.save_weights(directory / "params", self.params, formats, metadata)
         description = {
             "format": FORMAT,
             "model": model_files.settings_of(self.model),
@@ -89,29 +135,39 @@ class Tokenizer:
             model_files.write_json(directory / "tokenizer.json", description)
 
     @classmethod
-    def load(cls, directory):
+    def load(cls, directory, dtype=None, devices=None):
         """Read what ``save`` wrote.
+
+        Args:
+            directory: of the tokenizer.
+            dtype: of weights and computation, "float32" or "bfloat16"; None: weights in float32
+                and the computation as trained.
+            devices: of this process, to divide images over; None: all.
 
         Raises:
             FileNotFoundError: there is no tokenizer in the directory.
             ValueError: it is damaged or not a tokenizer of ours.
         """
         directory = pathlib.Path(directory)
-        description = model_files.read_json(
-            directory / "tokenizer.json", FORMAT, "train one with python -m enat_jax.train"
-        )
+        advice = "train one with python -m enat_jax.train"
+        if (directory / "model.json").is_file():
+            advice = f"this is a whole model, its tokenizer is {directory / 'tokenizer'}"
+        description = model_files.read_json(directory / "tokenizer.json", FORMAT, advice)
         try:
             model = vqgan.VQGAN(**model_files.settings_from(description["model"]))
             image_size = tuple(description["image_size"])
             provenance, fingerprint = description["provenance"], description["fingerprint"]
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{directory / 'tokenizer.json'} is damaged: {error!r}") from error
-        # To the device once, not anew with every batch.
-        params = jax.device_put(checkpoint.load_params(directory / "params"))
-        found = cls(model, params, image_size, provenance)
-        if found.fingerprint != fingerprint:
+        params = model_files.load_weights(directory / "params")
+        if tokens.fingerprint(params) != fingerprint:
             raise ValueError(f"the weights in {directory} are not those that were saved: damaged")
-        return found
+        devices = tuple(jax.local_devices() if devices is None else devices)
+        found = cls(model, params, image_size, provenance, devices, fingerprint)
+        if dtype is not None:
+            found = found.with_dtype(dtype)
+        # To the devices once; what is there already is not sent again.
+        return dataclasses.replace(found, params=found._placed[1])
 
 
 def to_float(images):
@@ -132,20 +188,10 @@ def encode(model, params, images):
     return ids.reshape(ids.shape[0], -1)
 
 
-_encode = jax.jit(encode, static_argnums=0)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(model, params, grids):
+def decode(model, params, grids):
+    """Tokens int32 [b, rows, columns] -> uint8 images [b, h, w, c]; pure, to be jitted."""
     return to_uint8(model.apply({"params": params}, grids, method="decode_codes"))
 
 
-def _in_batches(function, rows):
-    """Apply to batches of one size, so that one compiled shape serves any number of rows."""
-    size = min(BATCH_SIZE, max(len(rows), 1))
-    parts = []
-    for start in range(0, max(len(rows), 1), size):
-        part = rows[start : start + size]
-        padded = np.concatenate([part, np.zeros((size - len(part), *rows.shape[1:]), rows.dtype)])
-        parts.append(np.asarray(function(padded))[: len(part)])
-    return np.concatenate(parts)
+_encode = jax.jit(encode, static_argnums=0)
+_decode = jax.jit(decode, static_argnums=0)

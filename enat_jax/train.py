@@ -1,4 +1,4 @@
-"""Train the tokenizer or the transformer.
+"""Train the tokenizer, the transformer or a feature network.
 
     python -m enat_jax.train --config configs/digits.py --workdir runs/digits
     python -m enat_jax.train --config configs/digits.py --workdir runs/digits \\
@@ -28,13 +28,13 @@ from enat_jax import (
     cli,
     distributed,
     exits,
-    generator,
+    export,
+    features,
     metric_writer,
     model_files,
     monitoring,
     sharding,
     timing,
-    tokenizer,
     train_config,
     train_step,
 )
@@ -218,20 +218,14 @@ def _evaluate(task, state, mesh, step, writer, workdir, loop):
 
 def _export(task, config, state, step, directory):
     """Write the finished model's directory."""
-    provenance = {"config": json.loads(config.to_json_best_effort()), "step": step}
-    params = sharding.to_host(state.params if config.task == "vqgan" else state.ema_params)
-    if config.task == "vqgan":
-        size = task.source.image_shape[:2]
-        tokenizer.Tokenizer(task.model, params, size, provenance).save(directory)
+    # Tasks without a moving average have none.
+    params = sharding.to_host(state.ema_params or state.params)
+    if config.task == "classifier":
+        size, provenance = task.source.image_shape[:2], export.provenance(config, task, step)
+        source = config.data.source
+        features.save_trained(directory, task.model, params, size, source, provenance)
     else:
-        generator.Generator(
-            task.model,
-            params,
-            task.tokenizer,
-            task.tokens.class_names,
-            task.sampler,
-            provenance,
-        ).save(directory)
+        export.trained(config, task, params, step).save(directory)
 
 
 def _describe(abstract_state, mesh):

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "enat_jax"
 # Bottom to top. A file imports lower layers, and its own where that makes no circle.
 LAYERS = {
     "maths": [
-        *["reveal", "shape_buckets", "losses", "fid", "quality", "costs"],
+        *["reveal", "shape_buckets", "losses", "fid", "quality", "costs", "paper_costs"],
         *["moments", "manifold", "inception_score", "bootstrap"],
         *["hlo_text", "hlo_values", "collectives", "checksums"],
     ],
@@ -39,7 +39,8 @@ LAYERS = {
     ],
     "programs": [
         *["cli", "train", "train_config", "sample", "tokenize_images", "evaluate"],
-        *["evaluate_arguments", "evaluate_digits", "export", "import_torch", "analyze", "plots"],
+        *["evaluate_arguments", "evaluation_passes", "evaluate_digits", "export", "import_torch"],
+        *["analyze", "plots"],
         *["benchmark", "benchmark_arguments", "scaling_report", "prepare"],
         *["timing_report", "profile_rows", "profile_report"],
     ],

@@ -1,7 +1,9 @@
 """The tokenizer as a thing of its own: shapes, batches, wrong input, its directory."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -92,7 +94,7 @@ def test_wrong_tokens(codec, wrong, message):
 
 def test_a_loaded_tokenizer_is_the_same(codec, images, tmp_path):
     codec.save(tmp_path / "tokenizer")
-    loaded = tokenizer.Tokenizer.load(tmp_path / "tokenizer")
+    loaded = tokenizer.Tokenizer.load(tmp_path / "tokenizer", devices=jax.devices()[:1])
     assert loaded.model == codec.model and loaded.image_size == (8, 8)
     assert loaded.provenance == codec.provenance
     assert loaded.fingerprint == codec.fingerprint != tiny.make_tokenizer(seed=1).fingerprint
@@ -104,6 +106,31 @@ def test_other_weights_than_were_saved(codec, tmp_path):
     checkpoint.save_params(tmp_path / "params", tiny.make_tokenizer(seed=1).params)
     with pytest.raises(ValueError, match="not those that were saved: damaged"):
         tokenizer.Tokenizer.load(tmp_path)
+
+
+def test_a_whole_model_instead_of_its_tokenizer(codec, tmp_path):
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="a whole model, its tokenizer is .*/tokenizer$"):
+        tokenizer.Tokenizer.load(tmp_path)
+
+
+def test_images_are_divided_over_devices(codec, images):
+    spread = dataclasses.replace(codec, devices=tuple(jax.devices()))
+    codes = codec.encode(images)
+    assert np.array_equal(spread.encode(images), codes)
+    assert np.array_equal(spread.decode(codes), codec.decode(codes))
+
+
+def test_weights_for_others_alone(codec, images, tmp_path):
+    codec.save(tmp_path, formats=["safetensors"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "params.safetensors",
+        "tokenizer.json",
+    ]
+    loaded = tokenizer.Tokenizer.load(tmp_path, devices=jax.devices()[:1])
+    assert np.array_equal(loaded.encode(images), codec.encode(images))
+    with pytest.raises(ValueError, match="choose from orbax, safetensors"):
+        codec.save(tmp_path, formats=["torch"])
 
 
 def test_no_tokenizer(tmp_path):
