@@ -27,9 +27,10 @@ def params(model):
 ORDER = jnp.array([[3, 8, 1, 0, 2, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7, 8]])
 IDS = jnp.arange(18).reshape(2, 9)
 LABELS = jnp.array([2, 0])
+QUADRANTS = sorted(nat.QUADRANTS)
 
 
-def logits(model, params, ids, order, num_visible, padding=0, attention_mask=None):
+def logits(model, params, ids, order, num_visible, padding=0):
     run = functools.partial(apply, model, params)
     modulation = run(LABELS, method="condition")
     chex.assert_shape(modulation, (2, 2, 6, 16))
@@ -49,7 +50,6 @@ def logits(model, params, ids, order, num_visible, padding=0, attention_mask=Non
         cache,
         num_visible=count(num_visible),
         num_masked=count(order.shape[1] - num_visible),
-        attention_mask=attention_mask,
         method="decode",
     )
     return out[:, padding:]
@@ -69,19 +69,49 @@ def test_padding_changes_nothing(model, params):
     np.testing.assert_allclose(out, logits(model, params, IDS, ORDER, 4, padding=3), atol=1e-5)
 
 
-def test_quadrants_of_the_attention_can_be_disabled(model, params):
-    """Paper Figure 2: without (masked, visible) the masked tokens know nothing of the visible."""
-    query, key = jnp.arange(9)[:, None] < 4, jnp.arange(9)[None, :] < 4
-    changed = IDS.at[:, :4].add(1)
-    for name, allowed, blind in [
-        ("masked do not see visible", ~(~query & key), True),
-        ("visible do not see masked", ~(query & ~key), False),
-    ]:
-        mask = allowed[None, None]
-        a = logits(model, params, IDS, ORDER, 4, attention_mask=mask)
-        b = logits(model, params, changed, ORDER, 4, attention_mask=mask)
-        assert np.allclose(a, b) == blind, name
-        assert not np.allclose(a, logits(model, params, IDS, ORDER, 4)), name
+def test_a_quadrant_is_queries_by_keys_and_everyone_sees_himself():
+    """Two visible tokens, then two masked ones; rows are queries."""
+    found = {name: nat.quadrant_mask(name, 2, 2)[0, 0].astype(int).tolist() for name in QUADRANTS}
+    assert found == {
+        "visible_from_visible": [[1, 0, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]],
+        "visible_from_masked": [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]],
+        "masked_from_visible": [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]],
+        "masked_from_masked": [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 1]],
+    }
+
+
+@pytest.mark.parametrize("name", QUADRANTS)
+def test_a_quadrant_can_be_disabled(model, params, name):
+    """Paper Figure 2: without masked_from_visible the masked tokens know nothing of the visible."""
+    without = model.clone(disabled_attention=name)
+    out = logits(without, params, IDS, ORDER, 4)
+    assert not np.allclose(out, logits(model, params, IDS, ORDER, 4))
+    changed = logits(without, params, IDS.at[:, :4].add(1), ORDER, 4)
+    assert np.allclose(out, changed) == (name == "masked_from_visible")
+    np.testing.assert_allclose(out, logits(without, params, IDS, ORDER, 4, padding=3), atol=1e-5)
+
+
+def test_masked_tokens_alone_are_decoded_without_a_quadrant(model, params):
+    """The first step, where there is nothing visible."""
+    without = model.clone(disabled_attention="masked_from_masked")
+    assert np.isfinite(logits(without, params, IDS, ORDER, 0)).all()
+
+
+def test_an_unknown_quadrant_is_refused(model, params):
+    with pytest.raises(ValueError, match="'mask' is unknown: one of none, visible_from_visible"):
+        model.clone(disabled_attention="mask").init(jax.random.key(0), IDS, LABELS)
+
+
+def test_features_are_what_the_head_sees(model, params):
+    """Of visible and masked tokens; the head turns those of the masked ones into logits."""
+    run = functools.partial(apply, model, params)
+    modulation = run(LABELS, method="condition")
+    cache = run(IDS[:, :4], ORDER[:, :4], modulation, method="encode")
+    features = run(ORDER[:, 4:], modulation, cache, method="features")
+    chex.assert_shape(features, (2, 9, 16))
+    head = lambda module, x: module.head(x, module.embed.word)  # noqa: E731
+    out = model.apply({"params": params}, features[:, 4:], method=head)
+    np.testing.assert_allclose(out, logits(model, params, IDS, ORDER, 4), atol=1e-5)
 
 
 def test_it_refuses_a_cache(model, params):

@@ -10,9 +10,40 @@ import jax.numpy as jnp
 
 from enat_jax.models import enat, layers
 
+# Who reads from whom, as (queries are visible, keys are visible): paper Figure 2.
+QUADRANTS = {
+    "visible_from_visible": (True, True),
+    "visible_from_masked": (True, False),
+    "masked_from_visible": (False, True),
+    "masked_from_masked": (False, False),
+}
+
+
+def quadrant_mask(disabled, num_visible, num_masked):
+    """Attention without one of its four quadrants.
+
+    Args:
+        disabled: a key of ``QUADRANTS``: "visible_from_masked" forbids visible tokens to attend to
+            masked ones.
+        num_visible, num_masked: p and m, slots of the two windows, the visible ones first.
+
+    Returns:
+        bool [1, 1, p + m, p + m] (queries, keys), False where a query may not look. Every token
+        still sees itself: at the first step there are masked tokens only, and without that
+        nothing would be left for them to attend to.
+    """
+    of_query, of_key = QUADRANTS[disabled]
+    slot = jnp.arange(num_visible + num_masked)
+    visible = slot < num_visible
+    cut = (visible == of_query)[:, None] & (visible == of_key)[None, :]
+    return (~cut | (slot[:, None] == slot[None, :]))[None, None]
+
 
 class NAT(nn.Module):
-    """Non-autoregressive transformer; fields as in ``enat.ENAT``, with ``num_layers`` blocks."""
+    """Non-autoregressive transformer; fields as in ``enat.ENAT``, with ``num_layers`` blocks.
+
+    ``disabled_attention``: one of ``QUADRANTS`` that all blocks do without, "none" for plain NAT.
+    """
 
     num_tokens: int
     codebook_size: int
@@ -29,12 +60,18 @@ class NAT(nn.Module):
     attention: str = "xla"
     unroll: int = 1
     dtype: str = "float32"
+    disabled_attention: str = "none"
 
     reuse = False  # nothing is kept between steps
 
     def setup(self):
         if self.width % self.num_heads:
             raise ValueError(f"{self.width=} is not divisible by {self.num_heads=}")
+        if self.disabled_attention not in ("none", *QUADRANTS):
+            raise ValueError(
+                f"disabled_attention={self.disabled_attention!r} is unknown: one of none, "
+                f"{', '.join(QUADRANTS)}"
+            )
         dtype = jnp.dtype(self.dtype)
         self.embed = layers.TokenEmbedding(
             self.num_tokens,
@@ -93,23 +130,42 @@ class NAT(nn.Module):
         num_masked=None,
         num_visible=None,
         deterministic=True,
-        attention_mask=None,
     ):
-        """Predict the codes at the masked positions; arguments as in ``ENAT.decode``.
+        """Predict the codes at the masked positions; arguments as in ``ENAT.decode``."""
+        x = self.features(
+            positions,
+            modulation,
+            cache,
+            num_masked=num_masked,
+            num_visible=num_visible,
+            deterministic=deterministic,
+        )
+        return self.head(x[:, cache.shape[1] :], self.embed.word)
 
-        ``attention_mask``: bool, broadcastable to [b, h, p + m, p + m] (queries, keys), visible
-        tokens first; False forbids a query to look at a key. Paper Figure 2 disables one of the
-        four quadrants (visible or masked queries) x (visible or masked keys).
+    def features(
+        self,
+        positions,
+        modulation,
+        cache,
+        *,
+        num_masked=None,
+        num_visible=None,
+        deterministic=True,
+    ):
+        """The stack's output before the head, [b, p + m, d], the visible tokens' first.
+
+        Arguments as in ``decode``.
         """
         m, p = positions.shape[1], cache.shape[1]
         ids = jnp.full_like(positions, self.codebook_size)
         x = jnp.concatenate([cache, self.embed(ids, positions, deterministic)], axis=1)
         first = None if num_masked is None else m - num_masked
         mask = enat.key_mask((p, None, num_visible), (m, first, None))
-        if attention_mask is not None:
-            mask = attention_mask if mask is None else mask & attention_mask
+        if self.disabled_attention != "none":
+            allowed = quadrant_mask(self.disabled_attention, p, m)
+            mask = allowed if mask is None else mask & allowed
         x, _ = self.blocks(x, modulation, None, mask)
-        return self.head(x[:, p:], self.embed.word)
+        return x
 
     def __call__(self, ids, labels):
         """A pass that touches every parameter, for initialisation: ids [b, l], l at least 2."""
