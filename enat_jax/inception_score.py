@@ -78,14 +78,6 @@ class Sums:
             self.negative_entropies + member @ p_log_p(probabilities).sum(axis=1),
         )
 
-    def merge(self, other: Self) -> Self:
-        """Returns the sums of both sets of images."""
-        return type(self)(
-            self.counts + other.counts,
-            self.probabilities + other.probabilities,
-            self.negative_entropies + other.negative_entropies,
-        )
-
     def split_scores(self) -> np.ndarray:
         """Returns the score of each split, float64 `[s]`.
 

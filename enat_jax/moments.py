@@ -11,7 +11,6 @@ merging, give the same numbers to rounding.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Self
 
@@ -134,34 +133,3 @@ class Moments:
         if not (np.isfinite(mean).all() and np.isfinite(scatter).all()):
             raise ValueError("moments hold NaN or infinity")
         return cls(int(count), mean, scatter)
-
-    def to_words(self) -> np.ndarray:
-        """Returns all bits as uint32 `[2 * (1 + d + d * d)]`: count, mean, scatter.
-
-        JAX without 64-bit types rounds float64 to float32 whenever arrays pass through it, as in
-        `jax.experimental.multihost_utils.process_allgather`; words pass unchanged.
-        """
-        count = np.array([self.count], np.int64).view(np.float64)
-        return np.concatenate([count, self.mean, self.scatter.ravel()]).view(np.uint32)
-
-    @classmethod
-    def from_words(cls, words: np.ndarray) -> Self:
-        """Returns the moments that `to_words` gave, bit for bit.
-
-        Raises:
-          ValueError: if `words` is not uint32 of a possible length, or holds no moments.
-        """
-        words = np.ascontiguousarray(words)
-        if words.dtype != np.uint32 or words.ndim != 1 or words.size % 2:
-            raise ValueError(f"{words.dtype} {words.shape} are not the words of moments")
-        dimensions = (math.isqrt(2 * words.size + 1) - 1) // 2  # of 1 + d + d * d = size / 2
-        if not dimensions or 2 * (1 + dimensions + dimensions**2) != words.size:
-            raise ValueError(f"{words.size} words are of no moments")
-        values = words.view(np.float64)
-        return cls.from_arrays(
-            {
-                "count": values[:1].view(np.int64)[0],
-                "mean": values[1 : 1 + dimensions].copy(),
-                "scatter": values[1 + dimensions :].reshape(dimensions, dimensions).copy(),
-            }
-        )
