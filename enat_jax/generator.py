@@ -102,10 +102,10 @@ class Generator:
         Raises:
             ValueError: a label or the seed is out of range, or ``batch_size`` is not positive.
         """
-        images = [self.tokenizer.decode(np.zeros((0, self.model.num_tokens), np.int32))]
-        for count, tokens in self._token_batches(labels, seed, first_index, batch_size):
-            images.append(self.tokenizer.decode(tokens)[:count])
-        return np.concatenate(images[1:] or images)
+        batches = self._token_batches(labels, seed, first_index, batch_size)
+        images = [self.tokenizer.decode(tokens)[:count] for count, tokens in batches]
+        shape = (*self.tokenizer.image_size, self.tokenizer.model.image_channels)
+        return np.concatenate(images or [np.zeros((0, *shape), np.uint8)])
 
     def sample_tokens(self, labels, seed=0, first_index=0, batch_size=None):
         """As ``sample`` without decoding: int32 tokens [n, l] in raster order."""

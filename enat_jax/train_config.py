@@ -4,13 +4,19 @@ import dataclasses
 import json
 
 from enat_jax import optim, sharding
-from enat_jax.tasks import enat, vqgan
+from enat_jax.tasks import classifier, enat, vqgan
 
-TASKS = {"vqgan": vqgan, "enat": enat}
+TASKS = {"vqgan": vqgan, "enat": enat, "classifier": classifier}
 SECTIONS = {
     "vqgan": {"model", "data", "loss", "optimizer", "train", "sharding"},
-    "enat": {"model", "data", "mask", "training", "sampler", "optimizer", "train", "sharding"},
+    "enat": {
+        *("model", "data", "mask", "training", "sampler", "optimizer", "train", "sharding"),
+        "evaluation",
+    },
+    "classifier": {"model", "data", "loss", "optimizer", "train", "sharding"},
 }
+
+OPTIONAL = {"sharding", "evaluation"}
 
 # Settings that change speed and rounding alone, so that a run may go on elsewhere with others.
 SPEED = [("model", name) for name in ("remat", "attention", "unroll")]
@@ -80,7 +86,7 @@ def build(config):
     if config.get("task") not in TASKS:
         raise ValueError(f"task={config.get('task')!r} is unknown: one of {sorted(TASKS)}")
     expected = SECTIONS[config.task] | {"task", "seed"}
-    unknown, missing = set(config) - expected, expected - set(config) - {"sharding"}
+    unknown, missing = set(config) - expected, expected - set(config) - OPTIONAL
     if unknown or missing:
         raise ValueError(
             f"a config of task {config.task!r} has no sections {sorted(unknown)} "
@@ -109,7 +115,8 @@ def build(config):
 def identity(config, task):
     """What a checkpoint must have been made with to be continued, as JSON values."""
     values = json.loads(config.to_json_best_effort())
-    kept = {k: v for k, v in values.items() if k not in ("data", "train", "sampler", "sharding")}
+    others = ("data", "train", "sampler", "sharding", "evaluation")
+    kept = {k: v for k, v in values.items() if k not in others}
     for section, name in SPEED:
         kept.get(section, {}).pop(name, None)
     kept["batch_size"] = config.train.batch_size

@@ -16,6 +16,7 @@ import optax
 
 from enat_jax import (
     costs,
+    evaluation,
     losses,
     optim,
     reveal,
@@ -27,7 +28,7 @@ from enat_jax import (
 )
 from enat_jax.data import loader, tokens
 from enat_jax.models import enat, nat
-from enat_jax.tasks import token_data
+from enat_jax.tasks import sample_quality, token_data
 
 MODELS = {"enat": enat.ENAT, "nat": nat.NAT}
 VISIBLE_SHARES = (1 / 16, 1 / 4, 1 / 2, 3 / 4)  # of the tokens, in evaluation
@@ -209,6 +210,7 @@ class Task:
     sampler: sampling.Settings
     seed: int
     batch_size: int
+    quality: sample_quality.SampleQuality | None = None
 
     def init(self, key):
         """The state before step 0; pure."""
@@ -329,35 +331,54 @@ class Task:
         """Names of the numbers that ``evaluate`` gives."""
         shares = VISIBLE_SHARES if self.held_out is not None else ()
         kinds = ("loss", "accuracy")
-        return tuple(f"held_out/{kind}_{share:.4g}_visible" for share in shares for kind in kinds)
+        held_out = (f"held_out/{kind}_{share:.4g}_visible" for share in shares for kind in kinds)
+        return (*held_out, *(self.quality.names if self.quality else ()))
 
     def evaluate(self, state, mesh) -> Iterator[tuple[str, float]]:
-        """Held-out masked-token loss and accuracy of the EMA model by share of visible tokens."""
-        if self.held_out is None:
-            return
+        """Held-out loss and accuracy by share of visible tokens, and the quality of samples.
+
+        Of masked tokens, by the EMA model.
+        """
+        if self.held_out is not None:
+            yield from zip(self.evaluated, self._held_out_scores(state, mesh), strict=False)
+        if self.quality:
+            draw = functools.partial(self._samples, state, mesh)
+            yield from self.quality.measure(draw, self.model.num_classes)
+
+    def _held_out_scores(self, state, mesh) -> Iterator[float]:
         l = self.model.num_tokens  # noqa: E741
         n = min(len(self.held_out), 1024)
         # Evenly over the set, which is sorted by class.
         rows = self.held_out.gather(np.linspace(0, len(self.held_out) - 1, n).astype(np.int64))
         order = np.asarray(random_order(jax.random.key(self.seed), rows["tokens"].shape))
         rows = [sharding.place(x, mesh) for x in (rows["tokens"], rows["labels"], order)]
-        names = iter(self.evaluated)
         for share in VISIBLE_SHARES:
             scores = masked_scores(self.model, state.ema_params, *rows, round(l * share))
             for values in sharding.to_host(scores):
-                yield next(names), float(values[:n].mean())
+                yield float(values[:n].mean())
+
+    def _samples(self, state, mesh, start, stop):
+        """Samples start to stop - 1 of the EMA model, balanced over the classes."""
+        # Padded to one shape, so that the last ones need no compilation of their own.
+        index = start + np.arange(min(evaluation.CHUNK, self.quality.num), dtype=np.int32)
+        labels = index % self.model.num_classes
+        images = self._draw(state, mesh, labels, index)[: stop - start]
+        return evaluation.Batch(images, labels[: stop - start])
 
     def images(self, state, mesh) -> Iterator[tuple[str, np.ndarray]]:
         """Samples of the EMA model at fixed seeds, a row per class (the first 10): uint8."""
         classes = min(self.model.num_classes, 10)
-        n = 10 * classes
         labels = np.repeat(np.arange(classes, dtype=np.int32), 10)
-        sample = sampling.make(self.model, self.sampler)
-        placed = [sharding.place(x, mesh) for x in (labels, np.arange(n, dtype=np.int32))]
-        codes = sample(state.ema_params, *placed, jax.random.key(self.seed))
-        pictures = self.tokenizer.decode(sharding.to_host(codes)[:n])
+        pictures = self._draw(state, mesh, labels, np.arange(len(labels), dtype=np.int32))
         rows = pictures.reshape(classes, 10, *pictures.shape[1:])
         yield "samples", np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
+
+    def _draw(self, state, mesh, labels, index):
+        """Images of the EMA model, uint8 [b, h, w, c], of labels and numbers int32 [b]."""
+        sample = sampling.make(self.model, self.sampler)
+        placed = [sharding.place(x, mesh) for x in (labels, index)]
+        codes = sample(state.ema_params, *placed, jax.random.key(self.seed))
+        return self.tokenizer.decode(sharding.to_host(codes)[: len(labels)])
 
 
 def _with_words(params, codebook, model, key):
@@ -421,4 +442,5 @@ def make(config, batch_size=None):
         sampler=sampling.Settings(**config.sampler.to_dict()),
         seed=config.seed,
         batch_size=batch_size or config.train.batch_size,
+        quality=sample_quality.make(config.get("evaluation"), codec),
     )

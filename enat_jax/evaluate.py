@@ -1,0 +1,320 @@
+"""Measure a model, a tokenizer or pictures, and make statistics to measure them against.
+
+    python -m enat_jax.evaluate --model DIR --reference STATS_OR_SOURCE --out DIR
+    python -m enat_jax.evaluate --tokenizer DIR --source SOURCE --out DIR
+    python -m enat_jax.evaluate --images SOURCE --reference STATS_OR_SOURCE --size 256 --out DIR
+    python -m enat_jax.evaluate --make-reference FILE.npz --reference SOURCE --size 256
+    python -m enat_jax.evaluate --compare DIR DIR
+
+STATS is an .npz file: one made by this program, ADM's, or pytorch-fid's. SOURCE is digits, a
+folder, a .zip, a .tar or tfds:NAME. The images of a model stay pixels in memory; image i is of
+class i mod the number of classes and depends on the seed and i alone. DIR receives `card.md` and
+`card.json`. Start the same command again to go on with an interrupted one. Several hosts that
+share DIR take a part each: give them `--num-hosts N` and `--host-index` 0 to N-1.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import shutil
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from enat_jax import (
+    cards,
+    cli,
+    evaluate_arguments,
+    evaluation,
+    evaluation_files,
+    evaluation_passes,
+    features,
+    generator,
+    image_sets,
+    image_statistics,
+    measures,
+    tokenization,
+    tokenizer,
+)
+from enat_jax.data import images
+
+# --- the uses ------------------------------------------------------------------------------------
+
+
+def evaluate_model(flags: argparse.Namespace, hosts: evaluation_passes.Hosts) -> None:
+    """Write the card of a model."""
+    image_sets.refuse_models(flags.reference)
+    network = features.open_features(flags.features, weights=flags.inception)
+    model = generator.Generator.load(flags.model, flags.dtype)
+    changes = {
+        name: getattr(flags, name)
+        for name in evaluate_arguments.SAMPLER
+        if getattr(flags, name) is not None
+    }
+    model = model.with_settings(**changes)
+    num, classes = flags.num or evaluate_arguments.NUM, len(model.class_names)
+    if num < max(2, classes):
+        raise ValueError(
+            f"--num {num} is too few: a model of {classes} classes needs at least "
+            f"{max(2, classes)} images, and many more for numbers that mean anything"
+        )
+    subject = image_sets.of_generator(model, num, flags.seed, flags.batch_size, network)
+    reference = image_sets.open_reference(
+        flags.reference,
+        lambda: _open_source(flags, flags.reference, model.tokenizer),
+        subject.shape,
+        network,
+        flags.keep,
+    )
+    sections = {
+        "kind": "model",
+        "model": {
+            "path": str(flags.model),
+            "fingerprint": image_sets.fingerprints(model),
+            "dtype": flags.dtype or model.model.dtype,
+            "provenance": model.provenance,
+        },
+        "sampler": dataclasses.asdict(model.settings),
+    }
+    _evaluate(flags, hosts, network, subject, reference, sections)
+
+
+def evaluate_tokenizer(flags: argparse.Namespace, hosts: evaluation_passes.Hosts) -> None:
+    """Write the card of a tokenizer: reconstructions against their originals, or statistics."""
+    network = features.open_features(flags.features, weights=flags.inception)
+    codec = tokenizer.Tokenizer.load(flags.tokenizer)
+    needed = (*codec.image_size, codec.model.image_channels)
+    source = _open_source(flags, flags.source, codec)
+    if source.image_shape != needed:
+        raise ValueError(
+            f"pictures of --source {flags.source} are {image_sets.size_of(source.image_shape)}, "
+            f"the tokenizer takes {image_sets.size_of(needed)}: --set size=... and channels=... "
+            "change them"
+        )
+    subject = image_sets.of_tokenizer(codec, source, network)
+    path = flags.reference or flags.source
+    reference = image_sets.open_reference(
+        path, lambda: _open_source(flags, path, codec), needed, network, flags.keep
+    )
+    sections = {
+        "kind": "tokenizer",
+        "model": {
+            "path": str(flags.tokenizer),
+            "fingerprint": {"tokenizer": codec.fingerprint},
+            "dtype": codec.model.dtype,
+            "provenance": codec.provenance,
+        },
+        "sampler": {},
+    }
+    _evaluate(flags, hosts, network, subject, reference, sections)
+
+
+def evaluate_images(flags: argparse.Namespace, hosts: evaluation_passes.Hosts) -> None:
+    """Write the card of pictures that came from elsewhere."""
+    image_sets.refuse_models(flags.reference)
+    network = features.open_features(flags.features, weights=flags.inception)
+    source = _open_source(flags, flags.images, None)
+    subject = image_sets.of_source(source, len(source), network)
+    made_from = {"source": None}  # whoever made them learned from unknown images
+    subject = dataclasses.replace(subject, description=subject.description | made_from)
+    reference = image_sets.open_reference(
+        flags.reference,
+        lambda: _open_source(flags, flags.reference, None),
+        subject.shape,
+        network,
+        flags.keep,
+    )
+    identity = subject.plan.identity["images"]
+    sections = {
+        "kind": "images",
+        "model": {"path": flags.images, "dtype": None, "identity": identity},
+        "sampler": {},
+    }
+    _evaluate(flags, hosts, network, subject, reference, sections)
+
+
+def _evaluate(
+    flags: argparse.Namespace,
+    hosts: evaluation_passes.Hosts,
+    network: features.Features,
+    subject: image_sets.ImageSet,
+    reference: image_sets.Reference,
+    sections: dict[str, Any],
+) -> None:
+    _try_features(network, subject, reference)
+    plan = {
+        "format": cards.FORMAT,
+        "kind": sections["kind"],
+        "images": subject.plan.identity["images"],
+        "num_images": subject.plan.num_images,
+        "dtype": sections["model"]["dtype"],
+        "features": network.description,
+        "reference": reference.identity,
+        "replicates": flags.replicates,
+        "num_hosts": hosts.number,
+    }
+    evaluation_files.begin(flags.out, plan)
+    if (flags.out / "card.json").exists():
+        _show(cards.read(flags.out), flags.out)
+        return
+    compared = evaluation_passes.statistics_of_reference(reference, network, flags.out, hosts)
+    found = evaluation_passes.measure(subject, network, flags.out / "images", hosts, "images")
+    if found is None or compared is None:
+        print(f"this host's part is finished; {flags.out} is complete when the others' are")
+        return
+    card = _card(flags, hosts, network, subject, found, reference, compared) | sections
+    cards.write(flags.out, card)
+    _show(card, flags.out)
+
+
+def _show(card: cards.Card, out: pathlib.Path) -> None:
+    print(f"{cards.summary(card)}\nall settings in {out / 'card.md'} and {out / 'card.json'}")
+
+
+def _card(
+    flags: argparse.Namespace,
+    hosts: evaluation_passes.Hosts,
+    network: features.Features,
+    subject: image_sets.ImageSet,
+    found: evaluation.Collected,
+    reference: image_sets.Reference,
+    compared: image_statistics.Statistics,
+) -> cards.Card:
+    """All of a card but what it says of the model."""
+    own = subject.statistics(found)
+    own.save(flags.out / "images.npz")
+    begun = time.perf_counter()
+    metrics, unmeasured = measures.measure(
+        own,
+        compared,
+        found.rows,
+        network,
+        reconstructed=flags.tokenizer is not None,
+        replicates=flags.replicates,
+    )
+    counts = found.totals.class_counts
+    return {
+        "format": cards.FORMAT,
+        "headline": next(iter(metrics)),
+        "metrics": metrics,
+        "caveats": [
+            *image_statistics.incompatible(own.description, compared.description),
+            *measures.caveats(network, subject.shape),
+            *unmeasured,
+        ],
+        "features": {**network.description, "origin": network.origin},
+        "reference": {
+            "path": reference.path,
+            "about": reference.about,
+            "sha256": reference.sha256,
+            "description": compared.description,
+        },
+        "images": {
+            "num": subject.plan.num_images,
+            "per_class": [int(counts.min()), int(counts.max())],
+            "classes": len(counts),
+            "size": list(subject.shape),
+            "seed": flags.seed if flags.model else None,
+        },
+        "intervals": measures.about_intervals(flags.replicates),
+        "versions": cards.versions(),
+        "hardware": {**cards.hardware(), "num_hosts": hosts.number},
+        "seconds": {**found.totals.seconds, "metrics": time.perf_counter() - begun},
+        "date": cards.today(),
+    }
+
+
+def _try_features(
+    network: features.Features, subject: image_sets.ImageSet, reference: image_sets.Reference
+) -> None:
+    """Raises ValueError, before anything is drawn, unless features suit images and statistics."""
+    found = network(np.zeros((1, *subject.shape), np.uint8))
+    if reference.statistics is not None:
+        sizes = {name: rows.shape[1] for name, rows in found.items()}
+        reference.statistics.check_features(network.description, f"--reference {reference.path}")
+        reference.statistics.check_dimensions(sizes, f"--reference {reference.path}")
+
+
+def make_reference(flags: argparse.Namespace, hosts: evaluation_passes.Hosts) -> None:
+    """Write the statistics of a source."""
+    path = flags.make_reference
+    if path.suffix != ".npz":
+        raise ValueError(f"--make-reference {path}: the name of a statistics file ends in .npz")
+    network = features.open_features(flags.features, weights=flags.inception)
+    source = _open_source(flags, flags.reference, None)
+    if not len(source):
+        raise ValueError(f"there are no pictures in --reference {flags.reference}")
+    subject = image_sets.of_source(source, flags.keep, network)
+    if path.exists():
+        before = image_statistics.Statistics.load(path).description
+        now = {k: v for k, v in subject.description.items() if k != "versions"}
+        if found := evaluation_files.differences({k: before.get(k) for k in now}, now):
+            name, was, wanted = found[0]
+            raise ValueError(
+                f"{path} holds other statistics: {name} is {was}, now it would be {wanted}: name "
+                "another file"
+            )
+        print(f"{path} already holds these statistics")
+        return
+    work = path.with_name(f"{path.name}.unfinished")
+    evaluation_files.begin(work, {**subject.plan.identity, "num_hosts": hosts.number})
+    collected = evaluation_passes.measure(subject, network, work, hosts, "reference")
+    if collected is None:
+        print(f"this host's part is finished; {path} is written when the others' are")
+        return
+    subject.statistics(collected).save(path)
+    if hosts.number == 1:  # another host may be reading
+        shutil.rmtree(work)
+    print(f"statistics of {len(source):,} images of {image_sets.size_of(subject.shape)} in {path}")
+
+
+def compare(paths: list[str]) -> None:
+    """Print what two cards say of each other."""
+    first, second = (cards.read(path) for path in paths)
+    print(cards.compare(first, second, (paths[0], paths[1])))
+
+
+def _open_source(
+    flags: argparse.Namespace, path: str, codec: tokenizer.Tokenizer | None
+) -> images.Source:
+    """Pictures as the tokenizer takes them, or as the flags say."""
+    settings = tokenization.source_settings(codec, path) if codec else {}
+    if flags.size is not None:
+        settings["size"] = flags.size
+    return images.open_source(path, flags.split, **settings | dict(flags.set))
+
+
+def main(arguments: list[str]) -> None:
+    flags = evaluate_arguments.parser(__doc__).parse_args(arguments)
+    if hasattr(sys.stdout, "reconfigure"):  # what a notebook puts in its place has none
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
+    use = next(name for name in evaluate_arguments.NEEDED if getattr(flags, name) is not None)
+    for name in evaluate_arguments.NEEDED[use]:
+        if getattr(flags, name) is None:
+            raise ValueError(f"--{use.replace('_', '-')} needs --{name}; see --help")
+    if use == "compare":
+        compare(flags.compare)
+        return
+    if flags.replicates < 0 or flags.replicates == 1:
+        raise ValueError(f"--replicates {flags.replicates} must be 0 or at least 2")
+    hosts = evaluation_passes.Hosts(
+        jax.process_index() if flags.host_index is None else flags.host_index,
+        flags.num_hosts or jax.process_count(),
+        flags.save_every,
+    )
+    if not 0 <= hosts.index < hosts.number:
+        raise ValueError(f"--host-index {hosts.index} is not in [0, {hosts.number})")
+    uses = {
+        "model": evaluate_model,
+        "tokenizer": evaluate_tokenizer,
+        "images": evaluate_images,
+        "make_reference": make_reference,
+    }
+    uses[use](flags, hosts)
+
+
+if __name__ == "__main__":
+    cli.run(main)
