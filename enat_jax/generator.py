@@ -27,6 +27,7 @@ from enat_jax.data import tokens as token_data
 from enat_jax.data import whole_files
 from enat_jax.models import enat, nat
 from enat_jax.tasks import enat as enat_task
+from enat_jax.tasks import masked_tokens
 
 FORMAT = "enat_jax model 2"
 BATCH_SIZE = 100  # images per call of the sampler, at most, where nothing else is said
@@ -150,10 +151,10 @@ class Generator:
         tokens = np.asarray(tokens, np.int32)
         if not 0 <= num_visible < self.model.num_tokens:
             raise ValueError(f"{num_visible=} must lie in [0, {self.model.num_tokens})")
-        order = np.asarray(enat_task.random_order(jax.random.key(seed), tokens.shape))
+        order = np.asarray(masked_tokens.random_order(jax.random.key(seed), tokens.shape))
         mesh, params = self._placed
         rows = [sharding.place(x, mesh) for x in (tokens, self._checked(labels), order)]
-        scores = enat_task.masked_scores(self.model, params, *rows, int(num_visible))
+        scores = masked_tokens.scores(self.model, params, *rows, int(num_visible))
         return tuple(np.asarray(x)[: len(tokens)] for x in scores)
 
     def save(self, directory, formats=model_files.WEIGHTS):

@@ -17,7 +17,7 @@ import numpy as np
 
 from enat_jax import metric_writer, sharding, tokenizer
 from enat_jax.data import images, pictures, tokens
-from enat_jax.tasks import vqgan
+from enat_jax.tasks import image_data
 
 SEED = 0  # of augmented copies
 
@@ -51,7 +51,7 @@ def source_settings(model: tokenizer.Tokenizer, source: str) -> dict[str, Any]:
     Raises ValueError if the tokenizer does not take square images.
     """
     trained_with = model.provenance.get("config", {}).get("data")
-    trained_with = vqgan.Data.of(trained_with) if trained_with else None
+    trained_with = image_data.Data.of(trained_with) if trained_with else None
     if trained_with is not None and images.kind(trained_with.source) == images.kind(source):
         return dict(trained_with.settings)
     if source == "digits":

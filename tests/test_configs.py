@@ -12,7 +12,7 @@ from enat_jax import optim, reveal, sampling, sharding, train_config
 from enat_jax.models import classifier, nat, vqgan
 from enat_jax.tasks import classifier as classifier_task
 from enat_jax.tasks import enat as enat_task
-from enat_jax.tasks import token_data
+from enat_jax.tasks import image_data, masked_tokens, token_data
 from enat_jax.tasks import vqgan as vqgan_task
 
 DIRECTORY = pathlib.Path(__file__).parents[1] / "configs"
@@ -48,14 +48,14 @@ def test_config_builds(path):
     settings = config.model.to_dict()
     if config.task == "classifier":
         classifier_task.Loss(**config.loss.to_dict())
-        data = vqgan_task.Data.of(config.data.to_dict())
+        data = image_data.Data.of(config.data.to_dict())
         model = classifier.Classifier(num_classes=10, image_channels=1, **settings)
         size = data.settings["size"]
         assert parameters(model, jnp.zeros((1, size, size, 1))) > 0
         return
     if config.task == "vqgan":
         vqgan_task.Loss(**config.loss.to_dict())
-        data = vqgan_task.Data.of(config.data.to_dict() | {"source": "digits"})
+        data = image_data.Data.of(config.data.to_dict() | {"source": "digits"})
         assert data.settings["size"] > 0
         model = vqgan.VQGAN(**settings)
         side = model.downsampling
@@ -140,7 +140,7 @@ def test_a_step_runs_without_a_quadrant():
     @jax.jit
     def step(params):
         counts, windows = (0, 2), reveal.Windows(0, 2, 2, 2)
-        loss, _ = enat_task.step_loss(
+        loss, _ = masked_tokens.step_loss(
             model, params, params, batch, counts, windows, smoothing=0.0, exact=True
         )
         return loss

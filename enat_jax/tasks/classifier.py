@@ -15,9 +15,8 @@ import optax
 
 from enat_jax import losses, optim, sharding, train_state
 from enat_jax.data import images as image_sources
-from enat_jax.data import loader
 from enat_jax.models import classifier
-from enat_jax.tasks import vqgan
+from enat_jax.tasks import image_data
 
 EVALUATED = 10_000  # held-out images, at most
 EVALUATION = ("accuracy", "loss")
@@ -47,7 +46,7 @@ class Task:
     loss: Loss
     seed: int
     batch_size: int
-    workers: int = 0  # see `vqgan.Data`
+    workers: int = 0  # see `image_data.Data`
 
     def init(self, key: jax.Array) -> train_state.TrainState:
         """The state before step 0; pure. There is no moving average: `ema_params` is empty."""
@@ -63,28 +62,12 @@ class Task:
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a whole batch."""
-        shape = (self.batch_size, *self.source.image_shape)
-        return {
-            "images": jax.ShapeDtypeStruct(shape, jnp.uint8),
-            "labels": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
-        }
+        return image_data.batch_spec(self.source, self.batch_size)
 
-    def batches(
-        self, start: int, share: tuple[int, int] = (0, 1)
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Part i of n of every batch from number `start` on, as `batch_spec` says.
-
-        `share`: (i, n), see `sharding.process_share`.
-        """
-        return loader.train_batches(
-            self.source.gather,
-            len(self.source),
-            self.batch_size,
-            seed=self.seed,
-            start_step=start,
-            process_index=share[0],
-            process_count=share[1],
-            workers=self.workers,
+    def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[image_data.Batch]:
+        """Part i of n, `share`, of every batch from number `start` on."""
+        return image_data.batches(
+            self.source, self.batch_size, self.seed, start, share, self.workers
         )
 
     def data_identity(self) -> dict[str, object]:
@@ -186,7 +169,7 @@ def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Ta
 
     Raises ValueError, TypeError for settings that do not fit together.
     """
-    data = vqgan.Data.of(config.data.to_dict())
+    data = image_data.Data.of(config.data.to_dict())
     source, held_out = data.open(data.train_split), data.open(data.held_out_split)
     if held_out.class_names != source.class_names:
         raise ValueError(

@@ -9,7 +9,6 @@ rule gives every code its first place at step 0.
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +18,9 @@ import optax
 
 from enat_jax import optim, sharding, tokenizer, train_state
 from enat_jax.data import images as image_sources
-from enat_jax.data import loader
 from enat_jax.models import vqgan
+from enat_jax.tasks import image_data
 
-Batch = dict[str, np.ndarray]
 Metrics = dict[str, jax.Array]
 
 EVALUATED = 2048  # held-out images, at most
@@ -64,45 +62,6 @@ class Loss:
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
-    """Where the images are; see `data.images.open_source`.
-
-    Attributes:
-        source: "digits", a folder, an archive or a TFDS data set.
-        settings: of the source, such as the `size` of its images.
-        train_split, held_out_split: of the source.
-        workers: processes that read and decode images; 0: threads of this one, which do as well
-            while the devices are busy elsewhere.
-    """
-
-    source: str
-    settings: Mapping[str, Any]
-    train_split: str = "train"
-    held_out_split: str = "test"
-    workers: int = 0
-
-    def __post_init__(self):
-        if not self.source:
-            raise ValueError(
-                "data.source is not set: give --config.data.source=, the path of a folder, .zip or "
-                ".tar of pictures, or tfds:NAME"
-            )
-
-    @classmethod
-    def of(cls, section: Mapping[str, Any]) -> "Data":
-        """Of the section of a config, in which the source's settings stand beside the others.
-
-        A setting of None is one that was not given.
-        """
-        own = {f.name for f in dataclasses.fields(cls)} - {"settings"}
-        settings = {k: v for k, v in section.items() if k not in own and v is not None}
-        return cls(settings=settings, **{k: v for k, v in section.items() if k in own})
-
-    def open(self, split: str) -> image_sources.Source:
-        return image_sources.open_source(self.source, split, **self.settings)
-
-
-@dataclasses.dataclass(frozen=True)
 class Task:
     """What `train` asks of a task; made by `make`."""
 
@@ -134,26 +93,12 @@ class Task:
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a whole batch."""
-        shape = (self.batch_size, *self.source.image_shape)
-        return {
-            "images": jax.ShapeDtypeStruct(shape, jnp.uint8),
-            "labels": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
-        }
+        return image_data.batch_spec(self.source, self.batch_size)
 
-    def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
-        """Part i of n of every batch from number `start` on, as `batch_spec` says.
-
-        `share`: (i, n), see `sharding.process_share`.
-        """
-        return loader.train_batches(
-            self.source.gather,
-            len(self.source),
-            self.batch_size,
-            seed=self.seed,
-            start_step=start,
-            process_index=share[0],
-            process_count=share[1],
-            workers=self.workers,
+    def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[image_data.Batch]:
+        """Part i of n, `share`, of every batch from number `start` on."""
+        return image_data.batches(
+            self.source, self.batch_size, self.seed, start, share, self.workers
         )
 
     def data_identity(self) -> dict[str, object]:
@@ -355,7 +300,7 @@ def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Ta
 
     Raises ValueError, TypeError for settings that do not fit together.
     """
-    data = Data.of(config.data.to_dict())
+    data = image_data.Data.of(config.data.to_dict())
     source, held_out = data.open(data.train_split), data.open(data.held_out_split)
     model = vqgan.VQGAN(**config.model.to_dict())
     height, width, channels = source.image_shape

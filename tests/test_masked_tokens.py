@@ -12,7 +12,7 @@ from references import Golden, order_of, perturbed, rows
 
 from enat_jax import conversion, losses, reveal, shape_buckets
 from enat_jax.models import enat
-from enat_jax.tasks import enat as task
+from enat_jax.tasks import masked_tokens
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def golden():
 
 def loss_and_gradients(model, params, batch, counts, windows, exact, smoothing=0.1):
     def loss(params, counts):
-        return task.step_loss(
+        return masked_tokens.step_loss(
             model, params, params, batch, counts, windows, smoothing=smoothing, exact=exact
         )[0]
 
@@ -102,7 +102,7 @@ def test_the_cache_comes_from_the_ema_model_and_has_no_gradient():
 
     @jax.jit
     def gradients(params, ema):
-        loss = lambda p, e: task.step_loss(  # noqa: E731
+        loss = lambda p, e: masked_tokens.step_loss(  # noqa: E731
             MODEL, p, e, batch, counts, windows, smoothing=0.1, exact=True
         )[0]
         return loss(params, ema), jax.grad(loss, argnums=1)(params, ema)
@@ -128,7 +128,7 @@ def test_the_masked_mean_ignores_padding_even_nan():
 
 
 def test_random_orders_are_permutations_and_uniform():
-    order = np.asarray(task.random_order(jax.random.key(0), (3000, 5)))
+    order = np.asarray(masked_tokens.random_order(jax.random.key(0), (3000, 5)))
     assert (np.sort(order, axis=1) == np.arange(5)).all()
     first = np.bincount(order[:, 0], minlength=5)
     assert np.abs(first - 600).max() < 4 * np.sqrt(600)
@@ -136,7 +136,7 @@ def test_random_orders_are_permutations_and_uniform():
 
 def test_masked_scores_see_what_they_are_given():
     params, batch = perturbed(MODEL), random_batch()
-    score = functools.partial(task.masked_scores, MODEL, params)
+    score = functools.partial(masked_tokens.scores, MODEL, params)
     loss, hits = score(batch["ids"], batch["labels"], batch["positions"], num_visible=5)
     chex.assert_shape([loss, hits], (4, 11))
     # What is masked must not matter for the prediction of another masked token.
