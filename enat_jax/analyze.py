@@ -375,6 +375,8 @@ def _parser():
 
 def main(argv):
     options = _parser().parse_args(argv)
+    if not 0 <= getattr(options, "seed", 0) < 2**32:  # JAX would take the lower 32 bits alone
+        raise ValueError(f"seed={options.seed} must be a whole number from 0 to 2**32 - 1")
     options.run(options)
 
 

@@ -58,8 +58,8 @@ def of_frechet_distance(
 ) -> float:
     """Returns the standard error of the Fréchet distance of features to a reference, by replicates.
 
-    Each replicate costs a covariance and a distance: seconds for a hundred dimensions, a minute for
-    two thousand, where `of_frechet_distance_linear` does. Both are too large where dimensions are
+    Each replicate costs the eigenvalues of a matrix of the images or of the dimensions, whichever
+    are fewer. `of_frechet_distance_linear` needs none. Both are too large where dimensions are
     many for the images: of normal vectors, n = 16 d, by 40% and the linear one by 20%.
 
     Args:
@@ -75,14 +75,30 @@ def of_frechet_distance(
     features = np.asarray(features, np.float64)
     own_mean, _ = fid.gaussian_statistics(features)
     centred = features - own_mean
+    # The trace of (C1 C2)^(1/2) is the sum of the singular values of A C2^(1/2), if A'A = C1. Here A
+    # has a row an image: few images cost little, and the reference's root is taken once.
+    rotated = centred @ fid.symmetric_root(covariance)
+    constant = np.trace(covariance)
     distances = []
     for weights in _draws(len(features), num_replicates, seed):
+        scale = np.sqrt(weights / (len(features) - 1))[:, None]
         shift = weights @ centred / len(features)
-        products = (centred * weights[:, None]).T @ centred
-        drawn = (products - len(features) * np.outer(shift, shift)) / (len(features) - 1)
-        distance = fid.frechet_distance(own_mean + shift, (drawn + drawn.T) / 2, mean, covariance)
-        distances.append(distance)
+        spread = np.square(scale * (centred - shift)).sum()
+        overlap = _nuclear_norm(scale * (rotated - weights @ rotated / len(features)))
+        difference = own_mean + shift - mean
+        distances.append(difference @ difference + spread + constant - 2 * overlap)
     return float(np.std(distances, ddof=1))
+
+
+def _nuclear_norm(matrix: np.ndarray) -> float:
+    """Returns the sum of the singular values, by the smaller of the two Gram matrices.
+
+    Squares lose half of the digits, which leaves enough for a standard error.
+    """
+    small = matrix @ matrix.T if len(matrix) < matrix.shape[1] else matrix.T @ matrix
+    values = np.linalg.eigvalsh(small)
+    values = values[values > values.size * np.finfo(np.float64).eps * values.max(initial=0.0)]
+    return float(np.sqrt(values).sum())
 
 
 def of_frechet_distance_linear(

@@ -245,12 +245,12 @@ def make_reference(flags: argparse.Namespace, hosts: evaluation_passes.Hosts) ->
         raise ValueError(f"--make-reference {path}: the name of a statistics file ends in .npz")
     network = features.open_features(flags.features, weights=flags.inception)
     source = _open_source(flags, flags.reference, None)
-    if not len(source):
-        raise ValueError(f"there are no pictures in --reference {flags.reference}")
     subject = image_sets.of_source(source, flags.keep, network)
     if path.exists():
-        before = image_statistics.Statistics.load(path).description
+        loaded = image_statistics.Statistics.load(path)
+        before = loaded.description | {"kept": 0 if loaded.pool is None else len(loaded.pool)}
         now = {k: v for k, v in subject.description.items() if k != "versions"}
+        now["kept"] = len(range(0, len(source), subject.plan.stride))
         if found := evaluation_files.differences({k: before.get(k) for k in now}, now):
             name, was, wanted = found[0]
             raise ValueError(
@@ -260,7 +260,11 @@ def make_reference(flags: argparse.Namespace, hosts: evaluation_passes.Hosts) ->
         print(f"{path} already holds these statistics")
         return
     work = path.with_name(f"{path.name}.unfinished")
-    evaluation_files.begin(work, {**subject.plan.identity, "num_hosts": hosts.number})
+    evaluation_files.begin(
+        work,
+        {**subject.plan.identity, "keep": flags.keep, "num_hosts": hosts.number},
+        f"remove {work}, or name another file",
+    )
     collected = evaluation_passes.measure(subject, network, work, hosts, "reference")
     if collected is None:
         print(f"this host's part is finished; {path} is written when the others' are")
@@ -284,20 +288,30 @@ def _open_source(
     settings = tokenization.source_settings(codec, path) if codec else {}
     if flags.size is not None:
         settings["size"] = flags.size
-    return images.open_source(path, flags.split, **settings | dict(flags.set))
+    source = images.open_source(path, flags.split, **settings | dict(flags.set))
+    if len(source) < 2:
+        raise ValueError(
+            f"there is {len(source)} picture in the split {flags.split!r} of {path}: statistics "
+            "need at least 2, and many more for numbers that mean anything"
+        )
+    return source
 
 
 def main(arguments: list[str]) -> None:
-    flags = evaluate_arguments.parser(__doc__).parse_args(arguments)
+    parser = evaluate_arguments.parser(__doc__)
+    flags = parser.parse_args(arguments)
     if hasattr(sys.stdout, "reconfigure"):  # what a notebook puts in its place has none
         sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
     use = next(name for name in evaluate_arguments.NEEDED if getattr(flags, name) is not None)
     for name in evaluate_arguments.NEEDED[use]:
         if getattr(flags, name) is None:
             raise ValueError(f"--{use.replace('_', '-')} needs --{name}; see --help")
+    evaluate_arguments.refuse_without_effect(parser, flags, use)
     if use == "compare":
         compare(flags.compare)
         return
+    if not flags.save_every >= 0:  # so written, it finds NaN, too
+        raise ValueError(f"--save-every {flags.save_every} must be at least 0")
     if flags.replicates < 0 or flags.replicates == 1:
         raise ValueError(f"--replicates {flags.replicates} must be 0 or at least 2")
     hosts = evaluation_passes.Hosts(

@@ -18,6 +18,35 @@ NEEDED = {  # with each use
     "make_reference": ("reference",),
     "compare": (),
 }
+_PICTURES = ("split", "size", "set", "features", "inception")
+_WORK = ("out", "replicates", "save_every", "host_index", "num_hosts")
+TAKEN = {  # by each use; others would have no effect
+    "model": (
+        *("reference", *_PICTURES, *_WORK, "keep"),
+        *("num", "seed", "batch_size", "dtype", *SAMPLER),
+    ),
+    "tokenizer": ("source", "reference", *_PICTURES, *_WORK, "keep"),
+    "images": ("reference", *_PICTURES, *_WORK, "keep"),
+    "make_reference": (
+        *("reference", *_PICTURES, "keep"),
+        *("save_every", "host_index", "num_hosts"),
+    ),
+    "compare": (),
+}
+
+
+def refuse_without_effect(
+    parser: argparse.ArgumentParser, flags: argparse.Namespace, use: str
+) -> None:
+    """Raises ValueError if a flag was given, with another value than its default, for nothing."""
+    for action in parser._actions:  # argparse has no public list of them
+        name = action.dest
+        if name in ("help", use, *TAKEN[use]) or getattr(flags, name) == action.default:
+            continue
+        raise ValueError(
+            f"{action.option_strings[0]} has no effect with --{use.replace('_', '-')}: leave it "
+            "out; see --help"
+        )
 
 
 def _interval(text: str) -> tuple[float, ...]:

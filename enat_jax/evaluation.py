@@ -179,7 +179,8 @@ def run(
         def save() -> None:
             for file in files.values():
                 file.sync()  # before the state that counts on them
-            _write_state(directory / STATE, plan, totals)
+            sizes = {name: file.num_bytes for name, file in files.items()}
+            _write_state(directory / STATE, plan, totals, sizes)
 
         unsaved = False
         try:
@@ -296,11 +297,12 @@ def _num_rows(name: str, plan: Plan, first: int, end: int) -> int:
 # --- what has been summed, in a file --------------------------------------------------------------
 
 
-def _write_state(path: pathlib.Path, plan: Plan, totals: Totals) -> None:
+def _write_state(path: pathlib.Path, plan: Plan, totals: Totals, sizes: Mapping[str, int]) -> None:
+    """`sizes`: bytes of the files of rows, by name."""
     arrays = {"class_counts": totals.class_counts}
     for name, value in totals.moments.items():
         arrays |= {f"{name}/{key}": array for key, array in value.arrays().items()}
-    about = {"plan": dataclasses.asdict(plan), "seconds": totals.seconds}
+    about = {"plan": dataclasses.asdict(plan), "seconds": totals.seconds, "files": dict(sizes)}
     arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     content = io.BytesIO()
     np.savez(content, **arrays)
@@ -311,7 +313,7 @@ def _read_state(path: pathlib.Path, plan: Plan) -> Totals | None:
     """None if there is none.
 
     Raises:
-        ValueError: it is damaged, or of another plan.
+        ValueError: it is damaged, or of another plan, or a file of rows beside it is.
     """
     if not path.exists():
         return None
@@ -325,11 +327,18 @@ def _read_state(path: pathlib.Path, plan: Plan) -> Totals | None:
                 if part:
                     found.setdefault(name, {})[part] = arrays[key]
         sums = {name: moments.Moments.from_arrays(parts) for name, parts in found.items()}
-        seconds, before = about["seconds"], about["plan"]
+        seconds, before, sizes = about["seconds"], about["plan"], dict(about["files"])
     except Exception as error:  # whatever a damaged archive makes of itself
         raise ValueError(
             f"{path} is damaged ({error}): remove the folder {path.parent} to begin it anew"
         ) from error
     if evaluation_files.differences(before, json.loads(json.dumps(dataclasses.asdict(plan)))):
         raise ValueError(f"{path} is of another evaluation: name another --out")
+    for name, size in sizes.items():
+        rows = path.with_name(f"{name}.npy")
+        # Made anew, it would hold zeros for the images that have passed.
+        if not rows.is_file() or rows.stat().st_size != size:
+            raise ValueError(
+                f"{rows} is missing or damaged: remove the folder {path.parent} to begin it anew"
+            )
     return Totals(sums, counts, seconds)

@@ -13,8 +13,12 @@ from enat_jax import model_files
 from enat_jax.data import whole_files
 
 
-def begin(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
+def begin(
+    directory: pathlib.Path, settings: Mapping[str, Any], advice: str = "name another --out"
+) -> None:
     """Claim a directory for an evaluation, or find it claimed by the same.
+
+    Several processes may do so at once. `advice`: what to do if it holds something else.
 
     Raises:
         ValueError: it holds something else; the message says what differs.
@@ -22,8 +26,9 @@ def begin(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
     """
     path = directory / "plan.json"
     settings = json.loads(json.dumps(settings))  # as they are read again: no tuples
+    # Looked at first: another host may claim it in between.
+    occupied = directory.is_dir() and any(not x.name.startswith(".") for x in directory.iterdir())
     if path.exists():
-        advice = "name another --out"
         before = whole_files.read_json(path, advice)
         if found := differences(before, settings):
             name, was, now = found[0]
@@ -33,8 +38,8 @@ def begin(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
                 f"would be {now}{more}: {advice}"
             )
         return
-    if directory.is_dir() and any(not x.name.startswith(".") for x in directory.iterdir()):
-        raise ValueError(f"{directory} holds something else already: name another --out")
+    if occupied:
+        raise ValueError(f"{directory} holds something else already: {advice}")
     model_files.write_json(path, settings)
 
 
@@ -57,14 +62,14 @@ class Rows:
         layout = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, width)}
         np.lib.format.write_array_header_1_0(header, layout)
         self._path, self._header, self._width = path, header.getvalue(), width
-        self._bytes = len(self._header) + 4 * num_rows * width
+        self.num_bytes = len(self._header) + 4 * num_rows * width
         self._file = None
 
     def __enter__(self) -> "Rows":
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         # Not a memory map: where the disk is full it would end the process, a write only fails.
         self._write(0, self._header)
-        os.ftruncate(self._file, self._bytes)
+        os.ftruncate(self._file, self.num_bytes)
         return self
 
     def __exit__(self, *exception) -> None:

@@ -40,6 +40,7 @@ def measure(
 
     Raises:
         cli.Stop: on request, after saving.
+        KeyboardInterrupt: asked a second time, before that.
         OSError, ValueError: as `evaluation.run`.
     """
     first, end = subject.plan.share(hosts.index, hosts.number)
@@ -68,6 +69,8 @@ def measure(
                 save_every=hosts.save_every,
             )
     except KeyboardInterrupt as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise  # the second, perhaps before all was saved
         raise cli.Stop(
             f"saved after {done} of {end - first} images ({name}); start the same command again to "
             "go on",

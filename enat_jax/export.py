@@ -101,7 +101,6 @@ def of_run(workdir, step=None):
             # A run that was made longer has newer checkpoints than its model.
             if step == finished or (step is None and finished >= max(steps, default=-1)):
                 return found
-            steps = sorted({*steps, finished} - {finished})
     return _of_checkpoint(workdir, steps, step)
 
 
@@ -255,6 +254,8 @@ def main(argv):
         raise ValueError("name a directory by --out")
     if options.step is not None and options.model is not None:
         raise ValueError("--step is of a run: name it by --workdir and not a model")
+    if options.dtype is not None and "compiled" not in options.format:
+        raise ValueError("--dtype is of a compiled sampler: add compiled to --format")
     if options.push is not None:
         hub.parse(hub.PREFIX + options.push)  # before the work, not after it
     if options.out is not None:

@@ -50,7 +50,7 @@ def frechet_distance(
     square = (mean1.size, mean1.size)
     if covariance1.shape != square or covariance2.shape != square:
         raise ValueError(f"{covariance1.shape=} and {covariance2.shape=} must both be {square}")
-    roots = _symmetric_root(covariance2) @ _symmetric_root(covariance1)
+    roots = symmetric_root(covariance2) @ symmetric_root(covariance1)
     overlap = np.linalg.svd(roots, compute_uv=False).sum()
     difference = mean1 - mean2
     distance = difference @ difference + np.trace(covariance1) + np.trace(covariance2) - 2 * overlap
@@ -66,14 +66,14 @@ def optimal_transport(covariance1: np.ndarray, covariance2: np.ndarray) -> np.nd
     Raises:
       ValueError: as `frechet_distance` does.
     """
-    root = _symmetric_root(np.asarray(covariance2, np.float64))
-    _, values, rows = np.linalg.svd(_symmetric_root(np.asarray(covariance1, np.float64)) @ root)
+    root = symmetric_root(np.asarray(covariance2, np.float64))
+    _, values, rows = np.linalg.svd(symmetric_root(np.asarray(covariance1, np.float64)) @ root)
     kept = values > values.size * np.finfo(np.float64).eps * values.max(initial=0.0)
     half = root @ rows[kept].T / np.sqrt(values[kept])
     return half @ half.T
 
 
-def _symmetric_root(covariance: np.ndarray) -> np.ndarray:
+def symmetric_root(covariance: np.ndarray) -> np.ndarray:
     """Returns the positive semi-definite root; eigenvalues below rounding count 0."""
     scale = np.abs(covariance).max(initial=0.0)
     if not np.isfinite(scale):

@@ -12,7 +12,7 @@ import numpy as np
 from enat_jax import bootstrap, features, fid, image_statistics, inception_score, manifold
 
 REPLICATES = 100  # of the bootstrap
-REPLICATES_OF_MANY = 10  # with more than FEW features, where each replicate takes minutes
+REPLICATES_OF_MANY = 30  # with more than FEW features, where each takes a second or more
 FEW = 512
 ENOUGH_IMAGES = 5  # times as many as features: then a closed form serves instead of replicates
 SEED = 0  # of the bootstrap, and of the splits of the Inception score

@@ -354,7 +354,7 @@ def write_png(
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        unfinished.write_bytes(content.getbuffer())
+        unfinished.write_bytes(content.getvalue())
         unfinished.replace(path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)

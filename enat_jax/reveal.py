@@ -82,6 +82,12 @@ def _cover(steps, start, stop):
     return Windows(*(int(x.max()) for x in (cached, new, visible, masked)))
 
 
+def _covers_from(steps, start):
+    """``_cover`` of all runs from ``start``, as ``Windows`` of int [t - start] arrays."""
+    sizes = (steps.num_cached, steps.num_new, steps.num_visible, steps.num_masked)
+    return Windows(*(np.maximum.accumulate(np.asarray(x)[start:]) for x in sizes))
+
+
 def cut_segments(steps, num_segments, cost):
     """Cut the sampling steps into runs such that the padded work is least.
 
@@ -89,7 +95,8 @@ def cut_segments(steps, num_segments, cost):
         steps: ``Steps`` of t steps.
         num_segments: how many runs; more than t means t. One run compiles one body that pays
             for the largest step every time, t runs pay exactly and compile t bodies.
-        cost: ``cost(windows) -> float``, work of one step with these window sizes.
+        cost: ``cost(windows) -> float``, work of one step with these window sizes; elementwise,
+            for ``Windows`` of int arrays.
 
     Returns:
         tuple of ``Segment``, in order.
@@ -103,8 +110,7 @@ def cut_segments(steps, num_segments, cost):
     num_segments = min(num_segments, t)
     work = np.full((t + 1, t + 1), np.inf)
     for i in range(t):
-        for j in range(i + 1, t + 1):
-            work[i, j] = (j - i) * cost(_cover(steps, i, j))
+        work[i, i + 1 :] = np.arange(1, t - i + 1) * cost(_covers_from(steps, i))
     _, ends = best_partition(work, num_segments)
     starts = [0, *ends[:-1]]
     return tuple(Segment(i, j, _cover(steps, i, j)) for i, j in zip(starts, ends, strict=True))

@@ -27,6 +27,8 @@ import enat_jax
 from enat_jax import cli, generator, metric_writer, model_files, reveal_pictures, sampling
 from enat_jax.data import whole_files
 
+MOST_IMAGES = 10**7  # of a directory
+MOST_NAME = 180  # bytes of a class name in a file's name, which has 255 and needs some for a while
 GRID_COLUMNS = 50  # most images of a label in `grid.png`, its first
 GRID_IMAGES = 2500  # most images of `grid.png`, in whole rows, and
 GRID_PIXELS = 1 << 25  # most pixels
@@ -124,6 +126,7 @@ class Images:
     def path(self, number):
         """File of an image."""
         name = re.sub(r"[^\w-]+", "_", self._class_name(self.labels[number // self.num]))[:60]
+        name = name.encode()[:MOST_NAME].decode(errors="ignore")  # a letter takes up to 4 bytes
         return self.out / f"{number:05d}_{name}.png"
 
     def text(self, number):
@@ -197,8 +200,12 @@ def sample(model, labels, num, out, *, seed=0, batch_size=generator.BATCH_SIZE):
     if not 0 <= seed < 2**32:
         raise ValueError(f"{seed=} must be a whole number from 0 to 2**32 - 1")
     images = Images(model, labels, num, seed, pathlib.Path(out))
-    if len(images) >= 2**31:
-        raise ValueError(f"num={num} images of {len(labels)} labels are too many to be numbered")
+    # Not len, which has a limit of its own.
+    if num * len(labels) > MOST_IMAGES:
+        raise ValueError(
+            f"{num=} images of {len(labels)} labels are more than the {MOST_IMAGES:,} that a "
+            "directory may have: use several, each with a seed of its own"
+        )
     with whole_files.only_one(images.out):
         _claim(images)
         _draw_missing(images, min(batch_size, len(images)))

@@ -18,6 +18,8 @@ import numpy as np
 from enat_jax import costs, reveal
 
 SCHEDULES = ("linear", "constant", "cosine", "interval")  # of guidance
+MOST_STEPS = 4096  # four times the tokens of the largest model; the rest would reveal nothing
+MOST_VALUE = 1e6  # of temperatures and the guidance scale; float32 overflows far beyond it
 MOST_BODIES = 16  # compiled without being asked for; more cost more time than padding does
 
 
@@ -26,7 +28,7 @@ class Settings:
     """Sampler settings (method: paper Section 4 and reference; defaults: ENAT-L, ImageNet-256).
 
     Attributes:
-        num_steps: t, any number of at least 1. More steps than tokens are allowed; some steps
+        num_steps: t, from 1 to 4096. More steps than tokens are allowed; some steps
             then reveal nothing (so do the first steps when t is little below l).
         guidance_scale: of classifier-free guidance, which adds weight * (conditional -
             unconditional) to the conditional logits. 0: no unconditional branch.
@@ -59,10 +61,12 @@ class Settings:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        if self.num_steps > MOST_STEPS:
+            raise ValueError(f"num_steps={self.num_steps} must be at most {MOST_STEPS}")
         for name in ("guidance_scale", "token_temperature", "mask_temperature"):
             value = getattr(self, name)
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f"{name}={value!r} must be a finite number of at least 0")
+            if not math.isfinite(value) or not 0 <= value <= MOST_VALUE:
+                raise ValueError(f"{name}={value!r} must be a number from 0 to {MOST_VALUE:,.0f}")
         if self.guidance_schedule not in SCHEDULES:
             raise ValueError(
                 f"guidance_schedule={self.guidance_schedule!r} is none of {', '.join(SCHEDULES)}"

@@ -56,6 +56,8 @@ def read_zip(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
         size = path.stat().st_size
         if len(members) < len(archive.infolist()):
             raise ValueError("two members have the same name: not a file of torch.save, or damaged")
+        if any(name.split("/")[1:] == ["constants.pkl"] for name in members):
+            raise ValueError("a TorchScript program: load it in PyTorch and save its state_dict()")
         if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
             raise ValueError("it is compressed inside, which torch.save never does: save it anew")
         if sum(member.file_size for member in members.values()) > size:
@@ -64,8 +66,6 @@ def read_zip(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
         if len(pickles) != 1:
             raise ValueError("a .zip without a `data.pkl`: not a file of torch.save")
         root = pickles[0].removesuffix("data.pkl")
-        if f"{root}constants.pkl" in members:
-            raise ValueError("a TorchScript program: load it in PyTorch and save its state_dict()")
         if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("written on a big-endian machine: save it anew on another one")
         if members[pickles[0]].file_size > MOST_PICKLE:

@@ -111,6 +111,12 @@ def test_no_samples_are_a_mistake_on_the_command_line(capsys):
     assert "'0' is not a whole number from 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seed", ["-1", "4294967296"])  # JAX would take that for 0
+def test_a_seed_out_of_range_is_refused(seed):
+    with pytest.raises(ValueError, match=f"seed={seed} must be a whole number from 0 to"):
+        analyze.main(["similarity", "--model", "a", "--out", "b", "--seed", seed])
+
+
 def test_a_plot_has_room_for_few_maps(tmp_path):
     with pytest.raises(ValueError, match="--maps 17: one plot has room for 16 samples"):
         analyze.main(

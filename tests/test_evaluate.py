@@ -21,9 +21,12 @@ from enat_jax import (
     cards,
     cli,
     evaluate,
+    evaluation,
+    evaluation_passes,
     features,
     fid,
     generator,
+    image_sets,
     image_statistics,
     tokenizer,
 )
@@ -151,6 +154,8 @@ def test_statistics_of_a_source_are_made_once_and_give_the_same_numbers(
     assert "already holds these statistics" in capsys.readouterr().out
     with pytest.raises(ValueError, match="holds other statistics: features.label is"):
         run(*make, "--features", "random:1")
+    with pytest.raises(ValueError, match="holds other statistics: kept is 64, now it would be 4"):
+        run(*make, "--keep", 4)
     of_model(model, file, tmp_path / "out", "--replicates", 3, "--steps", 2)
     again, before = cards.read(tmp_path / "out"), cards.read(card)
     assert again["metrics"] == before["metrics"]
@@ -216,6 +221,39 @@ def test_ctrl_c_saves_and_says_how_to_go_on(card, model, pictures, tmp_path, cap
     assert found["low"] is None
 
 
+def test_a_second_ctrl_c_does_not_claim_to_have_saved(card, model, tmp_path, capsys, monkeypatch):
+    def interrupted_while_saving(*arguments, **options):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "run", interrupted_while_saving)
+    with pytest.raises(SystemExit) as ended:
+        cli.run(
+            lambda _: of_model(model, card / "reference.npz", tmp_path / "out", "--steps", 2), []
+        )
+    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+def test_images_beside_adms_statistics_serve_for_precision_and_recall(tmp_path):
+    path = adm_like(tmp_path)
+    pictures = np.arange(300 * 4 * 4 * 3).reshape(300, 4, 4, 3).astype(np.uint8)
+    with np.load(path) as arrays:
+        np.savez(path, arr_0=pictures, **arrays)
+    reference = image_sets.Reference(
+        str(path), "", "", image_statistics.Statistics.load(path), None
+    )
+
+    def network(batch):
+        return {"pool": np.tile(batch[:, 0, 0].astype(np.float32), 683)[:, :2048]}
+
+    hosts = evaluation_passes.Hosts(0, 1, 60.0)
+    found = evaluation_passes.statistics_of_reference(reference, network, tmp_path, hosts)
+    np.testing.assert_array_equal(found.pool, network(pictures)["pool"])
+    assert found.description["resolution"] == [4, 4]
+
+
 # --- mistakes ------------------------------------------------------------------------------------
 
 
@@ -232,6 +270,10 @@ def adm_like(tmp):
 def folder(tmp, name="empty"):
     (tmp / name).mkdir()
     return tmp / name
+
+
+def single(tmp):
+    return write_pictures(folder(tmp, "single"), n=1)
 
 
 def not_a_card(tmp):
@@ -251,7 +293,7 @@ MODEL_MISTAKES = {  # changes to the arguments of a whole evaluation, and words 
     "a folder without pictures": (lambda tmp: {"--reference": folder(tmp)}, "empty"),
     "statistics of other features": (
         lambda tmp: {"--reference": adm_like(tmp)},
-        "is of other features: pool has 2048 values, those in use have 128",
+        "is of other features: kind inception, those in use have random",
     ),
     "another resolution": (
         lambda tmp: {"--set": "size=16"},
@@ -267,6 +309,9 @@ MODEL_MISTAKES = {  # changes to the arguments of a whole evaluation, and words 
     "a wrong schedule": (lambda tmp: {"--guidance-schedule": "square"}, "square"),
     "no steps": (lambda tmp: {"--steps": 0}, "num_steps=0"),
     "one replicate": (lambda tmp: {"--replicates": 1}, "--replicates 1 must be 0 or at least 2"),
+    "never saving": (lambda tmp: {"--save-every": "nan"}, "--save-every nan must be at least 0"),
+    "what has no effect": (lambda tmp: {"--source": tmp}, "--source has no effect with --model"),
+    "a single picture": (lambda tmp: {"--reference": single(tmp)}, "there is 1 picture in"),
     "a host too many": (lambda tmp: {"--host-index": 1}, "--host-index 1 is not in [0, 1)"),
     "nothing to write to": (lambda tmp: {"--out": None}, "--model needs --out"),
     "nothing to compare with": (lambda tmp: {"--reference": None}, "--model needs --reference"),
@@ -276,6 +321,10 @@ OTHER_MISTAKES = {
     "something else than a card": (
         lambda tmp: ["--compare", not_a_card(tmp), tmp],
         "is of format 'recipe'",
+    ),
+    "a number of pictures": (
+        lambda tmp: ["--images", tmp, "--reference", tmp, "--out", tmp / "out", "--num", 300],
+        "--num has no effect with --images",
     ),
     "no source": (lambda tmp: ["--tokenizer", tmp, "--out", tmp], "--tokenizer needs --source"),
     "statistics of another name": (

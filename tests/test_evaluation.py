@@ -1,6 +1,7 @@
 """One pass over images: what is summed and kept, stops and hosts, and what is refused."""
 
 import errno
+import pathlib
 
 import numpy as np
 import pytest
@@ -177,3 +178,32 @@ def test_a_directory_belongs_to_one_evaluation(tmp_path):
     with pytest.raises(ValueError, match="holds something else"):
         evaluation_files.begin(tmp_path / "theirs", settings)
     assert [x.name for x in (tmp_path / "theirs").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("spoil", ["missing", "cut short"])
+def test_rows_that_are_gone_are_not_taken_for_zeros(tmp_path, spoil):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, load=stopping_at(3, KeyboardInterrupt()))
+    rows = evaluation.host_directory(tmp_path, 0, 1) / "pool.npy"
+    if spoil == "missing":
+        rows.unlink()
+    else:
+        rows.write_bytes(rows.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="pool.npy is missing or damaged: remove the folder"):
+        run(tmp_path)
+
+
+def test_hosts_that_begin_at_the_same_time_do_not_refuse_each_other(tmp_path, monkeypatch):
+    """Another host claims the directory right after this one has looked for a claim."""
+    exists, other = pathlib.Path.exists, []
+
+    def claimed_after(path):
+        found = exists(path)
+        if path.name == "plan.json" and not other:
+            other.append(path)
+            evaluation_files.begin(tmp_path, {"num": 9})
+        return found
+
+    monkeypatch.setattr(pathlib.Path, "exists", claimed_after)
+    evaluation_files.begin(tmp_path, {"num": 9})
+    assert (tmp_path / "plan.json").read_text() == '{\n  "num": 9\n}\n'

@@ -149,6 +149,18 @@ def test_a_damaged_checkpoint(run, capsys):
         export.of_run(run, 4)
 
 
+def test_a_run_that_was_made_longer_and_whose_newest_checkpoint_is_damaged(states, run):
+    config, task, saved = states
+    params = sharding.to_host(saved[2].ema_params)
+    export.trained(config, task, params, 2).save(run / "model")
+    shutil.rmtree(run / "checkpoints" / "4" / "state")
+    with pytest.raises(ValueError, match=r"no checkpoint of step 3: it has \[2, 4\]"):
+        export.of_run(run, 3)
+    found = export.of_run(run)
+    assert found.provenance["step"] == 2
+    same(found.params, params)
+
+
 def test_another_config_than_the_checkpoints(run):
     values = json.loads((run / "config.json").read_text())
     values["model"]["width"] = 32
@@ -238,6 +250,7 @@ def test_a_full_disk_leaves_nothing_half_done(saved, tmp_path, capsys, monkeypat
         (["--format", "compiled"], "is new and needs weights: add safetensors or orbax"),
         (["--format", "orbax,compiled"], "a compiled sampler needs weights: add safetensors"),
         (["--step", "4"], "--step is of a run"),
+        (["--dtype", "bfloat16"], "--dtype is of a compiled sampler: add compiled to --format"),
         (["--push", "digits"], "hf://digits is no address such as hf://owner/name"),
     ],
 )

@@ -112,6 +112,17 @@ def test_the_same_again_draws_only_what_is_missing(model, tmp_path, capsys, monk
         sample.sample(*arguments)
 
 
+def test_long_names_of_classes_make_file_names_that_fit(model, tmp_path):
+    letter = "\U00020000"  # of four bytes
+    names = (letter * 80, "a/b/../c", "x" * 300)
+    images = sample.Images(dataclasses.replace(model, class_names=names), [0, 1, 2], 1, 0, tmp_path)
+    assert [images.path(i).name for i in range(3)] == [
+        f"00000_{letter * 45}.png",
+        "00001_a_b_c.png",
+        f"00002_{'x' * 60}.png",
+    ]
+
+
 def test_a_full_disk_loses_nothing(model, tmp_path, monkeypatch):
     write = pathlib.Path.write_bytes
 
@@ -264,7 +275,7 @@ def test_mistakes_are_one_line(saved, tmp_path, capsys):
             "--guidance-interval needs --guidance-schedule interval",
         ),
         (("--model", saved, "--out", out, "--seed", "-1"), "seed=-1 must be"),
-        (("--model", saved, "--out", out, "--num", "2000000000"), "too many to be numbered"),
+        (("--model", saved, "--out", out, "--num", "1000000000"), "more than the 10,000,000 that"),
     ]:
         code, _, stderr = ends(capsys, *arguments)
         assert code == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1, arguments

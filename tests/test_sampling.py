@@ -1,6 +1,7 @@
 """The sampler: the reference's tokens for every schedule, whatever the segments."""
 
 import dataclasses
+import time
 
 import jax
 import jax.numpy as jnp
@@ -211,10 +212,13 @@ def test_changing_guidance_or_temperature_does_not_compile_again(params):
     [
         {"num_steps": 0},
         {"num_steps": 2.5},
+        {"num_steps": 10**9},
         {"num_segments": 0},
         {"guidance_scale": float("nan")},
         {"token_temperature": -1.0},
         {"mask_temperature": float("inf")},
+        {"mask_temperature": 1e39},  # infinite in float32
+        {"guidance_scale": 1e38},  # infinite once it is multiplied
         {"guidance_schedule": "quadratic"},
         {"guidance_interval": (0.5, 0.5)},
         {"guidance_interval": (0.0, float("nan"))},
@@ -298,3 +302,6 @@ def test_many_steps_have_few_bodies_unless_asked_for():
     assert len(sampling.plan(sampling.Settings(16), SMALL)[0].segments) == 16
     assert len(sampling.plan(sampling.Settings(40), SMALL)[0].segments) == 16
     assert len(sampling.plan(sampling.Settings(40, num_segments=40), SMALL)[0].segments) == 40
+    before = time.process_time()
+    sampling.plan(sampling.Settings(1000), SMALL)
+    assert time.process_time() - before < 10  # one by one, its 500,000 runs take a minute
