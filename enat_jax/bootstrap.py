@@ -75,8 +75,8 @@ def of_frechet_distance(
     features = np.asarray(features, np.float64)
     own_mean, _ = fid.gaussian_statistics(features)
     centred = features - own_mean
-    # The trace of (C1 C2)^(1/2) is the sum of the singular values of A C2^(1/2), if A'A = C1. Here A
-    # has a row an image: few images cost little, and the reference's root is taken once.
+    # The trace of (C1 C2)^(1/2) is the sum of the singular values of A C2^(1/2), if A'A = C1. This
+    # A has a row an image: few images cost little, and the reference's root is taken once.
     rotated = centred @ fid.symmetric_root(covariance)
     constant = np.trace(covariance)
     distances = []
