@@ -29,9 +29,9 @@ INSTALL_REQUIRES = [
 ]
 
 SCIKIT_LEARN = "scikit-learn>=1.6"  # Reason: ships the 1,797 real digits of the quickstart.
-HUGGINGFACE_HUB = "huggingface_hub>=1.0"  # Reason: load models from there and push them.
-MATPLOTLIB = "matplotlib>=3.9"  # Reason: the plots of enat_jax.analyze.
-NOTEBOOK = ["nbclient>=0.10", "ipykernel>=6.29"]  # Reason: run launch/sampling_colab.ipynb.
+HUGGINGFACE_HUB = "huggingface_hub>=2.4"  # Reason: load models from there and push them.
+MATPLOTLIB = "matplotlib>=3.11"  # Reason: the plots of enat_jax.analyze.
+NOTEBOOK = ["nbclient>=0.11", "ipykernel>=7.4"]  # Reason: run launch/sampling_colab.ipynb.
 
 EXTRAS_REQUIRE = {
     "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
@@ -45,7 +45,7 @@ EXTRAS_REQUIRE = {
     "notebook": [*NOTEBOOK, MATPLOTLIB],
     "dev": [
         "pytest>=9.0",
-        "pytest-xdist>=3.6",  # Reason: tests compile most of the time, in one thread each.
+        "pytest-xdist>=3.8",  # Reason: tests compile most of the time, in one thread each.
         "pre-commit>=4.0",  # Reason: runs ruff before each commit.
         "ruff>=0.17,<0.18",  # Reason: linter and formatter; a new minor version formats anew.
         SCIKIT_LEARN,
