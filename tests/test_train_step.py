@@ -159,6 +159,7 @@ def test_accumulation_is_the_mean_over_micro_batches_with_counts_of_their_own():
         assert int(state.step) == 1 and int(state.skipped) == 0
 
 
+@pytest.mark.slow
 def test_accumulation_restarts_codes_once_a_step():
     task = make_vqgan_task()
     state, history, _ = train(task, sharding.Sharding(), 2, num_steps=3, accumulate=2)
