@@ -34,7 +34,7 @@ run() {
 
 failed=0
 # A test mostly compiles, on one core: a process for each. Slow ones have processes of their own.
-run "not slow" --numprocesses auto --dist worksteal "$@"
+run "not slow" --numprocesses logical --dist worksteal "$@"
 if [[ -n "$all" ]]; then
   run slow "$@"
 fi
