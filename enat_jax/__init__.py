@@ -12,24 +12,23 @@ Dimension letters, the same in docstrings, einsums and shape comments:
     m  masked tokens             v  codebook size (number of codes)
     p  cached tokens             t  sampling steps
 
-Layers, each importing only those above it (``tests/test_layers.py`` holds this):
+A file here is a command, ``python -m enat_jax.NAME`` (and ``generator``, the public face of
+``inference/``); a folder is a room. A room imports only rooms below it, and nobody imports a
+command (``tests/test_layers.py`` holds this):
 
-    maths        reveal, shape_buckets, losses, fid, quality, costs, paper_costs,
-                 moments, manifold, inception_score, bootstrap,
-                 hlo_text, hlo_values, collectives, checksums
-    networks     models/ (the only home of flax.linen)
-    services     data/, sharding, optim, checkpoint, model_files, metric_writer,
-                 monitoring, distributed, exits, agreement, manifest, preservation,
-                 weight_files, torch_files, pickle_reader, hub, npz_files
-    algorithm    train_state, train_step, tokenizer, tokenization, token_inspection, sampling,
-                 tasks/, timing, profiling, loader_timing, scaling,
-                 conversion, reference_sizes, inception_weights, features, image_statistics,
-                 similarity, evaluation, measures
-    product      generator, model_card, reveal_pictures, compiled_sampler, image_sets, cards
-    programs     train, train_config, sample, tokenize_images, prepare, evaluate,
-                 evaluate_arguments, evaluation_passes, evaluate_digits, export, import_torch,
-                 analyze, plots, cli, benchmark, benchmark_arguments, timing_report,
-                 profile_rows, profile_report, scaling_report
+    commands       argument parsing, words for people
+    profiling/     what ``benchmark`` measures
+    training/      tasks, the compiled step, its settings
+    evaluation/    sets of images to cards; the paper's analyses
+    inference/     sampler, generator, tokenizer, pictures of them
+    checkpoints/   states and weights on disk, formats, hub
+    data/          pictures, token sets, batches
+    models/        networks and their losses (the only home of flax.linen)
+    schedules/     reveal order, shape buckets, costs
+    metrics/       feature vectors to numbers
+    runtime/       start, mesh, files, progress, exit
+
+The last four are the ground and import nothing of the package.
 """
 
 __version__ = "0.1.0"

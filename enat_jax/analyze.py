@@ -24,19 +24,14 @@ import pathlib
 
 import numpy as np
 
-from enat_jax import (
-    cli,
-    generator,
-    metric_writer,
-    model_files,
-    paper_costs,
-    plots,
-    reveal,
-    similarity,
-)
+from enat_jax.checkpoints import model_files
 from enat_jax.data import tokens as token_data
-from enat_jax.data import whole_files
+from enat_jax.evaluation import plots, similarity
+from enat_jax.inference import generator
 from enat_jax.models import nat
+from enat_jax.runtime import cli, files
+from enat_jax.schedules import paper_costs, reveal
+from enat_jax.training import metric_writer
 
 BATCH_SIZE = 50  # images per call of the network
 MAPS = 4  # images whose maps are shown
@@ -292,7 +287,7 @@ def _run_similarity(options):
         )
     text = similarity_markdown(result)
     model_files.write_json(options.out / "similarity.json", result)
-    whole_files.write(options.out / "similarity.md", text.encode())
+    files.write(options.out / "similarity.md", text.encode())
     plots.similarities(options.out / "similarity.png", result)
     pictures = model.tokenizer.decode(maps["tokens"])
     grid = model.tokenizer.grid
@@ -329,7 +324,7 @@ def _run_quadrants(options):
     }
     options.out.mkdir(parents=True, exist_ok=True)
     model_files.write_json(options.out / "quadrants.json", result)
-    whole_files.write(options.out / "quadrants.md", quadrants_markdown(result).encode())
+    files.write(options.out / "quadrants.md", quadrants_markdown(result).encode())
     print(quadrants_markdown(result))
 
 
@@ -338,7 +333,7 @@ def _run_costs(options):
     rows = paper_costs.rows()
     options.out.mkdir(parents=True, exist_ok=True)
     model_files.write_json(options.out / "costs.json", rows)
-    whole_files.write(options.out / "costs.md", paper_costs.markdown(rows).encode())
+    files.write(options.out / "costs.md", paper_costs.markdown(rows).encode())
     plots.costs(options.out / "costs.png", rows)
     print(paper_costs.markdown(rows))
 

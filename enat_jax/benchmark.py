@@ -29,26 +29,23 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from enat_jax import (
-    benchmark_arguments,
-    cli,
-    costs,
+from enat_jax.checkpoints import model_files
+from enat_jax.inference import sampling
+from enat_jax.models import vqgan
+from enat_jax.profiling import arguments as benchmark_arguments
+from enat_jax.profiling import (
+    batch_fit,
     loader_timing,
-    model_files,
-    optim,
     profile_rows,
-    profiling,
-    reveal,
-    sampling,
     scaling,
     scaling_report,
-    shape_buckets,
     timing,
     timing_report,
 )
-from enat_jax.models import vqgan
-from enat_jax.tasks import enat as enat_task
-from enat_jax.timing_report import table
+from enat_jax.profiling.timing_report import table
+from enat_jax.runtime import cli
+from enat_jax.schedules import costs, reveal, shape_buckets
+from enat_jax.training import enat_task, optim
 
 # --- configs --------------------------------------------------------------------------------
 
@@ -189,33 +186,33 @@ def _device():
 
 
 def _train(config, options):
-    """The model, ``timing.TrainingMeasurement``, and ``profiling.Fit`` or None."""
+    """The model, ``timing.TrainingMeasurement``, and ``batch_fit.Fit`` or None."""
     size = 1 if options.batch == "fit" else options.batch
     task = make_task(config, size, options.shapes, options.dtype)
     how = {"max_timed": options.time, "repeats": options.repeats}
     fit = None
     if options.batch == "fit":
-        fit = profiling.fit_training(task, **_bounds(options), **how)
+        fit = batch_fit.fit_training(task, **_bounds(options), **how)
         task = dataclasses.replace(task, batch_size=fit.batch)
         found = fit.result
     else:
         found = timing.measure_training(task, **how)
     if options.trace is not None:
-        profiling.trace_training(task, options.trace)
+        batch_fit.trace_training(task, options.trace)
     return task.model, found, fit
 
 
 def _bounds(options):
-    """Of ``profiling.fit``."""
+    """Of ``batch_fit.fit``."""
     tell = functools.partial(print, file=sys.stderr)
     return {"first": min(options.first, options.most), "most": options.most, "tell": tell}
 
 
 def _machine(options):
     """What ``profile`` says about the machine above its tables."""
-    memory = profiling.free_bytes()
+    memory = batch_fit.free_bytes()
     machine = _device() | {
-        "driver": profiling.driver(),
+        "driver": batch_fit.driver(),
         "memory_bytes": memory,
         "platform_version": " ".join(jax.local_devices()[0].client.platform_version.split()),
     }
@@ -332,7 +329,7 @@ def _scaling(config, options):
 
 
 def _sampler(config, options):
-    """The model, the settings, list of ``timing.Measurement``, ``profiling.Fit`` or None."""
+    """The model, the settings, list of ``timing.Measurement``, ``batch_fit.Fit`` or None."""
     model = make_model(config, options.dtype)
     values = config.sampler.to_dict()
     if options.steps is not None:
@@ -350,7 +347,7 @@ def _sampler(config, options):
     how = {"codec": codec, "repeats": options.repeats}
     fit = None
     if options.batch == "fit":
-        fit = profiling.fit_sampler(model, settings, segments, **_bounds(options), **how)
+        fit = batch_fit.fit_sampler(model, settings, segments, **_bounds(options), **how)
         found = fit.result
     else:
         found = timing.measure_sampler(model, settings, options.batch, segments, **how)

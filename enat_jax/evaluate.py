@@ -24,27 +24,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from enat_jax import (
-    cards,
-    cli,
-    evaluate_arguments,
-    evaluation,
-    evaluation_files,
-    evaluation_passes,
-    features,
-    generator,
-    image_sets,
-    image_statistics,
-    measures,
-    tokenization,
-    tokenizer,
-)
 from enat_jax.data import images
+from enat_jax.evaluation import (
+    accumulate,
+    cards,
+    evaluation_files,
+    features,
+    image_sets,
+    measures,
+    passes,
+    statistics,
+)
+from enat_jax.evaluation import arguments as evaluate_arguments
+from enat_jax.inference import generator, tokenization, tokenizer
+from enat_jax.runtime import cli
 
 # --- the uses ------------------------------------------------------------------------------------
 
 
-def evaluate_model(flags: argparse.Namespace, hosts: evaluation_passes.Hosts) -> None:
+def evaluate_model(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
     """Write the card of a model."""
     image_sets.refuse_models(flags.reference)
     network = features.open_features(flags.features, weights=flags.inception)
@@ -82,7 +80,7 @@ def evaluate_model(flags: argparse.Namespace, hosts: evaluation_passes.Hosts) ->
     _evaluate(flags, hosts, network, subject, reference, sections)
 
 
-def evaluate_tokenizer(flags: argparse.Namespace, hosts: evaluation_passes.Hosts) -> None:
+def evaluate_tokenizer(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
     """Write the card of a tokenizer: reconstructions against their originals, or statistics."""
     network = features.open_features(flags.features, weights=flags.inception)
     codec = tokenizer.Tokenizer.load(flags.tokenizer)
@@ -112,7 +110,7 @@ def evaluate_tokenizer(flags: argparse.Namespace, hosts: evaluation_passes.Hosts
     _evaluate(flags, hosts, network, subject, reference, sections)
 
 
-def evaluate_images(flags: argparse.Namespace, hosts: evaluation_passes.Hosts) -> None:
+def evaluate_images(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
     """Write the card of pictures that came from elsewhere."""
     image_sets.refuse_models(flags.reference)
     network = features.open_features(flags.features, weights=flags.inception)
@@ -138,7 +136,7 @@ def evaluate_images(flags: argparse.Namespace, hosts: evaluation_passes.Hosts) -
 
 def _evaluate(
     flags: argparse.Namespace,
-    hosts: evaluation_passes.Hosts,
+    hosts: passes.Hosts,
     network: features.Features,
     subject: image_sets.ImageSet,
     reference: image_sets.Reference,
@@ -160,8 +158,8 @@ def _evaluate(
     if (flags.out / "card.json").exists():
         _show(cards.read(flags.out), flags.out)
         return
-    compared = evaluation_passes.statistics_of_reference(reference, network, flags.out, hosts)
-    found = evaluation_passes.measure(subject, network, flags.out / "images", hosts, "images")
+    compared = passes.statistics_of_reference(reference, network, flags.out, hosts)
+    found = passes.measure(subject, network, flags.out / "images", hosts, "images")
     if found is None or compared is None:
         print(f"this host's part is finished; {flags.out} is complete when the others' are")
         return
@@ -176,12 +174,12 @@ def _show(card: cards.Card, out: pathlib.Path) -> None:
 
 def _card(
     flags: argparse.Namespace,
-    hosts: evaluation_passes.Hosts,
+    hosts: passes.Hosts,
     network: features.Features,
     subject: image_sets.ImageSet,
-    found: evaluation.Collected,
+    found: accumulate.Collected,
     reference: image_sets.Reference,
-    compared: image_statistics.Statistics,
+    compared: statistics.Statistics,
 ) -> cards.Card:
     """All of a card but what it says of the model."""
     own = subject.statistics(found)
@@ -201,7 +199,7 @@ def _card(
         "headline": next(iter(metrics)),
         "metrics": metrics,
         "caveats": [
-            *image_statistics.incompatible(own.description, compared.description),
+            *statistics.incompatible(own.description, compared.description),
             *measures.caveats(network, subject.shape),
             *unmeasured,
         ],
@@ -238,7 +236,7 @@ def _try_features(
         reference.statistics.check_dimensions(sizes, f"--reference {reference.path}")
 
 
-def make_reference(flags: argparse.Namespace, hosts: evaluation_passes.Hosts) -> None:
+def make_reference(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
     """Write the statistics of a source."""
     path = flags.make_reference
     if path.suffix != ".npz":
@@ -247,7 +245,7 @@ def make_reference(flags: argparse.Namespace, hosts: evaluation_passes.Hosts) ->
     source = _open_source(flags, flags.reference, None)
     subject = image_sets.of_source(source, flags.keep, network)
     if path.exists():
-        loaded = image_statistics.Statistics.load(path)
+        loaded = statistics.Statistics.load(path)
         before = loaded.description | {"kept": 0 if loaded.pool is None else len(loaded.pool)}
         now = {k: v for k, v in subject.description.items() if k != "versions"}
         now["kept"] = len(range(0, len(source), subject.plan.stride))
@@ -265,7 +263,7 @@ def make_reference(flags: argparse.Namespace, hosts: evaluation_passes.Hosts) ->
         {**subject.plan.identity, "keep": flags.keep, "num_hosts": hosts.number},
         f"remove {work}, or name another file",
     )
-    collected = evaluation_passes.measure(subject, network, work, hosts, "reference")
+    collected = passes.measure(subject, network, work, hosts, "reference")
     if collected is None:
         print(f"this host's part is finished; {path} is written when the others' are")
         return
@@ -314,7 +312,7 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"--save-every {flags.save_every} must be at least 0")
     if flags.replicates < 0 or flags.replicates == 1:
         raise ValueError(f"--replicates {flags.replicates} must be 0 or at least 2")
-    hosts = evaluation_passes.Hosts(
+    hosts = passes.Hosts(
         jax.process_index() if flags.host_index is None else flags.host_index,
         flags.num_hosts or jax.process_count(),
         flags.save_every,

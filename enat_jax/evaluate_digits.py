@@ -3,7 +3,7 @@
     python -m enat_jax.evaluate_digits --model DIR --tokens TRAIN_TOKENS_DIR --out DIR
 
 The images are compared as 8x8 averages of their pixels, the resolution at which the digits were
-published, by the measures of `quality.py`. Rows:
+published, by the measures of `digit_quality.py`. Rows:
 
 - *real, held out*: digits that nothing was trained on, the yardstick. Its accuracy is measured and
   is the classifier's ceiling; its diversity (1), Fréchet distance (0) and share of copies (the
@@ -37,8 +37,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from enat_jax import cli, fid, generator, model_files, quality
+from enat_jax.checkpoints import model_files
 from enat_jax.data import images, tokens
+from enat_jax.inference import generator
+from enat_jax.metrics import digit_quality, fid
+from enat_jax.runtime import cli
 
 FEATURE_SIZE = 8  # pixels a side of the published digits
 NUM_NEIGHBOURS = 3
@@ -97,14 +100,16 @@ def measure(
     return Quality(
         name=name,
         num_images=len(features),
-        class_accuracy=quality.class_accuracy(
+        class_accuracy=digit_quality.class_accuracy(
             features, labels, training, reference.training_labels, NUM_NEIGHBOURS, own
         ),
-        diversity=quality.relative_diversity(features, labels, held_out, reference.held_out_labels),
+        diversity=digit_quality.relative_diversity(
+            features, labels, held_out, reference.held_out_labels
+        ),
         frechet_distance=fid.frechet_distance(
             *fid.gaussian_statistics(features), *fid.gaussian_statistics(held_out)
         ),
-        copies=quality.copy_share(features, training, held_out, COPY_PERCENTILE, own),
+        copies=digit_quality.copy_share(features, training, held_out, COPY_PERCENTILE, own),
     )
 
 
@@ -243,7 +248,7 @@ class Evaluation:
 
     num: int
     seed: int
-    quality: list[Quality]
+    digit_quality: list[Quality]
     found_copies: float
     context: dict[str, list[Context]]
     verdicts: dict[str, str]
@@ -279,10 +284,10 @@ def evaluate(
     """
     first = next(iter(models.values()))
     codec = first.tokenizer
-    labels = quality.balanced_labels(num, len(first.class_names))
+    labels = digit_quality.balanced_labels(num, len(first.class_names))
     rng = np.random.default_rng(seed)
     reference = Reference(_features(training[0]), training[1], _features(held_out[0]), held_out[1])
-    subset = quality.balanced_subset(training[1], num, rng)
+    subset = digit_quality.balanced_subset(training[1], num, rng)
 
     real = reference.training[subset], training[1][subset]
     rows = [measure_held_out(reference), measure("real, training", *real, reference, subset)]
@@ -291,7 +296,7 @@ def evaluate(
     rebuilt = _features(codec.decode(held_out_tokens))
     rows.append(measure("held out, reconstructed", rebuilt, held_out[1], reference))
     batch = training_tokens.gather(np.arange(len(training_tokens)))
-    drawn = quality.independent_tokens(
+    drawn = digit_quality.independent_tokens(
         batch["tokens"], batch["labels"], labels, training_tokens.codebook_size, rng
     )
     rows.append(measure("control", _features(codec.decode(drawn)), labels, reference))
@@ -307,7 +312,9 @@ def evaluate(
         verdicts[name] = verdict(*scores)
 
     copies = _features(codec.decode(codec.encode(training[0][subset])))
-    found = quality.copy_share(copies, reference.training, reference.held_out, COPY_PERCENTILE)
+    found = digit_quality.copy_share(
+        copies, reference.training, reference.held_out, COPY_PERCENTILE
+    )
     return Evaluation(num, seed, rows, found, contexts, verdicts)
 
 
@@ -380,7 +387,7 @@ def _digits(split: str, training_tokens: tokens.TokenSet) -> tuple[np.ndarray, n
 
 
 def _features(pictures: np.ndarray) -> np.ndarray:
-    return quality.pixel_features(np.asarray(pictures), FEATURE_SIZE)
+    return digit_quality.pixel_features(np.asarray(pictures), FEATURE_SIZE)
 
 
 def _require_tokenizer(model, found: tokens.TokenSet, path: pathlib.Path) -> None:

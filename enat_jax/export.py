@@ -28,21 +28,12 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
-from enat_jax import (
-    checkpoint,
-    cli,
-    compiled_sampler,
-    conversion,
-    generator,
-    hub,
-    manifest,
-    model_files,
-    tokenizer,
-    train_config,
-    weight_files,
-)
-from enat_jax.data import tokens, whole_files
-from enat_jax.models import enat
+from enat_jax.checkpoints import checkpoint, hub, manifest, model_files, weight_files
+from enat_jax.data import tokens
+from enat_jax.inference import compiled_sampler, generator, tokenizer
+from enat_jax.models import conversion, enat
+from enat_jax.runtime import cli, files
+from enat_jax.training import config as train_config
 
 FORMATS = (*model_files.WEIGHTS, "compiled", "reference")
 
@@ -118,7 +109,7 @@ def _of_checkpoint(workdir, steps, step):
         raise FileNotFoundError(f"{workdir} has neither a finished model nor a checkpoint yet")
     if step is not None and step not in steps:
         raise ValueError(f"{workdir} has no checkpoint of step {step}: it has {steps}")
-    config = ml_collections.ConfigDict(_tuples(whole_files.read_json(path, advice)))
+    config = ml_collections.ConfigDict(_tuples(files.read_json(path, advice)))
     if config.get("task") not in ("enat", "vqgan"):
         raise ValueError(f"{workdir} trains neither a transformer nor a tokenizer")
     *_, task = train_config.build(config)
@@ -196,7 +187,7 @@ def write(model, out, formats, dtype=None):
         if "compiled" in formats:
             computing = model if dtype is None else model.with_dtype(dtype)
             program, description = compiled_sampler.make(computing)
-            whole_files.write(directory / "sampler.jaxexport", program)
+            files.write(directory / "sampler.jaxexport", program)
             model_files.write_json(directory / "sampler.json", description)
         if draws:
             model.write_readme(directory, compiled=(directory / "sampler.json").is_file())
@@ -209,7 +200,7 @@ def _is_new(model, out):
     name = "model.json" if isinstance(model, generator.Generator) else "tokenizer.json"
     if not (out / name).is_file():
         raise ValueError(f"{out} holds something else than a model: name another directory")
-    found = whole_files.read_json(out / name, "name another directory")
+    found = files.read_json(out / name, "name another directory")
     if name == "tokenizer.json":
         found, own = found.get("fingerprint"), model.fingerprint
     else:
@@ -239,12 +230,12 @@ def _appearing(out):
 def _write_reference(model, directory):
     """Weights by the names of the PyTorch reference."""
     codec = model.tokenizer if isinstance(model, generator.Generator) else model
-    files = {"vqgan": conversion.vqgan_state_dict(jax.device_get(codec.params), codec.model)}
+    by_model = {"vqgan": conversion.vqgan_state_dict(jax.device_get(codec.params), codec.model)}
     if codec is not model:
         if not isinstance(model.model, enat.ENAT):
             raise ValueError("the reference has no names for the NAT baseline: leave it out")
-        files["enat"] = conversion.enat_state_dict(jax.device_get(model.params), model.model)
-    for name, tensors in files.items():
+        by_model["enat"] = conversion.enat_state_dict(jax.device_get(model.params), model.model)
+    for name, tensors in by_model.items():
         weight_files.write_safetensors(directory / f"{name}.safetensors", tensors)
 
 
@@ -261,8 +252,8 @@ def main(argv):
     if options.out is not None:
         model = _open(options)
         write(model, options.out, options.format, options.dtype)
-        files = [path for path in options.out.rglob("*") if path.is_file()]
-        size = sum(path.stat().st_size for path in files) / 2**20
+        written = [path for path in options.out.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in written) / 2**20
         print(f"[export] {options.out}: step {model.provenance.get('step')}, {size:,.1f} MiB")
     if options.push is not None:
         directory = options.out or options.model

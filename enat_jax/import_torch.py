@@ -21,17 +21,12 @@ import jax
 import numpy as np
 
 import enat_jax
-from enat_jax import (
-    cli,
-    conversion,
-    generator,
-    model_files,
-    reference_sizes,
-    sampling,
-    weight_files,
-)
-from enat_jax import tokenizer as tokenizers
+from enat_jax.checkpoints import model_files, weight_files
 from enat_jax.data import imagenet
+from enat_jax.inference import generator, sampling
+from enat_jax.inference import tokenizer as tokenizers
+from enat_jax.models import conversion, reference_sizes
+from enat_jax.runtime import cli
 
 # The reference's settings for its released models, by tokens of an image (its README).
 SETTINGS = {

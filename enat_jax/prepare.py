@@ -35,10 +35,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from enat_jax.checkpoints import model_files
+from enat_jax.data import imagenet, imagenet_records
+
 # The workers import this module, too: what is slow to import and needed by the main process alone,
 # such as jax below metric_writer, is imported where it is used.
-from enat_jax import cli, model_files
-from enat_jax.data import imagenet, imagenet_records, whole_files
+from enat_jax.runtime import cli, files
 
 _PLAN_FORMAT = "enat_jax.prepare.plan.1"
 _REGISTER = "image-net.org gives it to people who register at https://image-net.org/download-images"
@@ -77,12 +79,12 @@ def prepare(
     if is_done(final, splits):
         print(f"{final} is already there")
     else:
-        files = _tar_files(pathlib.Path(tars), splits)
+        tar_files = _tar_files(pathlib.Path(tars), splits)
         directory = unfinished / "records"
         directory.mkdir(parents=True, exist_ok=True)
         with _locked(unfinished / "lock"):
             shards = {}
-            for split, tar in files.items():
+            for split, tar in tar_files.items():
                 pictures = _scanned(tar, split, unfinished / f"index-{split}.npz")
                 _check_number(tar, split, len(pictures), allow_incomplete)
                 shards[split] = imagenet_records.plan(split, tar, pictures, directory, num_shards)
@@ -126,16 +128,16 @@ def is_done(final: pathlib.Path, splits: Sequence[str] | None) -> bool:
 
 
 def _tar_files(tars: pathlib.Path, splits: Sequence[str] | None) -> dict[str, pathlib.Path]:
-    files = {split: tars / name for split, name in imagenet.TAR_FILES.items()}
+    tar_files = {split: tars / name for split, name in imagenet.TAR_FILES.items()}
     if splits is None:
-        splits = [split for split in files if split != "test" or files[split].exists()]
-    if unknown := [split for split in splits if split not in files]:
-        raise ValueError(f"there is no split {unknown[0]!r}: choose among {', '.join(files)}")
-    files = {split: path for split, path in files.items() if split in splits}
-    for split, path in files.items():
+        splits = [split for split in tar_files if split != "test" or tar_files[split].exists()]
+    if unknown := [split for split in splits if split not in tar_files]:
+        raise ValueError(f"there is no split {unknown[0]!r}: choose among {', '.join(tar_files)}")
+    tar_files = {split: path for split, path in tar_files.items() if split in splits}
+    for split, path in tar_files.items():
         if not path.is_file():
             raise FileNotFoundError(f"there is no {path} (for the split {split}): {_REGISTER}")
-    return files
+    return tar_files
 
 
 @contextlib.contextmanager
@@ -162,7 +164,7 @@ def _scanned(tar: pathlib.Path, split: str, cache: pathlib.Path) -> imagenet.Pic
     pictures = imagenet.scan(tar, split, imagenet_records.validation_ids())
     content = io.BytesIO()
     np.savez(content, stamp=stamp, **{field: getattr(pictures, field) for field in fields})
-    whole_files.write(cache, content.getvalue())
+    files.write(cache, content.getvalue())
     return pictures
 
 
@@ -179,15 +181,15 @@ def _keep_plan(unfinished: pathlib.Path, shards: dict[str, list[imagenet_records
     """Remembers what the files in this directory are made of, or checks that it is the same."""
     path = unfinished / "plan.json"
     plan = {"format": _PLAN_FORMAT, "splits": {}}
-    for split, files in shards.items():
+    for split, of_split in shards.items():
         digest = hashlib.sha256()
-        for shard in files:
+        for shard in of_split:
             for field in dataclasses.fields(shard.pictures):
                 digest.update(getattr(shard.pictures, field.name).tobytes())
         plan["splits"][split] = {
             "pictures": digest.hexdigest(),
-            "lengths": [len(shard.pictures) for shard in files],
-            "bytes": [shard.num_bytes for shard in files],
+            "lengths": [len(shard.pictures) for shard in of_split],
+            "bytes": [shard.num_bytes for shard in of_split],
         }
     advice = f"remove {unfinished} to start anew"
     if path.exists() and model_files.read_json(path, _PLAN_FORMAT, advice) != plan:
@@ -199,7 +201,7 @@ def _keep_plan(unfinished: pathlib.Path, shards: dict[str, list[imagenet_records
 
 
 def _write_missing(shards: Sequence[imagenet_records.Shard], processes: int) -> None:
-    from enat_jax import metric_writer
+    from enat_jax.training import metric_writer
 
     directory = shards[0].path.parent
     for leftover in set(directory.iterdir()) - {shard.path for shard in shards}:

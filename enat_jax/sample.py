@@ -24,8 +24,10 @@ import numpy as np
 import PIL.Image
 
 import enat_jax
-from enat_jax import cli, generator, metric_writer, model_files, reveal_pictures, sampling
-from enat_jax.data import whole_files
+from enat_jax.checkpoints import model_files
+from enat_jax.inference import generator, reveal_pictures, sampling
+from enat_jax.runtime import cli, files
+from enat_jax.training import metric_writer
 
 MOST_IMAGES = 10**7  # of a directory
 MOST_NAME = 180  # bytes of a class name in a file's name, which has 255 and needs some for a while
@@ -206,7 +208,7 @@ def sample(model, labels, num, out, *, seed=0, batch_size=generator.BATCH_SIZE):
             f"{num=} images of {len(labels)} labels are more than the {MOST_IMAGES:,} that a "
             "directory may have: use several, each with a seed of its own"
         )
-    with whole_files.only_one(images.out):
+    with files.only_one(images.out):
         _claim(images)
         _draw_missing(images, min(batch_size, len(images)))
         columns = min(num, GRID_COLUMNS)

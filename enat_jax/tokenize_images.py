@@ -18,8 +18,9 @@ from typing import Any
 
 import jax
 
-from enat_jax import cli, token_inspection, tokenization, tokenizer
 from enat_jax.data import images, tokens
+from enat_jax.inference import token_inspection, tokenization, tokenizer
+from enat_jax.runtime import cli
 
 PIXELS = 1 << 20  # of one call of the tokenizer on one device
 

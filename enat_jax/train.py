@@ -22,23 +22,14 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from enat_jax import (
-    agreement,
-    checkpoint,
-    cli,
-    distributed,
-    exits,
-    export,
-    features,
-    metric_writer,
-    model_files,
-    monitoring,
-    sharding,
-    timing,
-    train_config,
-    train_step,
-)
-from enat_jax.data import loader, whole_files
+from enat_jax import export
+from enat_jax.checkpoints import checkpoint, model_files
+from enat_jax.data import loader
+from enat_jax.evaluation import features
+from enat_jax.profiling import timing
+from enat_jax.runtime import agreement, cli, distributed, exits, files, sharding
+from enat_jax.training import config as train_config
+from enat_jax.training import metric_writer, monitoring, train_step
 
 AHEAD = 3  # steps that are dispatched before the first of them must be done
 
@@ -64,7 +55,7 @@ def train(config, workdir, devices=None, from_step=None):
     built = train_config.build(config)
     with contextlib.ExitStack() as held:
         # The first process holds the directory for all.
-        only_one = functools.partial(held.enter_context, whole_files.only_one(workdir))
+        only_one = functools.partial(held.enter_context, files.only_one(workdir))
         agreement.on_first(only_one)
         return _train(config, workdir, built, devices, from_step)
 

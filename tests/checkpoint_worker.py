@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from enat_jax import checkpoint
+from enat_jax.checkpoints import checkpoint
 
 META = {"seed": 0}
 BEST = checkpoint.Best("fid", "min")

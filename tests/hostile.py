@@ -11,8 +11,9 @@ import PIL.Image
 import pytest
 import tiny
 
-from enat_jax import cli, tokenize_images
+from enat_jax import tokenize_images
 from enat_jax.data import tokens
+from enat_jax.runtime import cli
 
 BAD = "cat/05.png"
 KEYS = [f"{'cat' if i % 2 else 'bird'}/{i:02d}.png" for i in range(12)]

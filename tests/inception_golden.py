@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from enat_jax import inception_weights
+from enat_jax.evaluation import inception_weights
 
 FILE = np.load(pathlib.Path(__file__).parent / "golden" / "inception_fid.npz")
 

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from enat_jax import conversion
-from enat_jax.models import enat
+from enat_jax.models import conversion, enat
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 MASK = 1024

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import tiny
 
-from enat_jax import tokenizer
+from enat_jax.inference import tokenizer
 from enat_jax.models import vqgan
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import time
 
-from enat_jax import cli, distributed, exits
+from enat_jax.runtime import cli, distributed, exits
 
 
 def main(argv):

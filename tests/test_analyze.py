@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import tiny
 
-from enat_jax import analyze, generator, paper_costs, similarity
+from enat_jax import analyze
+from enat_jax.evaluation import similarity
+from enat_jax.inference import generator
 from enat_jax.models import nat
+from enat_jax.schedules import paper_costs
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import tiny_config
 
-from enat_jax import benchmark, cli, loader_timing, profile_rows, profiling, timing
+from enat_jax import benchmark
+from enat_jax.profiling import batch_fit, loader_timing, profile_rows, timing
+from enat_jax.runtime import cli
 
 SMALL = (32, 48, 32)
 TIMED = tiny_config.measurement(label={"visible": (0, 1), "cached": (0, 1), "reuse": True})
@@ -99,11 +101,11 @@ def test_training_is_fitted_and_traced(config_file, tmp_path, capsys, monkeypatc
     def fit_training(task, **how):
         asked.update(how)
         found = timing.TrainingMeasurement(7, 0.2, (TIMED,), (0.6,))
-        return profiling.Fit(4, found, ())
+        return batch_fit.Fit(4, found, ())
 
-    monkeypatch.setattr(profiling, "fit_training", fit_training)
+    monkeypatch.setattr(batch_fit, "fit_training", fit_training)
     traced = []
-    monkeypatch.setattr(profiling, "trace_training", lambda *x: traced.append(x))
+    monkeypatch.setattr(batch_fit, "trace_training", lambda *x: traced.append(x))
     arguments = ["--batch", "fit", "--time", 2, "--repeats", 3, "--trace", tmp_path / "trace"]
     code, stdout, _ = ends(capsys, "train", "--config", config_file, *arguments, "--json", "-")
     assert code is None and json.loads(stdout)["batch_size"] == 4

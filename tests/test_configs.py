@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from enat_jax import optim, reveal, sampling, sharding, train_config
+from enat_jax.data import image_data, token_data
+from enat_jax.inference import sampling
 from enat_jax.models import classifier, nat, vqgan
-from enat_jax.tasks import classifier as classifier_task
-from enat_jax.tasks import enat as enat_task
-from enat_jax.tasks import image_data, masked_tokens, token_data
-from enat_jax.tasks import vqgan as vqgan_task
+from enat_jax.runtime import sharding
+from enat_jax.schedules import reveal
+from enat_jax.training import classifier_task, enat_task, masked_tokens, optim, vqgan_task
+from enat_jax.training import config as train_config
 
 DIRECTORY = pathlib.Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(path for path in DIRECTORY.glob("*.py") if path.stem != "common")

@@ -17,20 +17,12 @@ import pytest
 import scipy.linalg
 import tiny
 
-from enat_jax import (
-    cards,
-    cli,
-    evaluate,
-    evaluation,
-    evaluation_passes,
-    features,
-    fid,
-    generator,
-    image_sets,
-    image_statistics,
-    tokenizer,
-)
-from enat_jax.data import images, whole_files
+from enat_jax import evaluate
+from enat_jax.data import images
+from enat_jax.evaluation import accumulate, cards, features, image_sets, passes, statistics
+from enat_jax.inference import generator, tokenizer
+from enat_jax.metrics import fid
+from enat_jax.runtime import cli, files
 
 ROOT = pathlib.Path(__file__).parents[1]
 CIFAR = ROOT.parent / "shared" / "data" / "cifar10_train.zip"
@@ -115,7 +107,7 @@ def test_its_numbers_are_those_of_the_images_themselves(card, model):
         .sample(np.arange(9) % 3, seed=0, batch_size=64)
     )
     pool = network(images)["pool"].astype(np.float64)
-    reference = image_statistics.Statistics.load(card / "reference.npz")
+    reference = statistics.Statistics.load(card / "reference.npz")
     expected = fid.frechet_distance(pool.mean(0), np.cov(pool.T), *reference.gaussian("pool"))
     found = cards.read(card)["metrics"]["frechet_distance"]
     assert found["value"] == pytest.approx(expected, rel=1e-8)
@@ -147,7 +139,7 @@ def test_statistics_of_a_source_are_made_once_and_give_the_same_numbers(
     make += ["--set", "channels=1"]
     run(*make)
     assert [x.name for x in tmp_path.iterdir()] == ["reference.npz"]
-    found = image_statistics.Statistics.load(file).description
+    found = statistics.Statistics.load(file).description
     assert (found["num_images"], found["class_counts"]) == (64, [32, 32])
     assert found["resolution"] == [8, 8] and found["crop"].startswith("centre")
     run(*make)
@@ -228,7 +220,7 @@ def test_a_second_ctrl_c_does_not_claim_to_have_saved(card, model, tmp_path, cap
         finally:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluation, "run", interrupted_while_saving)
+    monkeypatch.setattr(accumulate, "run", interrupted_while_saving)
     with pytest.raises(SystemExit) as ended:
         cli.run(
             lambda _: of_model(model, card / "reference.npz", tmp_path / "out", "--steps", 2), []
@@ -241,15 +233,13 @@ def test_images_beside_adms_statistics_serve_for_precision_and_recall(tmp_path):
     pictures = np.arange(300 * 4 * 4 * 3).reshape(300, 4, 4, 3).astype(np.uint8)
     with np.load(path) as arrays:
         np.savez(path, arr_0=pictures, **arrays)
-    reference = image_sets.Reference(
-        str(path), "", "", image_statistics.Statistics.load(path), None
-    )
+    reference = image_sets.Reference(str(path), "", "", statistics.Statistics.load(path), None)
 
     def network(batch):
         return {"pool": np.tile(batch[:, 0, 0].astype(np.float32), 683)[:, :2048]}
 
-    hosts = evaluation_passes.Hosts(0, 1, 60.0)
-    found = evaluation_passes.statistics_of_reference(reference, network, tmp_path, hosts)
+    hosts = passes.Hosts(0, 1, 60.0)
+    found = passes.statistics_of_reference(reference, network, tmp_path, hosts)
     np.testing.assert_array_equal(found.pool, network(pictures)["pool"])
     assert found.description["resolution"] == [4, 4]
 
@@ -382,7 +372,7 @@ def test_other_settings_are_refused_with_what_differs(card, model, pictures, tmp
 
 
 def test_a_full_disk_is_one_line_and_can_be_continued(card, model, tmp_path, capsys, monkeypatch):
-    written = whole_files.write
+    written = files.write
 
     def full(path, content):
         if path.name == "state.npz":
@@ -392,7 +382,7 @@ def test_a_full_disk_is_one_line_and_can_be_continued(card, model, tmp_path, cap
     arguments = ["--model", model, "--reference", card / "reference.npz", *FEATURES, "--num", 9]
     arguments += ["--out", tmp_path / "out", "--replicates", 0, "--steps", 2]
     with monkeypatch.context() as patch:
-        patch.setattr(whole_files, "write", full)
+        patch.setattr(files, "write", full)
         with pytest.raises(SystemExit):
             cli.run(evaluate.main, [str(x) for x in arguments])
     lines = capsys.readouterr().err.splitlines()

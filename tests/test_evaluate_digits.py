@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tiny
 
-from enat_jax import evaluate_digits, quality
+from enat_jax import evaluate_digits
 from enat_jax.data.digits import Digits
+from enat_jax.metrics import digit_quality
 
 GRID = 8
 CODES = 16
@@ -128,8 +129,8 @@ def test_the_control_has_the_marginals_and_only_those(digits):
     """Its mean image is right, though no single image is."""
     training, held_out, token_set = digits
     model = Tokenizer()
-    labels = quality.balanced_labels(400, 2)
-    drawn = quality.independent_tokens(
+    labels = digit_quality.balanced_labels(400, 2)
+    drawn = digit_quality.independent_tokens(
         token_set.rows["tokens"], token_set.rows["label"], labels, CODES, np.random.default_rng(0)
     )
     control, training_rebuilt = model.decode(drawn), model.decode(token_set.rows["tokens"])

@@ -14,9 +14,13 @@ import small_runs
 import tiny
 from safetensors import numpy as safetensors
 
-from enat_jax import checkpoint, cli, conversion, export, sharding, train_config
-from enat_jax.generator import Generator
-from enat_jax.tokenizer import Tokenizer
+from enat_jax import export
+from enat_jax.checkpoints import checkpoint
+from enat_jax.inference.generator import Generator
+from enat_jax.inference.tokenizer import Tokenizer
+from enat_jax.models import conversion
+from enat_jax.runtime import cli, sharding
+from enat_jax.training import config as train_config
 
 
 @pytest.fixture(scope="module")

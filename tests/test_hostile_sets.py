@@ -25,8 +25,8 @@ from hostile import (
     write_folder,
 )
 
-from enat_jax import tokenization
 from enat_jax.data import records, tokens
+from enat_jax.inference import tokenization
 
 __all__ = ["finished", "model", "one_device", "untouched"]  # fixtures
 

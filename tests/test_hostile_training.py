@@ -18,20 +18,11 @@ import numpy as np
 import pytest
 from small_runs import lines, small_config
 
-from enat_jax import (
-    cli,
-    distributed,
-    exits,
-    metric_writer,
-    optim,
-    sharding,
-    train,
-    train_config,
-    train_state,
-    train_step,
-)
+from enat_jax import train
 from enat_jax.data import loader
-from enat_jax.tasks import enat as enat_task
+from enat_jax.runtime import cli, distributed, exits, sharding
+from enat_jax.training import config as train_config
+from enat_jax.training import enat_task, metric_writer, optim, train_state, train_step
 
 # --- what is logged ------------------------------------------------------------------------------
 

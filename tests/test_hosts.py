@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import several
 
-from enat_jax import tokenizer
+from enat_jax.inference import tokenizer
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[1]

@@ -11,11 +11,13 @@ import pytest
 import torch_writer as writer
 from flax import serialization, traverse_util
 
-from enat_jax import cli, conversion, import_torch, weight_files
+from enat_jax import import_torch
+from enat_jax.checkpoints import weight_files
 from enat_jax.data import imagenet
-from enat_jax.generator import Generator
-from enat_jax.models import vqgan
-from enat_jax.tokenizer import Tokenizer
+from enat_jax.inference.generator import Generator
+from enat_jax.inference.tokenizer import Tokenizer
+from enat_jax.models import conversion, vqgan
+from enat_jax.runtime import cli
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 # The golden ENAT has 8x8 tokens of 1024 codes: two levels make them of 16x16 pixels.

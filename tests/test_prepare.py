@@ -21,8 +21,9 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
-from enat_jax import cli, prepare
+from enat_jax import prepare
 from enat_jax.data import imagenet, imagenet_records
+from enat_jax.runtime import cli
 
 ENCODED_ANEW = {*fake_imagenet.CMYK, fake_imagenet.PNG}
 NUM_SHARDS = 3

@@ -15,7 +15,8 @@ import PIL.Image
 import pytest
 import tiny
 
-from enat_jax import cli, sample
+from enat_jax import sample
+from enat_jax.runtime import cli
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,12 @@ import pytest
 import several
 from small_runs import lines, small_config, start
 
-from enat_jax import checkpoint, cli, exits, train, train_config
-from enat_jax.generator import Generator
-from enat_jax.tasks import enat as enat_task
+from enat_jax import train
+from enat_jax.checkpoints import checkpoint
+from enat_jax.inference.generator import Generator
+from enat_jax.runtime import cli, exits
+from enat_jax.training import config as train_config
+from enat_jax.training import enat_task
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,11 @@ import PIL.Image
 import pytest
 import tiny
 
-from enat_jax import cli, tokenize_images, tokenizer
+from enat_jax import tokenize_images
 from enat_jax.data import tokens
 from enat_jax.data.digits import Digits
+from enat_jax.inference import tokenizer
+from enat_jax.runtime import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
 

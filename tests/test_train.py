@@ -13,8 +13,8 @@ from small_runs import COMMAND, ROOT, lines, small_config
 
 from enat_jax import train
 from enat_jax.data import tokens
-from enat_jax.generator import Generator
-from enat_jax.tasks import enat as enat_task
+from enat_jax.inference.generator import Generator
+from enat_jax.training import enat_task
 
 
 @pytest.fixture(scope="module")

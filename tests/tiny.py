@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from enat_jax import generator, sampling, tokenizer
 from enat_jax.data import records, tokens
+from enat_jax.inference import generator, sampling, tokenizer
 from enat_jax.models import enat, vqgan
 
 CLASSES = ("cat", "dog", "tench, Tinca tinca")

@@ -1,6 +1,6 @@
 """The config of a transformer that compiles fast, and a measurement of made-up numbers."""
 
-from enat_jax import timing
+from enat_jax.profiling import timing
 
 
 def config():

@@ -16,14 +16,16 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 
 def main(arguments):
-    from enat_jax import distributed
+    from enat_jax.runtime import distributed
 
     distributed.initialize()
     import jax
     from small_runs import small_config
 
-    from enat_jax import manifest, sharding, train
-    from enat_jax.tasks import enat as enat_task
+    from enat_jax import train
+    from enat_jax.checkpoints import manifest
+    from enat_jax.runtime import sharding
+    from enat_jax.training import enat_task
 
     data, workdir, result, num_steps = arguments
     settings = {"train.num_steps": int(num_steps), "train.log_every": 1, "train.save_every": 4}
@@ -48,6 +50,6 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    from enat_jax import cli
+    from enat_jax.runtime import cli
 
     cli.run(main)

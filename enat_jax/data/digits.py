@@ -8,7 +8,7 @@ import numbers
 import numpy as np
 from scipy import ndimage
 
-from enat_jax.data import pictures
+from enat_jax.data import decoding
 
 SPLITS = ("train", "test")
 _TEST_SHARE = 0.2
@@ -90,11 +90,11 @@ class Digits:
 
     def key(self, index: int) -> str:
         """The digit's place in scikit-learn's data, such as "digits/17"."""
-        return f"digits/{_split(self.split)[pictures.checked(index, len(self))]}"
+        return f"digits/{_split(self.split)[decoding.checked(index, len(self))]}"
 
-    def load(self, index: int, seed: int | None = None) -> pictures.Example:
+    def load(self, index: int, seed: int | None = None) -> decoding.Example:
         batch = self.gather(np.array([index]), None if seed is None else np.array([seed]))
-        return pictures.Example(batch["images"][0], int(batch["labels"][0]), self.key(index))
+        return decoding.Example(batch["images"][0], int(batch["labels"][0]), self.key(index))
 
     def gather(self, indices: np.ndarray, seeds: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """The images [b, size, size, 1] uint8 and labels [b] int32 of `indices` in [0, n).

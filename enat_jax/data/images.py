@@ -8,9 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
-from enat_jax.data import layout, pictures, readers, tfds_records
+from enat_jax.data import decoding, layout, readers, tfds_records
+from enat_jax.data.decoding import Example, UnreadableImage
 from enat_jax.data.digits import Digits
-from enat_jax.data.pictures import Example, UnreadableImage
 
 __all__ = ["Digits", "Example", "Files", "Source", "UnreadableImage", "open_source"]
 
@@ -61,7 +61,7 @@ class Source(Protocol):
 class Files:
     """Pictures in files below a folder or in an archive; see `readers` and `layout.arrange`.
 
-    Settings are those of `pictures.Framing`, and `classes`, `class_names` and `held_out` as
+    Settings are those of `decoding.Framing`, and `classes`, `class_names` and `held_out` as
     `layout.arrange` describes them.
     """
 
@@ -72,7 +72,7 @@ class Files:
         path: pathlib.Path,
         reader: readers.Folder | readers.Zip | readers.Tar,
         split: str,
-        framing: pictures.Framing,
+        framing: decoding.Framing,
         *,
         classes: str = "first",
         class_names: str | None = None,
@@ -99,7 +99,7 @@ class Files:
         return len(self._rows)
 
     def key(self, index: int) -> str:
-        return self._reader.keys[self._rows[pictures.checked(index, len(self))]]
+        return self._reader.keys[self._rows[decoding.checked(index, len(self))]]
 
     def load(self, index: int, seed: int | None = None) -> Example:
         key = self.key(index)
@@ -113,7 +113,7 @@ class Files:
     def gather(
         self, indices: Sequence[int], seeds: Sequence[int] | None = None
     ) -> dict[str, np.ndarray]:
-        return pictures.gather(self.load, self.image_shape, indices, seeds)
+        return decoding.gather(self.load, self.image_shape, indices, seeds)
 
     def identity(self) -> dict[str, object]:
         listing = hashlib.sha256()
@@ -147,7 +147,7 @@ def open_source(source: str, split: str, **settings) -> Source:
             TFDS, such as "train", "validation", "train[:10%]".
         the path of a folder, a .zip file or an uncompressed .tar file: `Files`, splits "train",
             "test", "all" and the names of split folders.
-    `settings` are those of the class, and for pictures of any size those of `pictures.Framing`,
+    `settings` are those of the class, and for pictures of any size those of `decoding.Framing`,
     of which `size` must be given.
 
     Raises ValueError for an unknown source, split or setting, and as the class does; OSError for
@@ -169,12 +169,12 @@ def open_source(source: str, split: str, **settings) -> Source:
     return Files(path, reader(path), split, framing, **others)
 
 
-def _framing(source: str, settings: dict, others: set[str]) -> tuple[pictures.Framing, dict]:
-    names = {field.name for field in dataclasses.fields(pictures.Framing)}
+def _framing(source: str, settings: dict, others: set[str]) -> tuple[decoding.Framing, dict]:
+    names = {field.name for field in dataclasses.fields(decoding.Framing)}
     _refuse_unknown(source, settings, names | others)
     if "size" not in settings:
         raise ValueError(f"{source=} needs a setting size, the pixels of a side of its images")
-    framing = pictures.Framing(**{k: v for k, v in settings.items() if k in names})
+    framing = decoding.Framing(**{k: v for k, v in settings.items() if k in names})
     return framing, {k: v for k, v in settings.items() if k in others}
 
 

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from enat_jax.data.pictures import EXTENSIONS, MAX_BYTES, UnreadableImage
+from enat_jax.data.decoding import EXTENSIONS, MAX_BYTES, UnreadableImage
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".tzst")
 _COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")  # gzip, xz, bzip2, zstandard

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from enat_jax.data import imagenet, pictures
+from enat_jax.data import decoding, imagenet
 
 PREFIX = "tfds:"
 _NAME = re.compile(r"tfds:(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
@@ -37,7 +37,7 @@ class Records:
         self,
         source: str,
         split: str,
-        framing: pictures.Framing,
+        framing: decoding.Framing,
         *,
         data_dir: str | os.PathLike | None = None,
         image_key: str = "image",
@@ -113,31 +113,31 @@ class Records:
         return len(self._data)
 
     def key(self, index: int) -> str:
-        return f"{self._split}[{pictures.checked(index, len(self))}]"
+        return f"{self._split}[{decoding.checked(index, len(self))}]"
 
-    def load(self, index: int, seed: int | None = None) -> pictures.Example:
+    def load(self, index: int, seed: int | None = None) -> decoding.Example:
         key = self.key(index)
         try:
             record = self._data[int(index)]
         except Exception as error:  # of ArrayRecord and of TFDS, whatever damage they find
-            raise pictures.UnreadableImage(
+            raise decoding.UnreadableImage(
                 key, f"its record in {self._directory} cannot be read ({error})"
             ) from error
         if name := record.get("file_name"):
             key = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name)
         label = int(record[self._label_key])
         if not 0 <= label < len(self.class_names):
-            raise pictures.UnreadableImage(key, f"has no class: its label is {label}")
+            raise decoding.UnreadableImage(key, f"has no class: its label is {label}")
         try:
             pixels = self._framing.pixels(record[self._image_key], seed)
         except ValueError as error:
-            raise pictures.UnreadableImage(key, str(error)) from error
-        return pictures.Example(pixels, label, key)
+            raise decoding.UnreadableImage(key, str(error)) from error
+        return decoding.Example(pixels, label, key)
 
     def gather(
         self, indices: Sequence[int], seeds: Sequence[int] | None = None
     ) -> dict[str, np.ndarray]:
-        return pictures.gather(self.load, self.image_shape, indices, seeds)
+        return decoding.gather(self.load, self.image_shape, indices, seeds)
 
     def identity(self) -> dict[str, object]:
         info = self._builder.info

@@ -28,7 +28,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from enat_jax.data import plans, records, whole_files
+from enat_jax.data import plans, records
+from enat_jax.runtime import files
 
 FORMAT = "enat_jax tokens 3"
 MAX_SHARDS = 128  # open files; macOS lets a process have 256
@@ -134,7 +135,7 @@ def begin(directory: str | os.PathLike, plan: Plan) -> list[int]:
     if not path.exists():
         _refuse_other_files(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        whole_files.write(path, whole_files.json_bytes(wanted))
+        files.write(path, files.json_bytes(wanted))
     # Even of its own plan: another process may have begun at the same moment.
     _read_plan(directory, wanted)
     return [s for s in range(plan.num_shards) if not plan.path(directory, s, ".json").exists()]
@@ -161,10 +162,8 @@ def write_shard(
         "keys": list(keys),
         "skipped": list(skipped),
     }
-    whole_files.write(plan.path(directory, shard, ".npy"), content)
-    whole_files.write(
-        plan.path(directory, shard, ".json"), whole_files.json_bytes(description, indent=None)
-    )
+    files.write(plan.path(directory, shard, ".npy"), content)
+    files.write(plan.path(directory, shard, ".json"), files.json_bytes(description, indent=None))
 
 
 def finish(directory: str | os.PathLike, plan: Plan) -> bool:
@@ -198,11 +197,11 @@ def finish(directory: str | os.PathLike, plan: Plan) -> bool:
         "class_counts": counts.tolist(),
         "skipped": [skipped[i] for i in sorted(skipped)],
     }
-    path, content = directory / "metadata.json", whole_files.json_bytes(metadata)
+    path, content = directory / "metadata.json", files.json_bytes(metadata)
     if not path.exists() or path.read_bytes() != content:
-        whole_files.write(path, content)
+        files.write(path, content)
     for path in directory.iterdir():
-        if whole_files.is_unfinished(path):
+        if files.is_unfinished(path):
             path.unlink(missing_ok=True)  # of a process that was killed
     return True
 
@@ -336,7 +335,7 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
         raise FileNotFoundError(
             f"there is no token set in {directory} (no metadata.json): make one with {MADE_BY}"
         )
-    metadata = whole_files.read_json(path, f"start {MADE_BY} again, it writes this file anew")
+    metadata = files.read_json(path, f"start {MADE_BY} again, it writes this file anew")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ValueError(f"{path} does not say {FORMAT!r}: make the token set again with {MADE_BY}")
     if missing := {"shards", "class_counts", "skipped"} - metadata.keys():
@@ -363,7 +362,7 @@ def _shard_path(directory: pathlib.Path, shard: int, num_shards: int, suffix: st
 
 def _read_plan(directory: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:
     """What plan.json says; raises ValueError if it is not what is `wanted`."""
-    found = whole_files.read_json(directory / "plan.json", f"remove {directory} and start again")
+    found = files.read_json(directory / "plan.json", f"remove {directory} and start again")
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError(f"{directory} holds no token set of ours: choose another directory")
     plans.refuse_others(directory, found, wanted)
@@ -375,9 +374,7 @@ def _refuse_other_files(directory: pathlib.Path) -> None:
     try:
         # A process that was killed leaves a temporary file; another may write its plan just now.
         others = [
-            p
-            for p in directory.iterdir()
-            if p.name != "plan.json" and not whole_files.is_unfinished(p)
+            p for p in directory.iterdir() if p.name != "plan.json" and not files.is_unfinished(p)
         ]
     except FileNotFoundError:
         return

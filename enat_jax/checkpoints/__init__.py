@@ -1,0 +1,1 @@
+"""States, weights, formats of weights and the Hugging Face Hub; knows no network."""

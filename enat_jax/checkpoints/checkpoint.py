@@ -1,0 +1,406 @@
+"""Training states on disk, and the parameters of finished models. Orbax does the writing.
+
+A save becomes visible by a rename after its last byte, so a process may be killed at any moment.
+Every state is stored with a description of itself: what the caller says must match when it is
+restored (`meta`), and the path, shape, dtype and checksum of each array. It is compared before and
+after the arrays are read, so that a checkpoint that does not fit and one that is damaged are never
+confused, and no array comes back other than it was saved.
+
+With several processes, each method is to be called by all of them, on a file system that they
+share. All come to the same result: the first one reads the descriptions, and an array that one
+process cannot read is damaged for all.
+"""
+
+import functools
+import logging
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
+
+from enat_jax.checkpoints import manifest, preservation
+from enat_jax.checkpoints.preservation import Best
+from enat_jax.runtime import agreement
+
+# What Orbax and TensorStore raise over parameters whose files are missing or cut. Anything else,
+# such as a lack of memory or of permission, says nothing about them and is passed on.
+DAMAGE = (ValueError, KeyError, FileNotFoundError, NotADirectoryError)
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpointer:
+    """The checkpoints of one run, written in the background.
+
+    Use as a context manager, or call `close`: leaving before a save is complete loses that save.
+
+    Args:
+      directory: of this run's checkpoints alone; created if missing.
+      save_every: steps between saves, positive.
+      keep: how many of the newest checkpoints stay, positive. With two, a damaged newest one
+        leaves another to go on from.
+      keep_every: checkpoints at multiples of so many steps stay for good; a multiple of
+        `save_every`.
+      best: the best checkpoint by this metric stays until there is a better one.
+    """
+
+    def __init__(
+        self,
+        directory: str | pathlib.Path,
+        save_every: int,
+        keep: int = 2,
+        keep_every: int | None = None,
+        best: Best | None = None,
+    ):
+        if save_every < 1 or keep < 1:
+            raise ValueError(f"{save_every=} and {keep=} must be positive")
+        if keep_every is not None and (keep_every < 1 or keep_every % save_every):
+            raise ValueError(f"{keep_every=} must be a positive multiple of {save_every=}")
+        self._directory = pathlib.Path(directory).absolute()
+        self._save_every = save_every
+        self._best = None if best is None else preservation.KeepBest(best)
+        policies = [checkpoint_managers.LatestN(keep)]
+        if keep_every is not None:
+            policies.append(checkpoint_managers.EveryNSteps(keep_every))
+        if self._best is not None:
+            policies.append(self._best)
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                # Where that fails, the threads that are to write wait in vain for five minutes.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            ),
+        )
+        if self._best is not None:
+            for step, metrics in agreement.on_first(self._saved_metrics):
+                self._best.note(step, metrics)
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        meta: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+        force: bool = False,
+    ) -> bool:
+        """Starts to save `state` if `step` is a multiple of `save_every`; says if it did.
+
+        Returns as soon as the arrays are copied: the caller may donate them at once.
+
+        Args:
+          step: steps done so far. A step that is already on disk is not saved again.
+          state: pytree of `jax.Array`.
+          meta: plain JSON values: all that must be equal for the state to be of use later.
+          metrics: what an evaluation of this very state gave, if there was one. Without a finite
+            value of the metric of `best`, the checkpoint never counts as the best. With several
+            processes, those of the first one count.
+          force: save at any step, for instance the last.
+
+        Raises:
+          OSError: this or the last save could not be written.
+          ValueError: something in `state` is not a `jax.Array`.
+        """
+        step = int(step)
+        if not (force or step % self._save_every == 0) or step in self._steps():
+            return False
+        self.wait()
+        metrics = agreement.on_first(functools.partial(manifest.finite, metrics or {}))
+        described = manifest.make(state, meta, metrics)
+        if self._best is not None:
+            self._best.note(step, metrics)
+        if jax.process_index() == 0:
+            self._remove_unfinished()
+        try:
+            # The interval was decided above; `force` keeps Orbax from deciding once more.
+            return self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(described)
+                ),
+                force=True,
+            )
+        except OSError as error:
+            raise self._not_saved(error) from error
+
+    def restore(
+        self, abstract_state: Any, expected_meta: Mapping[str, Any], step: int | None = None
+    ) -> tuple[Any, int] | None:
+        """Returns the newest readable state and its step, or None if there is no checkpoint.
+
+        A damaged checkpoint is reported as an error in the log and renamed to `STEP.damaged` once
+        an older one has been read in its place; training then goes on from there.
+
+        Args:
+          abstract_state: the state's tree of `jax.ShapeDtypeStruct` with shardings: the devices,
+            their number and the sharding may differ from those at the time of saving.
+          expected_meta: compared with the `meta` that was saved.
+          step: restore this one and no other. Newer ones are then renamed to `STEP.set_aside`, so
+            that training can save these steps again.
+
+        Raises:
+          ValueError: if the checkpoint's meta or arrays are not the expected ones, which are then
+            named; if there are checkpoints but all are damaged; if `step` is not there or damaged.
+          OSError: if files cannot be read or renamed for another reason than damage.
+        """
+        _require_shardings(abstract_state)
+        self.wait()
+        steps = agreement.on_first(self._steps)
+        if step is not None:
+            if step not in steps:
+                raise ValueError(f"no checkpoint of step {step} in {self._directory}: {steps=}")
+            try:
+                state = self._read(step, abstract_state, expected_meta)
+            except _Damaged as damage:
+                raise ValueError(
+                    f"the checkpoint of step {step} in {self._directory} is damaged ({damage}); "
+                    f"the other steps there are {[other for other in steps if other != step]}"
+                ) from damage
+            self._set_aside({newer: None for newer in steps if newer > step}, used=step)
+            return state, step
+        damaged: dict[int, str | None] = {}
+        for candidate in reversed(steps):
+            try:
+                state = self._read(candidate, abstract_state, expected_meta)
+            except _Damaged as damage:
+                damaged[candidate] = str(damage)
+                continue
+            self._set_aside(damaged, used=candidate)
+            return state, candidate
+        if damaged:
+            reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+            raise ValueError(
+                f"every checkpoint in {self._directory} is damaged ({reasons}); "
+                "move the directory away to start from the beginning"
+            )
+        return None
+
+    def all_steps(self) -> list[int]:
+        """Returns the steps on disk in ascending order, once the last save is complete."""
+        self.wait()
+        return self._steps()
+
+    def best_step(self) -> int | None:
+        """Returns the best step on disk, or None if no checkpoint has the metric of `best`."""
+        return None if self._best is None else self._best.best_of(self.all_steps())
+
+    def wait(self) -> None:
+        """Returns when the last save is complete on disk.
+
+        Raises:
+          OSError: it could not be written. Earlier checkpoints are still there.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # whatever may end a thread that writes
+            self._manager.reload()  # the steps that the failed save would have taken the place of
+            raise self._not_saved(error) from error
+
+    def close(self) -> None:
+        """Waits for the last save and lets go of the directory; raises what `wait` does."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            self.close()
+        except OSError as not_saved:
+            if error is None:
+                raise
+            _log.error("%s", not_saved)  # the first error is the one to be told
+
+    def _read(self, step, abstract_state, expected_meta):
+        """The state of `step`; raises `_Damaged`, or ValueError if it is another one's."""
+        path = self._directory / str(step)
+        described, damage = agreement.on_first(functools.partial(manifest.read, path))
+        if damage:
+            raise _Damaged(damage)
+        differences = manifest.differences(described, expected_meta, abstract_state)
+        if differences:
+            raise ValueError(
+                f"the checkpoint of step {step} in {self._directory} is of another configuration: "
+                f"{differences}. Restore these settings or use another directory"
+            )
+        state = _read_arrays(path, abstract_state)
+        changed = manifest.changed(described, state)
+        failure = _Damaged(f"the contents of {changed} have changed") if changed else None
+        agreement.raise_together(failure, minor=_Damaged)
+        return state
+
+    def _set_aside(self, reasons: Mapping[int, str | None], used: int) -> None:
+        """Renames checkpoints: otherwise training could not save their steps again."""
+        if not reasons:
+            return
+
+        def rename():
+            names = []
+            for step, reason in reasons.items():
+                path = self._directory / str(step)
+                name = _free_name(path.with_suffix(".damaged" if reason else ".set_aside"))
+                path.rename(name)
+                names.append(name.name)
+            return names
+
+        for (step, reason), name in zip(reasons.items(), agreement.on_first(rename), strict=True):
+            if reason:
+                _log.error(
+                    "CHECKPOINT DAMAGED: step %d in %s cannot be read (%s). Going on from step "
+                    "%d; the damaged one is now %s",
+                    *(step, self._directory, reason, used, name),
+                )
+            else:
+                _log.warning(
+                    "going on from step %d in %s as asked; the checkpoint of step %d is now %s",
+                    *(used, self._directory, step, name),
+                )
+        self._manager.reload()
+
+    def _remove_unfinished(self) -> None:
+        """Removes what killed or failed saves left, which would take up space for ever."""
+        for path in self._directory.glob("*.orbax-checkpoint-tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _saved_metrics(self) -> list[tuple[int, dict[str, float | None]]]:
+        read = {step: manifest.read(self._directory / str(step)) for step in self._steps()}
+        # A damaged one is dealt with when it is to be restored.
+        return [(step, found["metrics"]) for step, (found, damage) in read.items() if not damage]
+
+    def _steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def _not_saved(self, error: Exception) -> OSError:
+        return OSError(
+            f"a checkpoint could not be written to {self._directory} ({_first_line(error)}); "
+            "earlier ones are still there: see to the disk and start again"
+        )
+
+
+class _Damaged(Exception):
+    """What was saved cannot be read back as it was."""
+
+
+def save_params(directory: str | pathlib.Path, params: Any) -> None:
+    """Writes a pytree of arrays, atomically; an earlier one in `directory` is replaced.
+
+    The directory holds nothing else. Every process must call this. A process killed at any moment
+    leaves the earlier or the new parameters to `load_params`, whole.
+
+    Args:
+      directory: to be created; its parents too.
+      params: nested dict of arrays, of any sharding.
+    """
+    final = pathlib.Path(directory).absolute()
+    fresh, old = _sibling(final, "new"), _sibling(final, "old")
+    if jax.process_count() > 1:  # arrays that each process has for itself, the first one writes
+        params = jax.tree.map(_local_as_numpy, params)
+    first = jax.process_index() == 0
+    if first:
+        final.parent.mkdir(parents=True, exist_ok=True)
+    multihost_utils.sync_global_devices("save_params: parents")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(fresh, args=ocp.args.PyTreeSave(params), force=True)
+    if first:
+        # There is no way to exchange two directories at once: `old` covers the gap.
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            final.rename(old)
+        fresh.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+    multihost_utils.sync_global_devices("save_params: done")
+
+
+def load_params(directory: str | pathlib.Path) -> dict:
+    """Reads what `save_params` wrote, as numpy arrays, whatever devices there are or were.
+
+    Raises:
+      FileNotFoundError: if there are no parameters at `directory`.
+      ValueError: if they are damaged.
+    """
+    final = pathlib.Path(directory).absolute()
+    source = final if final.is_dir() else _sibling(final, "old")
+    if not source.is_dir():
+        raise FileNotFoundError(f"no parameters at {final}: not a directory")
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.metadata(source).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            return checkpointer.restore(source, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    except (*DAMAGE, AttributeError) as error:
+        raise ValueError(
+            f"the parameters at {final} cannot be read; write or copy them again "
+            f"({_first_line(error)})"
+        ) from error
+
+
+def _local_as_numpy(x: Any) -> Any:
+    return jax.device_get(x) if isinstance(x, jax.Array) and x.is_fully_addressable else x
+
+
+def _sibling(path: pathlib.Path, suffix: str) -> pathlib.Path:
+    return path.with_name(f".{path.name}.{suffix}")
+
+
+def _read_arrays(path: pathlib.Path, abstract_state: Any) -> Any:
+    """Reads without Orbax's barriers, in which others would wait for a process that failed."""
+    state, failure = None, None
+    handler = ocp.StandardCheckpointHandler()
+    try:
+        args = ocp.args.StandardRestore(abstract_state)
+        state = handler.restore(epath.Path(path) / "state", args=args)
+    except Exception as error:  # all of them, so that the other processes learn of it
+        cause = error.__cause__ or error  # Orbax wraps TensorStore's errors
+        if isinstance(cause, MemoryError | RuntimeError):
+            failure = error
+        elif _is_damage(cause):
+            failure = _Damaged(_first_line(cause))
+        else:
+            failure = OSError(f"{path} cannot be read: {_first_line(cause)}")
+    finally:
+        handler.close()
+    agreement.raise_together(failure, minor=_Damaged)
+    return state
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Whether an error of reading says that files are missing or not what was written.
+
+    A changed byte may lead to an error of any type. A lack of permission or of resources, which
+    TensorStore puts into the text of a ValueError, says nothing about the files.
+    """
+    if isinstance(error, OSError):
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
+    return not any(code in str(error) for code in ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED"))
+
+
+def _free_name(path: pathlib.Path) -> pathlib.Path:
+    """`path`, or the first of `path.2`, `path.3` and so on that is not taken."""
+    name, number = path, 1
+    while name.exists():
+        number += 1
+        name = path.with_name(f"{path.name}.{number}")
+    return name
+
+
+def _require_shardings(abstract_state: Any) -> None:
+    leaves = jax.tree.leaves(abstract_state)
+    for path, leaf in zip(manifest.paths(abstract_state), leaves, strict=True):
+        if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None:
+            raise ValueError(f"{path} of the abstract state has no sharding; give one to each leaf")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else ""
+    return f"{type(error).__name__}: {text[:200]}"

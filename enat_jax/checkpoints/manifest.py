@@ -1,0 +1,129 @@
+"""What a checkpoint says of itself: settings, arrays, their checksums, metrics, as plain JSON."""
+
+import json
+import math
+import pathlib
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from enat_jax.checkpoints import checksums
+
+
+def make(
+    state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float | None]
+) -> dict[str, Any]:
+    """Describes a state. A checksum over the whole tells a damaged manifest from another one.
+
+    Args:
+      state: pytree of `jax.Array`.
+      meta: JSON values, which the caller compares when the state is restored.
+      metrics: what an evaluation of the state gave, finite or None.
+
+    Raises:
+      ValueError: something in `state` is not a `jax.Array`.
+    """
+    for path, leaf in zip(paths(state), jax.tree.leaves(state), strict=True):
+        if not isinstance(leaf, jax.Array):
+            raise ValueError(f"{path} of the state is a {type(leaf).__name__}, not a jax.Array")
+    sums = jax.device_get(checksums.of_tree(state))
+    manifest = {
+        "config": as_json(meta),
+        "tree": tree(state),
+        "checksums": dict(zip(paths(state), map(int, sums), strict=True)),
+        "metrics": dict(metrics),
+    }
+    return {**manifest, "crc32": _crc(manifest)}
+
+
+def read(directory: pathlib.Path) -> tuple[dict[str, Any] | None, str | None]:
+    """Reads the manifest of a checkpoint; returns None and the reason instead if it is damaged."""
+    try:
+        found = ocp.JsonCheckpointHandler().restore(directory / "meta")
+    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+        return None, f"its meta cannot be read: {error}"
+    if not isinstance(found, dict) or "crc32" not in found:
+        return None, "its meta has no checksums: it is damaged or of an earlier version"
+    if found["crc32"] != _crc({key: value for key, value in found.items() if key != "crc32"}):
+        return None, "the contents of its meta have changed"
+    return found, None
+
+
+def differences(manifest: Mapping[str, Any], meta: Mapping[str, Any], state: Any) -> str:
+    """Says where settings and arrays are not those of `meta` and of `state`, which may be abstract.
+
+    Names the first eight values with what they are and what is expected; "" if the checkpoint fits.
+    """
+    found = _differences(manifest["config"], as_json(meta))
+    return _shortened(found + _differences(manifest["tree"], tree(state)))
+
+
+def changed(manifest: Mapping[str, Any], state: Any) -> str:
+    """Names the arrays of `state` whose contents are not those that were described; "" if none.
+
+    All copies on this process's devices count: a device whose memory is at fault shows, too.
+    """
+    sums = checksums.of_tree(state)
+    copies = jax.device_get([[shard.data for shard in x.addressable_shards] for x in sums])
+    return _shortened(
+        [
+            path
+            for path, values in zip(paths(state), copies, strict=True)
+            if any(int(value) != manifest["checksums"][path] for value in values)
+        ]
+    )
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """`metrics` as JSON knows them: None for what is not a finite number."""
+    values = {name: float(value) for name, value in metrics.items()}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def as_json(meta: Mapping[str, Any]) -> Any:
+    """What `meta` looks like after a way through a file: tuples are lists, keys are strings."""
+    return json.loads(json.dumps(meta))
+
+
+def paths(state: Any) -> list[str]:
+    """Names such as "params/dense/kernel", in the order of `jax.tree.leaves`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+
+def tree(state: Any) -> dict[str, str]:
+    """`{path: 'float32[3, 4]'}` of every array."""
+    return {
+        path: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        for path, leaf in zip(paths(state), jax.tree.leaves(state), strict=True)
+    }
+
+
+def _crc(manifest: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
+
+
+def _differences(saved: Any, expected: Any, path: str = "") -> list[str]:
+    if isinstance(saved, dict) and isinstance(expected, dict):
+        found = []
+        for key in sorted(saved.keys() | expected.keys()):
+            inner = f"{path}.{key}" if path else key
+            if key not in expected:
+                found.append(f"{inner} is only in the checkpoint ({saved[key]})")
+            elif key not in saved:
+                found.append(f"{inner} is missing in the checkpoint ({expected[key]} expected)")
+            else:
+                found += _differences(saved[key], expected[key], inner)
+        return found
+    if saved == expected:
+        return []
+    return [f"{path} is {saved} in the checkpoint but {expected} is expected"]
+
+
+def _shortened(parts: Sequence[str]) -> str:
+    more = [f"and {len(parts) - 8} more"] if len(parts) > 8 else []
+    return "; ".join([*parts[:8], *more])

@@ -1,0 +1,162 @@
+"""Files of weights, of whatever program: safetensors, PyTorch's, Flax's msgpack. Nothing is run.
+
+What a file is decides its content, not its name. All formats become the same: names and arrays.
+"""
+
+import os
+import pathlib
+import struct
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import serialization
+
+from enat_jax.checkpoints import torch_files
+from enat_jax.runtime import files
+
+# What the readers of damaged and hostile files raise, beside ValueError.
+_DAMAGE = (
+    *(zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error),
+    *(safetensors.SafetensorError, KeyError, IndexError, TypeError, AttributeError),
+    *(AssertionError, OverflowError, MemoryError),
+    SyntaxError,  # of numpy, about the name of a type in a msgpack file
+)
+_MOST_HEADER = 100_000_000  # bytes of JSON, the limit of the safetensors format
+
+
+def read(path: str | os.PathLike, part: str | None = None) -> dict[str, np.ndarray]:
+    """The tensors of a file of weights, by name.
+
+    Reads safetensors; what torch.save wrote, in its .zip format or the one before, be it a
+    `state_dict()` or a checkpoint that contains one, such as Lightning's; and Flax's msgpack, whose
+    nested dictionaries give names like "encoder/Conv_0/kernel". Numbers and texts beside the
+    tensors are left out.
+
+    Args:
+        path: of the file.
+        part: the set of tensors to read where a file has several, by its keys, such as "ema" or
+            "model/params"; None: the only one (of msgpack "params", or everything).
+
+    Returns:
+        Arrays, which may be read-only views of one another or of the file. bfloat16 is that of
+        jax.numpy.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is of no such format, damaged, hostile, or has no or several sets of tensors.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and not path.is_file():  # a pipe would wait for a writer
+        raise ValueError(f"{path} is no regular file: name a file of weights")
+    with open(path, "rb") as file:
+        head = file.read(64)
+    try:
+        reader = _reader(head, path.stat().st_size)
+        tensors = reader(path, part)
+        if not tensors:
+            raise ValueError("it holds no tensors")
+    except ValueError as error:
+        raise ValueError(f"{path}: {_one_line(error)}") from error
+    except _DAMAGE as error:
+        raise ValueError(
+            f"{path} is damaged: copy or download it again ({_one_line(error)})"
+        ) from error
+    except OSError as error:  # a position that no file has
+        if error.filename is not None:
+            raise
+        raise ValueError(f"{path} is damaged or cannot be read ({_one_line(error)})") from error
+    return tensors
+
+
+def write_safetensors(
+    path: str | os.PathLike,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a safetensors file, whole or not at all; its directory is created.
+
+    Args:
+        path: of the file.
+        tensors: arrays by name, of any layout in memory.
+        metadata: texts for the file's header.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: an array is of a type that the format does not have.
+    """
+    path = pathlib.Path(path)
+    dense = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    try:
+        content = safetensors.numpy.save(dense, dict(metadata) if metadata else None)
+    except (safetensors.SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot hold these tensors ({_one_line(error)})") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, content)
+
+
+def _reader(head: bytes, size: int):
+    """The function that reads a file which starts like this."""
+    if not head:
+        raise ValueError("the file is empty: copy or download it again")
+    if head.startswith(b"PK\x03\x04"):
+        return torch_files.read_zip
+    # A pickle starts with its protocol; as msgpack the same byte is an empty dictionary.
+    if head[0] == 0x80 and len(head) > 1 and head[1] <= 5:
+        return torch_files.read_legacy
+    if 0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF):
+        return _read_msgpack
+    if len(head) > 8 and head[8] == ord("{"):
+        (header,) = struct.unpack("<Q", head[:8])
+        if header > min(_MOST_HEADER, size - 8):
+            raise ValueError("its header is cut off: copy or download it again")
+        return _read_safetensors
+    start = head.lstrip()[:20]
+    if start.isascii() and start.decode().isprintable():
+        raise ValueError(
+            f"a text that starts with {start.decode()!r}, no weights: a download that failed, or a "
+            "pointer of Git LFS?"
+        )
+    raise ValueError("not a safetensors file, nor one of torch.save, nor Flax's msgpack")
+
+
+def _read_safetensors(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
+    _has_no_parts(part)
+    return safetensors.numpy.load_file(path)
+
+
+def _read_msgpack(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
+    tree = serialization.msgpack_restore(path.read_bytes())
+    if part is None and isinstance(tree, dict) and "params" in tree:
+        tree = tree["params"]
+    for key in part.split("/") if part else ():
+        if not isinstance(tree, dict) or key not in tree:
+            raise ValueError(f"no part {part!r}; it has {sorted(map(str, tree))[:5]}")
+        tree = tree[key]
+    tensors, waiting = {}, [("", tree)]
+    while waiting:
+        path_, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{path_}/{k}" if path_ else str(k), v) for k, v in value.items()]
+        elif isinstance(value, np.ndarray | np.generic) and _is_numeric(value.dtype):
+            tensors[path_] = np.asarray(value)
+        elif not isinstance(value, str | int | float | None):
+            raise ValueError(f"{path_[:80]!r} is no tensor but {type(value).__name__}")
+    return tensors
+
+
+def _is_numeric(dtype: np.dtype) -> bool:
+    return dtype.kind in "biuf" or dtype == np.dtype(jnp.bfloat16)
+
+
+def _has_no_parts(part: str | None) -> None:
+    if part is not None:
+        raise ValueError(f"a safetensors file has no parts, so there is no {part!r} in it")
+
+
+def _one_line(error: Any) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__

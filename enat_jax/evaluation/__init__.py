@@ -1,0 +1,1 @@
+"""Sets of images to cards of measures, and the paper's analyses."""

@@ -1,0 +1,129 @@
+"""The command line of ``evaluate``."""
+
+import argparse
+import pathlib
+
+from enat_jax import tokenize_images
+from enat_jax.evaluation import accumulate, measures
+from enat_jax.inference import sampling
+from enat_jax.runtime import cli
+
+NUM = 50_000  # images of a model, by the convention of published FIDs
+KEPT_REFERENCE = 10_000  # images whose features are kept for precision and recall, as ADM's
+SAMPLER = (  # fields of sampling.Settings
+    *("num_steps", "guidance_scale", "guidance_schedule", "guidance_interval"),
+    *("token_temperature", "mask_temperature", "num_segments"),
+)
+NEEDED = {  # with each use
+    "model": ("reference", "out"),
+    "tokenizer": ("source", "out"),
+    "images": ("reference", "out"),
+    "make_reference": ("reference",),
+    "compare": (),
+}
+_PICTURES = ("split", "size", "set", "features", "inception")
+_WORK = ("out", "replicates", "save_every", "host_index", "num_hosts")
+TAKEN = {  # by each use; others would have no effect
+    "model": (
+        *("reference", *_PICTURES, *_WORK, "keep"),
+        *("num", "seed", "batch_size", "dtype", *SAMPLER),
+    ),
+    "tokenizer": ("source", "reference", *_PICTURES, *_WORK, "keep"),
+    "images": ("reference", *_PICTURES, *_WORK, "keep"),
+    "make_reference": (
+        *("reference", *_PICTURES, "keep"),
+        *("save_every", "host_index", "num_hosts"),
+    ),
+    "compare": (),
+}
+
+
+def refuse_without_effect(
+    parser: argparse.ArgumentParser, flags: argparse.Namespace, use: str
+) -> None:
+    """Raises ValueError if a flag was given, with another value than its default, for nothing."""
+    for action in parser._actions:  # argparse has no public list of them
+        name = action.dest
+        if name in ("help", use, *TAKEN[use]) or getattr(flags, name) == action.default:
+            continue
+        raise ValueError(
+            f"{action.option_strings[0]} has no effect with --{use.replace('_', '-')}: leave it "
+            "out; see --help"
+        )
+
+
+def _interval(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH, such as 0.2,0.8") from None
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Of all uses; `description` is shown by --help."""
+    made = argparse.ArgumentParser(
+        prog="python -m enat_jax.evaluate",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    use = made.add_mutually_exclusive_group(required=True)
+    use.add_argument("--model", metavar="DIR", help="model directory, or hf://OWNER/NAME")
+    use.add_argument("--tokenizer", metavar="DIR", help="tokenizer directory")
+    use.add_argument("--images", metavar="SOURCE", help="pictures that something else made")
+    use.add_argument("--make-reference", type=pathlib.Path, metavar="FILE", help=".npz to write")
+    use.add_argument("--compare", nargs=2, metavar="CARD", help="cards or their directories")
+    add = made.add_argument
+    add("--reference", help="statistics (.npz) or pictures to compare with")
+    add("--source", help="pictures that a tokenizer reconstructs")
+    add("--split", default="train", help="of a source (default: train)")
+    add("--size", type=cli.at_least_one, help="pixels of a side of a source's pictures")
+    add(
+        "--set",
+        type=tokenize_images.setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another value for a setting of the source, such as channels=1",
+    )
+    add(
+        "--features",
+        default="inception",
+        help="inception, inception:adm, random:SEED, a directory of a trained network, or a "
+        ".jaxexport file (default: inception)",
+    )
+    add("--inception", metavar="FILE", help="weights of Inception, or 'download'")
+    add("--num", type=cli.at_least_one, help=f"images of a model (default: {NUM:,})")
+    add("--seed", type=int, default=0)
+    add("--out", type=pathlib.Path, metavar="DIR", help="directory to write")
+    add("--batch-size", type=cli.at_least_one, default=64, help="images drawn at a time")
+    add(
+        "--keep",
+        type=cli.at_least_one,
+        default=KEPT_REFERENCE,
+        help="images of a source whose features are kept for precision and recall "
+        f"(default: {KEPT_REFERENCE:,})",
+    )
+    add(
+        "--replicates",
+        type=int,
+        default=measures.REPLICATES,
+        help=f"of the bootstrap; 0: no intervals (default: {measures.REPLICATES})",
+    )
+    add(
+        "--save-every",
+        type=float,
+        default=accumulate.SAVE_EVERY_S,
+        metavar="SECONDS",
+        help="how much work a kill may cost (default: 60)",
+    )
+    add("--dtype", choices=("float32", "bfloat16"), help="of the model's weights and computation")
+    add("--steps", dest="num_steps", type=int, help="this and what follows: default, the model's")
+    add("--guidance-scale", type=float)
+    add("--guidance-schedule", metavar="NAME", help=", ".join(sampling.SCHEDULES))
+    add("--guidance-interval", type=_interval, metavar="LOW,HIGH", help="such as 0.2,0.8")
+    add("--token-temperature", type=float)
+    add("--mask-temperature", type=float)
+    add("--segments", dest="num_segments", type=int)
+    add("--host-index", type=int, help="of this process (default: jax's)")
+    add("--num-hosts", type=cli.at_least_one, help="that share the work (default: jax's)")
+    return made

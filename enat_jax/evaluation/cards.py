@@ -1,0 +1,291 @@
+"""The card of an evaluation: its numbers with all that a reader must know, as JSON and Markdown.
+
+A card holds every setting, fingerprint, version and device, and in `caveats` the sentences without
+which its numbers would mislead; in the Markdown they stand beside the first number. `compare` says
+of two cards what differs, what matters most first, and which numbers differ by more than chance.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+import enat_jax
+from enat_jax.checkpoints import model_files
+from enat_jax.evaluation import evaluation_files
+from enat_jax.runtime import files
+
+FORMAT = "enat_jax evaluation card 1"
+Card = dict[str, Any]  # JSON values; `SECTIONS` and `FORMAT` say what is in it
+SECTIONS = (
+    "kind",  # "model", "tokenizer" or "images"
+    "headline",  # name of the metric to judge by first
+    "metrics",  # by name: title, value, standard_error, low, high, replicates, better, about
+    "caveats",  # sentences
+    "features",  # the description of the feature network
+    "reference",  # path, SHA-256 of the file, and the description of the statistics
+    "images",  # number, number of each class, size, seed
+    "model",  # path, fingerprints, data type, provenance
+    "sampler",  # its settings
+    "intervals",  # how they were made
+    "versions",
+    "hardware",
+    "seconds",
+    "date",
+)
+# What differs first makes numbers incomparable; the rest is what a comparison is about, or may
+# explain small differences. Sections within a group, and groups, by importance.
+INCOMPARABLE = ("kind", "features", "reference", "images.size", "images.num", "images.per_class")
+COMPARED = ("sampler", "model", "images", "intervals")
+CIRCUMSTANCES = ("versions", "hardware")
+# Where a file lies, what it is called, and who computed it.
+NO_DIFFERENCE = (
+    *("features.origin", "reference.path", "reference.about", "reference.description.features"),
+    *("reference.description.versions", "model.path", "intervals.about"),
+)
+# Long, or said already: for programs, and for `compare`.
+IN_JSON_ALONE = (
+    *("model.provenance.config", "model.provenance.data", "model.provenance.versions"),
+    *("reference.description.features", "reference.description.versions", "reference.about"),
+    *("features.origin.provenance", "reference.description.class_counts"),
+)
+Z = 1.96  # of a 95% interval of a normal distribution
+
+
+def write(directory: pathlib.Path, card: Card) -> None:
+    """Write `card.md` and then `card.json`; a directory that has the latter is finished."""
+    directory.mkdir(parents=True, exist_ok=True)
+    files.write(directory / "card.md", markdown(card).encode())
+    # In its own order, which is that of the tables.
+    files.write(directory / "card.json", files.json_bytes(card))
+
+
+def read(path: str | os.PathLike) -> Card:
+    """A card, from its JSON file or the directory that holds it.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is damaged, or of another format.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        path = path / "card.json"
+    advice = "name the card.json that python -m enat_jax.evaluate wrote"
+    card = model_files.read_json(path, FORMAT, advice)
+    if missing := [name for name in SECTIONS if name not in card]:
+        raise ValueError(f"{path} is damaged, it has no {', '.join(missing)}: {advice}")
+    return card
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    names = ("jax", "jaxlib", "flax", "numpy", "scipy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), "enat_jax": enat_jax.__version__, **found}
+
+
+def hardware() -> dict[str, Any]:
+    """Of this host."""
+    devices = jax.local_devices()
+    return {
+        "device": devices[0].device_kind,
+        "num_devices": len(devices),
+        "cpu": _cpu_name(),
+        "num_cpus": os.cpu_count(),
+    }
+
+
+def today() -> str:
+    """The date in UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+# --- Markdown ------------------------------------------------------------------------------------
+
+
+def summary(card: Card) -> str:
+    """The numbers; the first stands right above what is to be read with it. Markdown."""
+    first = card["metrics"][card["headline"]]
+    images = card["images"]
+    what = "reconstructions" if card["kind"] == "tokenizer" else "images"
+    parts = [
+        f"# Evaluation of the {card['kind']} {card['model']['path']}",
+        f"**{first['title']}: {_value(first)}**, of {images['num']:,} {what} of "
+        f"{images['size'][0]}x{images['size'][1]} pixels, against "
+        f"{card['reference']['about']}.",
+        "## Read before comparing",
+        _caveats(card),
+        "## Numbers",
+        _numbers(card["metrics"]),
+        card["intervals"]["about"],
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown(card: Card) -> str:
+    """The card for people: its summary, and what it was made with."""
+    parts = [summary(card).rstrip("\n")]
+    for section in ("sampler", "images", "features", "reference", "model"):
+        if card[section]:
+            parts += [f"## {section.capitalize()}", _table(card[section], section)]
+    circumstances = {"date": card["date"], **card["hardware"], **card["versions"]}
+    seconds = {f"seconds: {k}": round(v, 1) for k, v in card["seconds"].items()}
+    parts += ["## Circumstances", _table({**circumstances, **seconds}, "circumstances")]
+    return "\n\n".join(parts) + "\n"
+
+
+def _caveats(card: Card) -> str:
+    if card["caveats"]:
+        return "\n".join(f"- {sentence}" for sentence in card["caveats"])
+    return (
+        "Nothing was found that stands in the way of comparing these numbers with others of the "
+        "same features, reference and number of images."
+    )
+
+
+def _numbers(metrics: Mapping[str, Any]) -> str:
+    rows = [
+        f"| {m['title']} | {m['value']:.4g} | {_interval(m)} | {m['better']} | {m['about']} |"
+        for m in metrics.values()
+    ]
+    head = ["| | value | 95% interval | better | |", "|---|---:|---:|---|---|"]
+    return "\n".join(head + rows)
+
+
+def _value(metric: Mapping[str, Any]) -> str:
+    if metric["standard_error"] is None:
+        return f"{metric['value']:.4g}"
+    return f"{metric['value']:.4g} ± {Z * metric['standard_error']:.2g}"
+
+
+def _interval(metric: Mapping[str, Any]) -> str:
+    if metric["standard_error"] is None:
+        return "not known"
+    return f"{metric['low']:.4g} to {metric['high']:.4g}"
+
+
+def _table(values: Mapping[str, Any], section: str) -> str:
+    rows = []
+    for name, value in _leaves(values):
+        if value is not None and not f"{section}.{name}".startswith(IN_JSON_ALONE):
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            rows.append(f"| {name} | {_cell(text)} |")
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _cell(text: str) -> str:
+    text = text if len(text) <= 200 else f"{text[:200]}… (all of it in card.json)"
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _leaves(values: Mapping[str, Any], name: str = ""):
+    for key, value in values.items():
+        inner = f"{name}.{key}" if name else key
+        if isinstance(value, dict):
+            yield from _leaves(value, inner)
+        else:
+            yield inner, value
+
+
+# --- two cards -----------------------------------------------------------------------------------
+
+
+def compare(first: Card, second: Card, names: tuple[str, str] = ("A", "B")) -> str:
+    """What two cards say of each other, in Markdown.
+
+    The difference of two numbers is called more than chance if it exceeds 1.96 times the root of
+    the sum of the squares of their standard errors; both are taken for independent.
+    """
+    found = {section: _differing(first, second, section) for section in INCOMPARABLE}
+    incomparable = [line for lines in found.values() for line in lines]
+    groups = {
+        "The numbers cannot be compared, because these differ": incomparable,
+        "What is compared": _all_differing(first, second, COMPARED, INCOMPARABLE),
+        "Circumstances": _all_differing(first, second, CIRCUMSTANCES, ()),
+    }
+    parts = [f"# {names[0]} and {names[1]}"]
+    for title, lines in groups.items():
+        if lines:
+            parts += [f"## {title}", "\n".join(["| | A | B |", "|---|---|---|", *lines])]
+    if not any(groups.values()):
+        parts.append("The settings of both are the same.")
+    parts += ["## Numbers", _verdicts(first, second, comparable=not incomparable)]
+    if first["caveats"] == second["caveats"]:
+        return "\n\n".join([*parts, "## Read before comparing", _caveats(first)]) + "\n"
+    for label, card in (("A", first), ("B", second)):
+        parts += [f"## Read before comparing: {label}", _caveats(card)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _all_differing(first: Card, second: Card, sections, without) -> list[str]:
+    lines = [line for section in sections for line in _differing(first, second, section)]
+    return [line for line in lines if not any(line.startswith(f"| {name}") for name in without)]
+
+
+def _differing(first: Card, second: Card, section: str) -> list[str]:
+    """Rows of a table, one for each value below a dotted name that differs."""
+    values = []
+    for card in (first, second):
+        for part in section.split("."):
+            card = card.get(part) if isinstance(card, dict) else None
+        values.append(card)
+    same_pictures = section == "reference" and _same_pictures(*values)
+    rows = []
+    for name, *pair in evaluation_files.differences(*values, section):
+        if not any(f"{name}.".startswith(f"{ignored}.") for ignored in NO_DIFFERENCE) and not (
+            same_pictures and name == "reference.sha256"
+        ):
+            texts = [json.dumps(v, ensure_ascii=False) if v is not None else "-" for v in pair]
+            rows.append(f"| {name} | {_cell(texts[0])} | {_cell(texts[1])} |")
+    return rows
+
+
+def _same_pictures(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether statistics are of the same source; their last bits depend on the machine."""
+    sources = [reference["description"]["source"] for reference in (first, second)]
+    return sources[0] is not None and sources[0] == sources[1]
+
+
+def _verdicts(first: Card, second: Card, comparable: bool) -> str:
+    rows = ["| | A | B | B - A | |", "|---|---:|---:|---:|---|"]
+    for name in [*first["metrics"], *(n for n in second["metrics"] if n not in first["metrics"])]:
+        a, b = first["metrics"].get(name), second["metrics"].get(name)
+        if a is None or b is None:
+            where = "A" if b is None else "B"
+            cells = [_value(m) if m else "-" for m in (a, b)]
+            rows.append(f"| {(a or b)['title']} | {' | '.join(cells)} | - | only in {where} |")
+            continue
+        verdict = _verdict(a, b) if comparable else "cannot be compared"
+        rows.append(
+            f"| {a['title']} | {_value(a)} | {_value(b)} | {b['value'] - a['value']:+.3g} | "
+            f"{verdict} |"
+        )
+    return "\n".join(rows)
+
+
+def _verdict(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    difference = b["value"] - a["value"]
+    if not difference:
+        return "equal"
+    if a["standard_error"] is None or b["standard_error"] is None:
+        return "chance unknown: a card has no intervals"
+    if abs(difference) <= Z * math.hypot(a["standard_error"], b["standard_error"]):
+        return "within chance"
+    better = "B" if (difference < 0) == (a["better"] == "lower") else "A"
+    return f"more than chance, {better} is better"

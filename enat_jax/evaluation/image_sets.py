@@ -1,0 +1,204 @@
+"""Sets of images that are evaluated: a model's, a source's, reconstructions, and references."""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from enat_jax.data import images
+from enat_jax.evaluation import accumulate, cards, features
+from enat_jax.evaluation import statistics as image_statistics
+from enat_jax.inference import generator, tokenizer
+
+# Settings of sources that no evaluation has a use for.
+AUGMENTATION = ("rotation", "scale", "shear", "shift", "crop_area", "crop_ratio", "flip")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """Images that are to pass, and what a card says of them.
+
+    Attributes:
+        load: as `accumulate.Load`; read_ahead: see `accumulate.run`.
+        plan: numbers and identity.
+        shape: (height, width, channels).
+        description: of `image_statistics.Statistics`, but for what is known afterwards.
+    """
+
+    load: accumulate.Load
+    read_ahead: bool
+    plan: accumulate.Plan
+    shape: tuple[int, int, int]
+    description: dict[str, Any]
+
+    def statistics(self, collected: accumulate.Collected) -> image_statistics.Statistics:
+        """Of all images, once they have passed."""
+        counts = collected.totals.class_counts.tolist()
+        return collected.statistics({**self.description, "class_counts": counts})
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+def of_generator(
+    model: generator.Generator, num: int, seed: int, batch_size: int, network: features.Features
+) -> ImageSet:
+    """A model's images: image i is of class i mod the number of classes."""
+    classes = len(model.class_names)
+
+    def load(start: int, stop: int) -> accumulate.Batch:
+        labels = np.arange(start, stop, dtype=np.int32) % classes
+        return accumulate.Batch(
+            model.sample(labels, seed=seed, first_index=start, batch_size=batch_size), labels
+        )
+
+    height, width = model.tokenizer.image_size
+    shape = (height, width, model.tokenizer.model.image_channels)
+    identity = {
+        "fingerprint": fingerprints(model),
+        "sampler": dataclasses.asdict(model.settings),
+        "seed": seed,
+    }
+    # Numbers against other images than the model was trained on mean something else.
+    trained_on = model.provenance.get("data", {}).get("preprocessing", {}).get("source")
+    trained_on = _without_augmentation(trained_on) if trained_on else None
+    plan = accumulate.Plan(num, classes, num, _plan_identity({"model": identity}, network))
+    return ImageSet(load, False, plan, shape, _description(network, trained_on, shape, num))
+
+
+def of_source(source: images.Source, keep: int, network: features.Features) -> ImageSet:
+    """The pictures of a source, not augmented."""
+
+    def load(start: int, stop: int) -> accumulate.Batch:
+        batch = source.gather(np.arange(start, stop))
+        return accumulate.Batch(batch["images"], batch["labels"])
+
+    identity, shape = _without_augmentation(source.identity()), source.image_shape
+    num, classes = len(source), len(source.class_names)
+    plan = accumulate.Plan(num, classes, keep, _plan_identity(identity, network))
+    return ImageSet(load, True, plan, shape, _description(network, identity, shape, num))
+
+
+def of_tokenizer(
+    codec: tokenizer.Tokenizer, source: images.Source, network: features.Features
+) -> ImageSet:
+    """The pictures of a source after tokens and back, with the squared error of each in [0, 1]."""
+
+    def load(start: int, stop: int) -> accumulate.Batch:
+        batch = source.gather(np.arange(start, stop))
+        # Padded to one shape, so that the last ones need no compilation of their own.
+        size = min(accumulate.CHUNK, len(source))
+        padded = np.resize(batch["images"], (size, *source.image_shape))
+        decoded = codec.decode(codec.encode(padded))[: stop - start]
+        error = np.square((decoded.astype(np.float64) - batch["images"]) / 255).mean((1, 2, 3))
+        rows = {"squared_error": error.astype(np.float32)[:, None]}
+        return accumulate.Batch(decoded, batch["labels"], rows)
+
+    identity, shape = _without_augmentation(source.identity()), source.image_shape
+    num, classes = len(source), len(source.class_names)
+    made = {"tokenizer": codec.fingerprint, "source": identity}
+    plan = accumulate.Plan(num, classes, num, _plan_identity(made, network))
+    return ImageSet(load, True, plan, shape, _description(network, identity, shape, num))
+
+
+def _plan_identity(images: dict[str, Any], network: features.Features) -> dict[str, Any]:
+    return {"images": images, "features": network.description}
+
+
+def _description(network, source: dict[str, Any] | None, shape, num: int) -> dict[str, Any]:
+    crop = None
+    if source is not None:
+        # Digits are drawn in their size.
+        crop = "none" if source["source"] == "digits" else source.get("plain_crop")
+    return {
+        "features": network.description,
+        "source": source,
+        "resolution": list(shape[:2]),
+        "crop": crop,
+        "num_images": num,
+        "versions": cards.versions(),
+    }
+
+
+def _without_augmentation(identity: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in identity.items() if k not in AUGMENTATION}
+
+
+def fingerprints(model: generator.Generator) -> dict[str, str]:
+    """SHA-256 of its weights, hexadecimal."""
+    return {"transformer": model.fingerprint, "tokenizer": model.tokenizer.fingerprint}
+
+
+# --- references ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What is compared with: a file of statistics, or pictures whose statistics are to be made.
+
+    Attributes:
+        path: as given.
+        about: words for the card; sha256: of the file, None for pictures.
+        statistics: of the file; images: the pictures; one of them is None.
+    """
+
+    path: str
+    about: str
+    sha256: str | None
+    statistics: image_statistics.Statistics | None
+    images: ImageSet | None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON values that decide what it is."""
+        if self.images is None:
+            return {"sha256": self.sha256}
+        return {"source": self.images.plan.identity["images"], "keep": self.images.plan.keep}
+
+
+def refuse_models(path: str) -> None:
+    """Raises ValueError if it is the directory of a model or a tokenizer."""
+    for name in ("model.json", "tokenizer.json"):
+        if (pathlib.Path(path) / name).exists():
+            raise ValueError(
+                f"--reference {path} is the directory of a {name.removesuffix('.json')}: it must "
+                "be statistics (.npz) or pictures; were --model and --reference swapped?"
+            )
+
+
+def open_reference(
+    path: str,
+    open_source: Callable[[], images.Source],
+    shape: tuple[int, int, int],
+    network: features.Features,
+    keep: int,
+) -> Reference:
+    """Read statistics, or open pictures of the given shape (height, width, channels).
+
+    Raises:
+        ValueError: it is neither, or does not suit the images or the features.
+        OSError: it cannot be read.
+    """
+    file = pathlib.Path(path)
+    if file.suffix == ".npz":
+        found = image_statistics.Statistics.load(file)
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        num = found.description["num_images"]
+        number = f"of {num:,} images" if num else "of an unknown number of images"
+        return Reference(path, f"the statistics {file.name} {number}", sha256, found, None)
+    source = open_source()
+    if source.image_shape != shape:
+        raise ValueError(
+            f"pictures of --reference {path} are {size_of(source.image_shape)}, those to measure "
+            f"{size_of(shape)}: --set size=... and channels=... change them"
+        )
+    about = f"{len(source):,} images of {path}"
+    return Reference(path, about, None, None, of_source(source, keep, network))
+
+
+def size_of(shape: tuple[int, int, int]) -> str:
+    """A shape (height, width, channels) in words."""
+    return f"{shape[0]}x{shape[1]} pixels of {shape[2]} channel{'s' * (shape[2] > 1)}"

@@ -1,0 +1,186 @@
+"""Two sets of images as numbers: Fréchet distances, Inception score, precision and recall, PSNR.
+
+Every number comes with its standard error over the images, as far as what it needs was kept.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from enat_jax.evaluation import features, statistics
+from enat_jax.metrics import bootstrap, fid, inception_score, manifold
+
+REPLICATES = 100  # of the bootstrap
+REPLICATES_OF_MANY = 30  # with more than FEW features, where each takes a second or more
+FEW = 512
+ENOUGH_IMAGES = 5  # times as many as features: then a closed form serves instead of replicates
+SEED = 0  # of the bootstrap, and of the splits of the Inception score
+SPLITS = 10  # of the Inception score, by convention
+NEIGHBOURS = {"precision": 3, "density": 5}  # Kynkäänniemi et al. and ADM; Naeem et al.
+
+
+def measure(
+    own: statistics.Statistics,
+    reference: statistics.Statistics,
+    rows: Mapping[str, np.ndarray],
+    network: features.Features,
+    *,
+    reconstructed: bool = False,
+    replicates: int = REPLICATES,
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """All that can be measured.
+
+    Args:
+        own: of the images that are judged; reference: of those they are compared with.
+        rows: what was kept of single images, see `evaluation.Collected`.
+        network: the features of both.
+        reconstructed: whether the images are reconstructions of other images.
+        replicates: of the bootstrap, where it is used; 0: no standard errors.
+
+    Returns:
+        A card's `metrics`, the one to judge by first, and sentences about what is not in it.
+    """
+    metrics, missing = _distances(own, reference, network, reconstructed, replicates)
+    if "probabilities" in rows and not reconstructed and len(rows["probabilities"]) >= 2 * SPLITS:
+        metrics["inception_score"] = _inception_score(rows["probabilities"], replicates)
+    if "squared_error" in rows:
+        metrics["psnr"] = _psnr(rows["squared_error"][:, 0].astype(np.float64))
+    least = max(NEIGHBOURS.values())
+    if reference.pool is None:
+        missing.append(
+            "Precision, recall, density and coverage are not measured: the reference holds no "
+            "features of single images. Statistics by --make-reference do."
+        )
+    elif min(len(own.pool), len(reference.pool)) <= least:
+        missing.append(
+            "Precision, recall, density and coverage are not measured: they need more than "
+            f"{least} images on both sides."
+        )
+    else:
+        metrics |= _manifold(own.pool, reference.pool, replicates)
+    if not replicates:
+        missing.append("Intervals were not asked for: small differences may be chance.")
+    return metrics, missing
+
+
+def caveats(network: features.Features, shape: tuple[int, int, int]) -> list[str]:
+    """What must be said of the features, for images of a shape (height, width, channels)."""
+    found = []
+    if not network.is_inception:
+        found.append(
+            "The distance is no FID: its features are not Inception's. It compares with others of "
+            "the same features alone."
+        )
+        return found
+    if not network.origin["published"]:
+        found.append(
+            "The weights are not the published ones of FID's Inception: this compares with nothing "
+            "but results of the same weights."
+        )
+    if shape[2] == 1:
+        found.append(
+            "The images are grey and were repeated to three channels: Inception was trained on "
+            "colour photographs and says little of others."
+        )
+    return found
+
+
+def about_intervals(replicates: int) -> dict[str, Any]:
+    """A card's section `intervals`."""
+    about = "No intervals were asked for."
+    if replicates:
+        about = (
+            "95% intervals are the value plus and minus 1.96 standard errors, from bootstrap "
+            "replicates over the images or, where as good, from its first order. They tell how "
+            "much another draw of as many images would change; not other trainings, other "
+            "references, or the bias of few images. Those of precision and density take the "
+            "reference as given; those of recall and coverage are lower bounds."
+        )
+    return {"about": about, "replicates": replicates, "seed": SEED}
+
+
+def _distances(own, reference, network, reconstructed, replicates):
+    label = network.description["label"]
+    name = "fid" if network.is_inception else "frechet_distance"
+    prefix = "r" if network.is_inception else "Reconstruction: "
+    if reconstructed:
+        name, label = f"r{name}", prefix + label
+    value = fid.frechet_distance(*own.gaussian("pool"), *reference.gaussian("pool"))
+    error, used = None, 0
+    if replicates:
+        error, used = _distance_error(own.pool, reference.gaussian("pool"), replicates)
+    metrics = {name: _entry(label, value, error, used, "lower", "")}
+    missing = []
+    if network.is_inception and "spatial" in reference.moments and not reconstructed:
+        value = fid.frechet_distance(*own.gaussian("spatial"), *reference.gaussian("spatial"))
+        about = "spatial features, which are not kept: no interval"
+        metrics["sfid"] = _entry("sFID", value, None, 0, "lower", about)
+    elif network.is_inception and not reconstructed:
+        missing.append("sFID is not measured: the reference has no spatial features.")
+    return metrics, missing
+
+
+def _distance_error(features, reference, replicates):
+    """The standard error of a Fréchet distance, and the number of replicates that it took."""
+    if len(features) >= ENOUGH_IMAGES * features.shape[1]:
+        return bootstrap.of_frechet_distance_linear(features, *reference), 0
+    used = min(replicates, REPLICATES_OF_MANY) if features.shape[1] > FEW else replicates
+    error = bootstrap.of_frechet_distance(features, *reference, num_replicates=used, seed=SEED)
+    return error, used
+
+
+def _inception_score(probabilities, replicates):
+    value, spread = inception_score.scores(probabilities, SPLITS, SEED)
+    error = None
+    if replicates:
+        splits = inception_score.assign_splits(len(probabilities), SPLITS, SEED)
+        error = bootstrap.of_inception_score(
+            probabilities, splits, num_replicates=replicates, seed=SEED
+        )
+    about = f"mean of {SPLITS} splits in a random order, standard deviation {spread:.3g}"
+    return _entry("Inception score", value, error, replicates, "higher", about)
+
+
+def _psnr(squared_error):
+    mean = max(float(squared_error.mean()), 1e-12)
+    # To first order.
+    error = 10 / math.log(10) * bootstrap.of_mean(squared_error) / mean
+    about = "dB, of the mean squared error of all images"
+    return _entry("PSNR", -10 * math.log10(mean), error, 0, "higher", about)
+
+
+def _manifold(generated, real, replicates):
+    found = manifold.overlap(
+        real,
+        generated,
+        precision_neighbours=NEIGHBOURS["precision"],
+        density_neighbours=NEIGHBOURS["density"],
+    )
+    errors = bootstrap.of_overlap(found) if replicates else {}
+    entries = {}
+    for name in ("precision", "recall", "density", "coverage"):
+        k = NEIGHBOURS["precision" if name in ("precision", "recall") else "density"]
+        about = f"k = {k}; {len(generated):,} against {len(real):,} images"
+        value = getattr(found, name)
+        entry = _entry(name.capitalize(), value, errors.get(name), 0, "higher", about)
+        if errors:  # no interval goes beyond what is possible
+            most = math.inf if name == "density" else 1.0
+            entry["low"], entry["high"] = max(entry["low"], 0.0), min(entry["high"], most)
+        entries[name] = entry
+    return entries
+
+
+def _entry(title, value, error, replicates, better, about) -> dict[str, Any]:
+    low, high = (None, None) if error is None else bootstrap.interval(value, error)
+    return {
+        "title": title,
+        "value": float(value),
+        "standard_error": None if error is None else float(error),
+        "low": low,
+        "high": high,
+        "replicates": replicates,
+        "better": better,
+        "about": about,
+    }

@@ -1,0 +1,185 @@
+"""Plots of the analyses, as PNG files. Needs matplotlib, which is imported when a plot is made."""
+
+import io
+import itertools
+import pathlib
+
+import numpy as np
+
+from enat_jax.evaluation import similarity
+from enat_jax.runtime import files
+
+# Blue, orange and grey are told apart with any colour vision.
+COLOURS = {"already visible": "#0072b2", "newly revealed": "#d55e00", "masked": "#7f7f7f"}
+GREY = 128  # of cells that are masked
+MOST_MAPS = 10  # steps that are shown of an image, evenly spread
+COUNTS = (
+    ("paper", "paper, as rounded", "#7f7f7f"),
+    ("recount", "recounted", "#0072b2"),
+    ("exact", "exact, here", "#009e73"),
+)
+
+
+def require():
+    """Fails before a long run rather than after it.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "plots need matplotlib, which is not installed: pip install 'enat_jax[analyze]'"
+        ) from error
+    return matplotlib.figure
+
+
+def _figure(width, height):
+    """A figure of so many inches that belongs to no window and no global state."""
+    return require().Figure(figsize=(width, height), layout="constrained")
+
+
+def _write(path, figure):
+    """Write a PNG, whole or not at all; the same plot gives the same bytes."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, content.getvalue())
+
+
+def _curve(axes, steps, values, label, **style):
+    """Means with bars of two standard errors; gaps where there is none."""
+    mean, error = (
+        np.array([np.nan if x is None else x for x in values[name]], float)
+        for name in ("mean", "standard_error")
+    )
+    axes.errorbar(steps, mean, yerr=2 * np.nan_to_num(error), label=label, capsize=2, **style)
+
+
+def similarities(path, result):
+    """Curves of similarity over the steps.
+
+    Args:
+        path: of the PNG file.
+        result: as `similarity.json`, see ``analyze.similarities``.
+    """
+    reuse = result["reused"] is not None
+    figure = _figure(4 * (2 + reuse), 4.2)
+    axes = figure.subplots(1, 2 + reuse)
+    steps = np.arange(1, result["num_steps"])
+    for name, colour in COLOURS.items():
+        style = {"color": colour, "marker": "o"}
+        _curve(axes[0], steps, result["adjacent"][name], name, **style)
+        _curve(axes[0], steps, result["elsewhere"][name], None, color=colour, linestyle=":")
+        if reuse:
+            _curve(axes[2], steps, result["reused"][name], None, **style)
+    nothing = {"mean": [None] * len(steps), "standard_error": [None] * len(steps)}
+    _curve(axes[0], steps, nothing, "with another token", color="black", linestyle=":")
+    axes[0].set(title="Features: this step and the one before", ylabel="cosine similarity")
+    newly = np.array(result["tokens"]["newly revealed"]) / result["num_tokens"]
+    axes[1].bar(steps, newly, color="#cccccc", label="of the tokens")
+    style = {"color": COLOURS["newly revealed"], "marker": "s", "linestyle": "--"}
+    _curve(axes[1], steps, result["change_share"], "of the change", **style)
+    axes[1].set(title="Share of newly revealed tokens", ylim=(0, 1.02))
+    if reuse:
+        style = {"color": "black", "linestyle": "--"}
+        _curve(axes[2], steps, result["overlap"], "overlap of predictions", marker="^", **style)
+        _curve(axes[2], steps, result["same_code"], "same best code", marker="x", **style)
+        axes[2].set(title="Features: reused and recomputed", ylabel="cosine similarity, share")
+    for each in axes:
+        each.set_xlabel("step")
+        each.set_xticks(steps[:: -(-len(steps) // 12)])
+        each.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=8, fontsize=8, frameon=False)
+    figure.suptitle(
+        f"{result['kind']}, {result['num_images']} samples; bars: two standard errors", fontsize=9
+    )
+    _write(path, figure)
+
+
+def maps(path, adjacent, group, pictures, grid):
+    """Pictures as they come into view, and below each the similarity to the step before.
+
+    Args:
+        path: of the PNG file.
+        adjacent, group: [n, t - 1, l], see ``similarity.Similarities``.
+        pictures: uint8 [n, h, w, c], the finished ones.
+        grid: rows and columns of tokens.
+    """
+    n, num_passes, _ = adjacent.shape
+    passes = np.linspace(0, num_passes - 1, min(num_passes, MOST_MAPS)).round().astype(int)
+    # Of the few places below it nothing more is to be seen than that they are.
+    low = min(0.99, float(np.quantile(adjacent, 0.02)))
+    figure = _figure(0.9 * (len(passes) + 1) + 0.8, 1.8 * n + 0.5)
+    axes = figure.subplots(2 * n, len(passes) + 1, squeeze=False)
+    for each in axes.ravel():
+        each.set_axis_off()
+    shown = lambda x: x[..., 0] if x.shape[-1] == 1 else x  # noqa: E731
+    for i, picture in enumerate(pictures):
+        above, below = axes[2 * i : 2 * i + 2]
+        above[-1].imshow(shown(picture), cmap="gray", vmin=0, vmax=255)
+        for upper, lower, s in zip(above, below, passes, strict=False):
+            of_place = group[i, s].reshape(grid)
+            visible = of_place != similarity.GROUPS.index("masked")
+            upper.imshow(shown(_cover(picture, visible)), cmap="gray", vmin=0, vmax=255)
+            values = adjacent[i, s].reshape(grid)
+            image = lower.imshow(values, cmap="viridis", vmin=low, vmax=1)
+            _frame(lower, of_place == similarity.GROUPS.index("newly revealed"))
+    for each, s in zip(axes[0], passes, strict=False):
+        each.set_title(f"step {s + 1}", fontsize=8)
+    axes[0, -1].set_title("finished", fontsize=8)
+    bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 1.5 / n), extend="min")
+    bar.set_label("cosine similarity to the step before", fontsize=8)
+    figure.supxlabel("red frames: newly revealed tokens; grey in the pictures: masked", fontsize=8)
+    _write(path, figure)
+
+
+def _cover(picture, visible):
+    """The picture with all cells of the grid grey that are not visible."""
+    rows, columns = (
+        size // cells for size, cells in zip(picture.shape, visible.shape, strict=False)
+    )
+    pixels = np.repeat(np.repeat(visible, rows, axis=0), columns, axis=1)
+    return np.where(pixels[..., None], picture, np.uint8(GREY))
+
+
+def _frame(axes, inside):
+    """Red lines around the cells that are ``inside``, bool [rows, columns]."""
+    padded = np.pad(inside, 1)
+    lines = []
+    for row, column in zip(*np.nonzero(inside), strict=True):
+        corners = [(-0.5, -0.5), (-0.5, 0.5), (0.5, 0.5), (0.5, -0.5), (-0.5, -0.5)]
+        # Left, lower, right and upper neighbour, in the order of the sides.
+        sides = [(0, -1), (1, 0), (0, 1), (-1, 0)]
+        for (down, right), ends in zip(sides, itertools.pairwise(corners), strict=True):
+            if not padded[1 + row + down, 1 + column + right]:
+                lines.append([(column + x, row + y) for x, y in ends])
+    for line in lines:
+        axes.plot(*zip(*line, strict=True), color="red", linewidth=0.9)
+
+
+def costs(path, rows):
+    """Bars of the paper's count, ours, and the exact one.
+
+    Args:
+        path: of the PNG file.
+        rows: list of dict, see ``paper_costs.rows``.
+    """
+    figure = _figure(10, 4)
+    for axes, systems in zip(figure.subplots(1, 2), (False, True), strict=True):
+        chosen = [row for row in rows if row["image_decoder"] == systems]
+        place = np.arange(len(chosen))
+        for i, (key, label, colour) in enumerate(COUNTS):
+            heights = [row[key] / 1e9 for row in chosen]
+            rounding = [row["last_digit"] / 2e9 for row in chosen] if key == "paper" else None
+            style = {"label": label, "color": colour, "capsize": 2}
+            axes.bar(place + 0.27 * (i - 1), heights, 0.27, yerr=rounding, **style)
+        names = [f"{row['model']}\n{row['num_steps']} steps".replace(", ", "\n") for row in chosen]
+        axes.set_xticks(place, names, fontsize=8)
+        axes.set_title(f"{'with' if systems else 'without'} the image decoder", fontsize=10)
+        axes.set_ylabel("multiply-adds an image, billions")
+        axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=8, loc="upper left")  # the last, which has room
+    _write(path, figure)

@@ -1,0 +1,343 @@
+"""Statistics of a set of images in a file: ours, and those that others publish.
+
+What `load` reads is known by its content:
+
+    ours                "enat_jax statistics 1": all that `Statistics` has.
+    ADM's               `mu`, `sigma`, `mu_s`, `sigma_s` (github.com/openai/guided-diffusion,
+                        evaluations/): pool and spatial features of the TensorFlow Inception. Often
+                        with images, `arr_0`, from which ADM takes precision and recall.
+    `mu` and `sigma`    pytorch-fid's, and in the same form those of the first FID in TensorFlow,
+                        which resizes images in another way. Nothing in the file tells which.
+
+What a file does not say is None in its description, and `incompatible` says that it is not known.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+
+from enat_jax.evaluation import npz_files
+from enat_jax.metrics.moments import Gaussian, Moments
+from enat_jax.runtime import files
+
+FORMAT = "enat_jax statistics 1"
+# The keys of a description; there may be more.
+DESCRIPTION = "features source resolution crop num_images class_counts versions".split()
+ENOUGH = 50_000  # images, by the convention of published FIDs
+ADVICE = "make statistics anew with `python -m enat_jax.evaluate --make-reference`"
+_SIZES = {"pool": 2048, "spatial": 2023}  # of ADM's
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Statistics:
+    """What is kept of a set of images to compare others with it.
+
+    Attributes:
+      moments: mean and covariance of features by their name, "pool" and perhaps "spatial".
+      pool: float32 `[k, d]`, pool features of some or all images, for precision, recall, density
+        and coverage; None: not kept.
+      description: JSON values by the names `DESCRIPTION`, None for what is not known:
+        features: description of the network; source: identity of the images, by names; resolution:
+        [height, width]; crop: how pictures were cut; num_images; class_counts: images of each
+        class; versions: of libraries, by name.
+    """
+
+    moments: Mapping[str, Moments | Gaussian]
+    pool: np.ndarray | None
+    description: dict[str, Any]
+
+    def __post_init__(self):
+        if missing := [name for name in DESCRIPTION if name not in self.description]:
+            raise ValueError(f"a description without {', '.join(missing)}")
+        if "pool" not in self.moments:
+            raise ValueError("statistics without moments of pool features")
+        size = self.moments["pool"].mean.size
+        if self.pool is not None and self.pool.shape[1:] != (size,):
+            raise ValueError(f"{self.pool.shape=}: need [k, {size}], as the moments")
+
+    def gaussian(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns mean `[d]` and covariance `[d, d]` of "pool" or "spatial", float64.
+
+        Raises:
+          ValueError: if there are none, or of fewer than two images.
+        """
+        if name not in self.moments:
+            raise ValueError(f"there are no statistics of {name} features")
+        return self.moments[name].mean, self.moments[name].covariance()
+
+    def check_dimensions(self, dimensions: Mapping[str, int], where: object) -> None:
+        """Raises ValueError, which names `where`, unless features of these lengths compare.
+
+        Only names that are in both are looked at.
+        """
+        for name, moments in self.moments.items():
+            wanted = dimensions.get(name, moments.mean.size)
+            if moments.mean.size != wanted:
+                raise ValueError(
+                    f"{where} is of other features: {name} has {moments.mean.size} values, "
+                    f"those in use have {wanted}: {ADVICE} and the same --features"
+                )
+
+    def check_features(self, features: Mapping[str, Any], where: object) -> None:
+        """Raises ValueError, which names `where`, if these are known to be of another network.
+
+        Another `resize` of the same network is let pass: `incompatible` says it.
+        """
+        mine = self.description["features"] or {}
+        for name in ("kind", "fingerprint"):
+            known = None not in (mine.get(name), features.get(name))
+            if known and mine[name] != features[name]:
+                raise ValueError(
+                    f"{where} is of other features: {name} {_short(mine[name])}, those in use have "
+                    f"{_short(features[name])}: {ADVICE} and the same --features"
+                )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes an .npz file, whole or not at all; the same statistics give the same bytes.
+
+        Raises:
+          OSError: if it cannot be written.
+          ValueError: if moments are of an unknown number of images, as those of other programs.
+        """
+        about = {"format": FORMAT} | self.description
+        arrays = {"description": np.frombuffer(files.json_bytes(about), np.uint8)}
+        for name, moments in self.moments.items():
+            if not isinstance(moments, Moments):
+                raise ValueError(f"{path}: statistics without a number of images: copy their file")
+            arrays |= {f"{name}/{key}": array for key, array in moments.arrays().items()}
+        if self.pool is not None:
+            arrays["kept"] = np.asarray(self.pool, np.float32)
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        files.write(pathlib.Path(path), content.getvalue())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Self:
+        """Returns the statistics of a file, of any of the kinds above; never unpickles.
+
+        Raises:
+          OSError: if there is no such file or it cannot be read.
+          ValueError: if it is something else, damaged, or holds what cannot be statistics.
+        """
+        with npz_files.opened(path, ADVICE) as archive:
+            if "description" in archive:
+                return cls(*_ours(path, archive))
+            if not {"mu", "sigma"} <= set(archive):
+                if "arr_0" in archive:
+                    raise ValueError(
+                        f"{path} holds images (arr_0) and no statistics: write them as PNG files "
+                        f"into a folder and {ADVICE}"
+                    )
+                names = ", ".join(archive) or "no arrays"
+                raise ValueError(f"{path} holds {names} and no statistics: {ADVICE}")
+            return cls(*_of_others(path, archive))
+
+
+def incompatible(own: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
+    """Returns sentences on what makes numbers incomparable, or less than they look.
+
+    Each stands for itself and ends in a full stop. The same in both is passed over in silence,
+    what either does not say is not.
+
+    Args:
+      own: description of the images that are measured, with the names `DESCRIPTION`; `source` and
+        `crop` are those of the images that the model was trained on.
+      reference: description of those they are compared with.
+    """
+    sentences = []
+    silent = []  # names of what the reference does not say
+    for key, (mine, other) in _features_of(own, reference).items():
+        if mine is None or other is None:
+            silent.append(f"the {key} of its features")  # only foreign files are silent
+        else:
+            sentences.append(
+                f"Features differ in {key} ({_short(mine)}; reference: {_short(other)}): "
+                "the distance is not of images alone."
+            )
+    for name, consequence in (
+        ("resolution", "the distance is also one of sharpness"),
+        ("crop", "pictures were cut in another way than those the model learned from"),
+    ):
+        mine, other = own[name], reference[name]
+        if other is None:
+            silent.append(f"its {name}")
+        elif mine is None:
+            sentences.append(f"The {name} of the model's own images is not known.")
+        elif mine != other:
+            sentences.append(
+                f"The {name} differs ({_short(mine)}; reference: {_short(other)}): {consequence}."
+            )
+    sentences += _of_sources(own["source"], reference["source"], silent)
+    sentences += _of_numbers(own, reference, silent)
+    if silent:
+        sentences.append(
+            f"The reference does not say {_listed(silent)}: whether they fit is not known."
+        )
+    return sentences
+
+
+def _features_of(own: Mapping, reference: Mapping) -> dict[str, tuple[Any, Any]]:
+    """What differs in the descriptions of the features, by name."""
+    mine, other = own["features"] or {}, reference["features"] or {}
+    # Features of other kinds have nothing in common, and what foreign files know are these three.
+    names = (
+        ("kind", "resize", "fingerprint") if mine.get("kind") == other.get("kind") else ("kind",)
+    )
+    pairs = {name: (mine.get(name), other.get(name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _of_sources(mine: Any, other: Any, silent: list[str]) -> Iterator[str]:
+    if other is None:
+        silent.append("which images it is of")
+    elif mine is None:
+        yield "Which images the model was trained on is not known: perhaps not the reference's."
+    elif mine != other:
+        names = [*mine, *(name for name in other if name not in mine)]
+        differ = [name for name in names if mine.get(name) != other.get(name)]
+        yield (
+            "The reference is not of the images that the model was trained on: they differ in "
+            f"{_listed(differ)}."
+        )
+
+
+def _of_numbers(own: Mapping, reference: Mapping, silent: list[str]) -> Iterator[str]:
+    count, others = own["num_images"], reference["num_images"]
+    if count is None:
+        yield "The number of images measured is not known."
+    elif count < ENOUGH:
+        yield (
+            f"Only {count:,} images were measured: distances grow as images become fewer, so this "
+            f"compares with results of {count:,} images only, not with published ones of "
+            f"{ENOUGH:,}."
+        )
+    if others is None:
+        silent.append("its number of images")
+    elif others < ENOUGH:
+        yield f"The reference has only {others:,} images, which adds to the distance, too."
+    mine, theirs = own["class_counts"], reference["class_counts"]
+    if mine is None:
+        yield "How many images of each class were measured is not known."
+    elif max(mine) - min(mine) > 1:
+        yield (f"Classes are not balanced: {min(mine):,} to {max(mine):,} images of each class.")
+    elif max(mine) > min(mine):
+        yield f"The number of images is no multiple of the {len(mine):,} classes."
+    if theirs is None:
+        silent.append("how many images of each class it has")
+    elif mine is not None and len(mine) != len(theirs):
+        yield f"The reference has {len(theirs):,} classes, the measured images {len(mine):,}."
+    elif mine is not None and max(theirs) > 2 * min(theirs):
+        yield (
+            f"The reference's classes are of very different sizes, {min(theirs):,} to "
+            f"{max(theirs):,} images."
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:16]}..."
+
+
+def sample_images(path: str | os.PathLike, batch_size: int) -> Iterator[np.ndarray]:
+    """Yields the images beside ADM's statistics, uint8 `[b, h, w, c]`, b = `batch_size` or less.
+
+    Raises:
+      OSError: if there is no such file or it cannot be read.
+      ValueError: if it holds no images, or is damaged.
+    """
+    with npz_files.opened(path, ADVICE) as archive:
+        shape, dtype = archive.header("arr_0") if "arr_0" in archive else ((), None)
+        if len(shape) != 4 or dtype != np.uint8:
+            raise ValueError(f"{path} holds no images: arr_0 is no uint8 array [n, h, w, c]")
+        yield from archive.rows("arr_0", batch_size)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def _ours(path: object, archive: npz_files.Archive) -> tuple[dict, np.ndarray | None, dict]:
+    text = archive.read("description").tobytes()
+    try:
+        about = json.loads(text)
+        found = about.pop("format")
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged, its description is no JSON: {ADVICE}") from error
+    if found != FORMAT:
+        raise ValueError(f"{path} is of format {found!r}, not {FORMAT!r}: {ADVICE}")
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for entry in archive:
+        name, _, key = entry.partition("/")
+        if key:
+            parts.setdefault(name, {})[key] = archive.read(entry)
+    moments = {name: Moments.from_arrays(arrays) for name, arrays in parts.items()}
+    for name, value in moments.items():
+        _check(path, name, value.mean, value.scatter)
+    kept = archive.read("kept") if "kept" in archive else None
+    if kept is not None and (kept.dtype != np.float32 or not np.isfinite(kept).all()):
+        raise ValueError(f"{path}: its kept features are not finite float32: {ADVICE}")
+    return moments, kept, about
+
+
+def _of_others(path: object, archive: npz_files.Archive) -> tuple[dict, None, dict]:
+    moments = {"pool": _gaussian(path, archive, "mu", "sigma")}
+    resize = None
+    if {"mu_s", "sigma_s"} <= set(archive):
+        moments["spatial"] = _gaussian(path, archive, "mu_s", "sigma_s")
+        sizes = {name: value.mean.size for name, value in moments.items()}
+        if sizes != _SIZES:
+            raise ValueError(
+                f"{path}: mu has {sizes['pool']} values and mu_s {sizes['spatial']}, "
+                f"not 2048 and 2023: they are swapped, or of another network: {ADVICE}"
+            )
+        resize = "adm"
+    about = dict.fromkeys(DESCRIPTION)
+    about["features"] = {"kind": "inception", "resize": resize, "fingerprint": None}
+    if "arr_0" in archive:
+        shape, dtype = archive.header("arr_0")
+        if len(shape) == 4 and dtype == np.uint8:
+            about["resolution"] = list(shape[1:3])
+            about["sample_images"] = shape[0]
+    return moments, None, about
+
+
+def _gaussian(
+    path: object, archive: npz_files.Archive, mean_name: str, matrix_name: str
+) -> Gaussian:
+    mean, matrix = archive.read(mean_name), archive.read(matrix_name)
+    if mean.dtype.kind != "f" or matrix.dtype.kind != "f":
+        raise ValueError(
+            f"{path}: {mean_name} and {matrix_name} are {mean.dtype} and {matrix.dtype}, "
+            f"not floating-point numbers: {ADVICE}"
+        )
+    if mean.ndim == 2 and matrix.ndim == 1:
+        raise ValueError(f"{path}: {mean_name} and {matrix_name} are swapped: {ADVICE}")
+    if mean.ndim != 1 or not mean.size or matrix.shape != (mean.size, mean.size):
+        raise ValueError(
+            f"{path}: {mean_name} and {matrix_name} have shapes {mean.shape} and {matrix.shape}, "
+            f"not [d] and [d, d]: {ADVICE}"
+        )
+    mean, matrix = mean.astype(np.float64), matrix.astype(np.float64)
+    _check(path, matrix_name, mean, matrix)
+    return Gaussian(mean, (matrix + matrix.T) / 2)  # of float32, they may differ in rounding
+
+
+def _check(path: object, name: str, mean: np.ndarray, matrix: np.ndarray) -> None:
+    """Raises ValueError unless the matrix can be a covariance, as far as is quickly seen."""
+    if not (np.isfinite(mean).all() and np.isfinite(matrix).all()):
+        raise ValueError(f"{path}: mean or covariance of {name} hold NaN or infinity: {ADVICE}")
+    scale = np.abs(matrix).max(initial=0.0)
+    if np.abs(matrix - matrix.T).max() > 1e-6 * scale or matrix.diagonal().min() < 0:
+        raise ValueError(
+            f"{path}: {name} is no covariance, it is not symmetric or has negative variances: "
+            f"{ADVICE}"
+        )

@@ -1,0 +1,258 @@
+"""How images come about, step by step, as pictures: a GIF, a strip, or arrays for a notebook.
+
+    from enat_jax import reveal_pictures
+    found = reveal_pictures.draw(generator, labels=[3, 7], seed=0)
+    reveal_pictures.write_gif("reveal.gif", found)
+    reveal_pictures.write_strip("reveal.png", found)
+
+Places whose tokens are still masked are greyed, with a hint of the current guess; those that a step
+has revealed, which are all that the next step has to encode, have a coloured outline.
+"""
+
+import dataclasses
+import io
+import pathlib
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+from enat_jax.runtime import files
+from enat_jax.training import metric_writer
+
+MOST_IMAGES = 16  # that ``spread`` chooses
+MOST_FRAMES = 32  # that ``draw`` keeps beside the first, evenly over the steps
+MOST_COLUMNS = 8  # of a strip beside the first
+MOST_ROWS = 8  # images of a strip
+SIDE = 128  # least pixels of an image's shorter side, in whole multiples of its own
+GREY, HINT = 128, 0.15  # what is masked, and how much of the guess shows through
+OUTLINE = (255, 128, 0)
+PACK = np.array([1 << 16, 1 << 8, 1], np.uint32)  # a colour as one number
+GAP, MARGIN, LINE = 4, 96, 20  # pixels: between images, for names at the left, of a line of text
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reveal:
+    """Steps of the making of n images.
+
+    Attributes:
+        steps: int [k + 1], how many steps each frame comes after; the first is 0, the last t.
+        guesses: uint8 [k, n, h, w, c], after each step but 0 what all tokens decode to, those
+            included that the step has only guessed.
+        visible: bool [k + 1, n, rows, columns], which tokens have been revealed.
+        names: of the images, n strings.
+    """
+
+    steps: np.ndarray
+    guesses: np.ndarray
+    visible: np.ndarray
+    names: list
+
+    def frames(self):
+        """The guesses with what is masked greyed, after a frame of nothing: [k + 1, n, h, w, c]."""
+        grey = np.full_like(self.guesses[:1], GREY)
+        hinted = np.rint(GREY + HINT * (self.guesses.astype(np.float32) - GREY)).astype(np.uint8)
+        seen = self.pixels(self.visible[1:])[..., None]
+        return np.concatenate([grey, np.where(seen, self.guesses, hinted)])
+
+    def pixels(self, places):
+        """bool [..., rows, columns], a value a token, to [..., h, w], a value a pixel."""
+        height, width = self.guesses.shape[2:4]
+        rows, columns = places.shape[-2:]
+        return places.repeat(height // rows, axis=-2).repeat(width // columns, axis=-1)
+
+
+def spread(num_labels, num):
+    """Which of ``num`` images a label to show: the first of each label, then the second, ...
+
+    Returns:
+        int [at most MOST_IMAGES], numbers of images that are numbered label by label.
+    """
+    k = np.arange(min(MOST_IMAGES, num_labels * num))
+    return k % num_labels * num + k // num_labels
+
+
+def draw(generator, labels, seed=0, index=None, most_frames=MOST_FRAMES):
+    """Generate one image per label and keep what the steps leave.
+
+    Args:
+        generator: ``Generator``; labels, seed, index: as for ``Generator.trace``. The images are
+            those of ``Generator.sample`` with the same seed, indices and labels.
+        most_frames: of more steps than this an even selection is decoded, the last included.
+
+    Returns:
+        Reveal.
+
+    Raises:
+        ValueError: a label is out of range, or there is none.
+    """
+    if not len(labels):
+        raise ValueError("labels=[]: name at least one to show how its image comes about")
+    trace = generator.trace(labels, seed, index)
+    t, n, _ = trace.tokens.shape
+    steps = np.unique(np.rint(np.linspace(0, t, min(t, most_frames) + 1)).astype(int))
+    decoded = generator.tokenizer.decode(np.concatenate(trace.tokens[steps[1:] - 1]))
+    visible = np.concatenate([np.zeros_like(trace.visible[:1]), trace.visible])[steps]
+    names = [*generator.class_names, "no class"]
+    return Reveal(
+        steps,
+        decoded.reshape(len(steps) - 1, n, *decoded.shape[1:]),
+        visible.reshape(len(steps), n, *generator.tokenizer.grid),
+        [names[label] for label in labels],
+    )
+
+
+def frames(generator, labels, seed=0):
+    """Every step's picture, what is masked greyed: uint8 [t + 1, n, h, w, c], the first all grey.
+
+    Raises ValueError as ``draw``.
+    """
+    return draw(generator, labels, seed, most_frames=generator.settings.num_steps).frames()
+
+
+def strip(reveal):
+    """One picture with time from left to right: uint8 [H, W, 3].
+
+    Of each of the first 8 images two rows: what has been revealed, and all that is guessed. Of more
+    than 8 steps an even selection.
+    """
+    chosen = np.unique(np.rint(np.linspace(0, len(reveal.steps) - 1, MOST_COLUMNS + 1)).astype(int))
+    shown, guesses = _outlined(reveal, chosen), _large(_colour(reveal.guesses[chosen[1:] - 1]))
+    _, n, height, width, _ = shown.shape
+    n = min(n, MOST_ROWS)
+    down, right = 2 * height + 3 * GAP, width + GAP
+    canvas = np.full((LINE * 2 + n * down, MARGIN + len(chosen) * right, 3), 255, np.uint8)
+    for row in range(n):
+        for column in range(len(chosen)):
+            top, left = LINE * 2 + row * down, MARGIN + column * right
+            canvas[top : top + height, left : left + width] = shown[column, row]
+            if column:
+                top += height + GAP
+                canvas[top : top + height, left : left + width] = guesses[column - 1, row]
+    picture = PIL.Image.fromarray(canvas)
+    for column, at in enumerate(chosen):
+        lines = f"step {reveal.steps[at]}", _progress(reveal, at)
+        for i, line in enumerate(lines if column else ("start", "all masked")):
+            _write(picture, MARGIN + column * right, i * LINE, line)
+    for row, name in enumerate(reveal.names[:n]):
+        top = LINE * 2 + row * down
+        for i, line in enumerate((name, "revealed")):
+            _write(picture, GAP, top + i * LINE, line, MARGIN - 2 * GAP)
+        _write(picture, GAP, top + height + GAP, "guessed", MARGIN - 2 * GAP)
+    return np.asarray(picture)
+
+
+def write_strip(path, reveal):
+    """Write ``strip`` as a PNG file; raises OSError, which names ``path``."""
+    metric_writer.write_png(path, strip(reveal))
+
+
+def write_gif(path, reveal):
+    """Write an animation of all images side by side, which begins anew after the finished images.
+
+    Raises OSError, which names ``path``; what was there before is then still there.
+    """
+    shown = _outlined(reveal, range(len(reveal.steps)))
+    shown = np.concatenate([shown, _large(_colour(reveal.guesses[-1:]))])
+    columns = int(np.ceil(np.sqrt(shown.shape[1])))
+    pictures = [metric_writer.grid(images, columns, GAP) for images in shown]
+    last = len(reveal.steps) - 1
+    captions = [_caption(reveal, min(i, last)) for i in range(len(pictures))]
+    pictures = _with_palette([_captioned(*pair) for pair in zip(pictures, captions, strict=True)])
+    step = int(np.clip(4000 / last, 60, 600))  # milliseconds
+    content = io.BytesIO()
+    pictures[0].save(
+        content,
+        "GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=[step] * (len(pictures) - 1) + [2500],
+        loop=0,
+    )
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, content.getvalue())
+
+
+WRITERS = {"gif": write_gif, "strip": write_strip}
+
+
+def _outlined(reveal, chosen):
+    """Large frames in colour, an outline around what became visible since the chosen one before."""
+    chosen = np.asarray(chosen)
+    large = _large(_colour(reveal.frames()[chosen]))
+    for i in range(1, len(chosen)):
+        new = reveal.pixels(reveal.visible[chosen[i]] & ~reveal.visible[chosen[i - 1]])
+        new = _large(new[None, ..., None])[0, ..., 0]
+        large[i][_edges(new, max(1, large.shape[2] // 80))] = OUTLINE
+    return large
+
+
+def _edges(places, width):
+    """Pixels of ``places``, bool [n, h, w], that are no more than ``width`` away from others."""
+    padded = np.pad(places, ((0, 0), (width, width), (width, width)))
+    inner = places.copy()
+    for down in (0, width, 2 * width):
+        for right in (0, width, 2 * width):
+            inner &= padded[:, down:, right:][:, : places.shape[1], : places.shape[2]]
+    return places & ~inner
+
+
+def _large(images):
+    """[..., h, w, c] with every pixel repeated until the shorter side has SIDE pixels."""
+    factor = -(-SIDE // min(images.shape[-3:-1]))
+    return images.repeat(factor, axis=-3).repeat(factor, axis=-2)
+
+
+def _colour(images):
+    return np.broadcast_to(images, (*images.shape[:-1], 3))
+
+
+def _progress(reveal, at):
+    visible = reveal.visible[at, 0]  # of all images there are as many
+    return f"{visible.sum()} of {visible.size} tokens"
+
+
+def _caption(reveal, at):
+    return f"step {reveal.steps[at]} of {reveal.steps[-1]}: {_progress(reveal, at)}"
+
+
+def _captioned(image, caption):
+    """The picture with a line of text below."""
+    room = np.full((LINE, *image.shape[1:]), 255, np.uint8)
+    picture = PIL.Image.fromarray(np.concatenate([image, room]))
+    _write(picture, GAP, len(image), caption)
+    return picture
+
+
+def _write(picture, left, top, text, width=None):
+    """Write a line into a picture, cut off where it is wider than ``width`` pixels."""
+    draw, font = PIL.ImageDraw.Draw(picture), PIL.ImageFont.load_default(14)
+    while width and len(text) > 1 and draw.textlength(text, font) > width:
+        text = text.removesuffix("…")[:-1] + "…"
+    draw.text((left, top), text, fill=(0, 0, 0), font=font)
+
+
+def _with_palette(pictures):
+    """Pictures of one palette, so that nothing flickers; exact if they have at most 256 colours."""
+    stacked = np.stack([np.asarray(picture) for picture in pictures])
+    packed = (stacked.astype(np.uint32) * PACK).sum(-1)
+    colours, index = np.unique(packed, return_inverse=True)
+    index = index.reshape(packed.shape)
+    if len(colours) > 256:
+        # What is grey, black, white or outline by intention stays so, to the bit.
+        kept = np.array([(GREY,) * 3, (0,) * 3, (255,) * 3, OUTLINE], np.uint32) @ PACK
+        some = stacked.reshape(1, -1, 3)[:, :: max(1, packed.size >> 20)]
+        common = PIL.Image.fromarray(some).quantize(252, PIL.Image.Quantize.MEDIANCUT)
+        found = [x.quantize(palette=common, dither=PIL.Image.Dither.NONE) for x in pictures]
+        index = np.stack([np.asarray(x) for x in found])
+        palette = np.array(common.getpalette(), np.uint32).reshape(-1, 3)[:252]
+        colours = np.concatenate([palette @ PACK, kept])
+        for i, colour in enumerate(kept, start=len(palette)):
+            index[packed == colour] = i
+    palette = [int(colour) >> shift & 255 for colour in colours for shift in (16, 8, 0)]
+    made = [PIL.Image.fromarray(rows) for rows in index.astype(np.uint8)]
+    for picture in made:
+        picture.putpalette(palette)
+    return made

@@ -1,0 +1,255 @@
+"""Tokenization: images to shards of token records, decoding overlapped with the devices' work."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from enat_jax.data import decoding, image_data, images, tokens
+from enat_jax.inference import tokenizer
+from enat_jax.runtime import sharding
+from enat_jax.training import metric_writer
+
+SEED = 0  # of augmented copies
+
+
+@dataclasses.dataclass
+class Times:
+    """Seconds that the main loop spent waiting, and pictures it got through."""
+
+    decoding: float = 0.0  # waiting for pictures to be read, decoded and cropped
+    tokenizer: float = 0.0  # waiting for the devices
+    writing: float = 0.0
+    total: float = 0.0
+    num_images: int = 0
+
+    def __str__(self) -> str:
+        share = {
+            "the tokenizer": self.tokenizer,
+            "reading and decoding": self.pictures,
+            "writing": self.writing,
+        }
+        parts = [f"{100 * v / max(self.total, 1e-9):.1f}% on {k}" for k, v in share.items()]
+        rate = self.num_images / max(self.total, 1e-9)
+        return f"{self.total:.1f} s, {rate:.1f} images/s; waited {', '.join(parts)}"
+
+
+def source_settings(model: tokenizer.Tokenizer, source: str) -> dict[str, Any]:
+    """Settings for `images.open_source` that give `source` as the tokenizer takes it.
+
+    A source of the kind that it was trained on has those of its training; another one its size.
+
+    Raises ValueError if the tokenizer does not take square images.
+    """
+    trained_with = model.provenance.get("config", {}).get("data")
+    trained_with = image_data.Data.of(trained_with) if trained_with else None
+    if trained_with is not None and images.kind(trained_with.source) == images.kind(source):
+        return dict(trained_with.settings)
+    if source == "digits":
+        return {}
+    height, width = model.image_size
+    if height != width:
+        raise ValueError(f"the tokenizer takes {height}x{width} pixels, which is no square")
+    return {"size": height, "channels": model.model.image_channels}
+
+
+def tokenize(
+    model: tokenizer.Tokenizer,
+    source: images.Source,
+    plan: tokens.Plan,
+    directory: pathlib.Path,
+    *,
+    skip_errors: bool = False,
+    host_index: int = 0,
+    num_hosts: int = 1,
+) -> Times:
+    """Makes the unfinished shards of this host: shard s belongs to host s % num_hosts.
+
+    Copy 0 of an image is the image as it is; the others are augmented by a seed that depends on
+    image and copy alone. Every device gets whole batches of `plan.batch_size`, always the same ones
+    in the same shape, so that no token depends on the number of devices or hosts.
+
+    Raises pictures.UnreadableImage unless `skip_errors`, ValueError if `directory` holds something
+    else, OSError if it cannot be written. Finished shards stay, whatever happens.
+    """
+    todo = [s for s in tokens.begin(directory, plan) if s % num_hosts == host_index]
+    mesh = sharding.make_mesh(sharding.Sharding(), jax.local_devices())
+    encode = _encoder(model, plan, mesh)
+    times, begun = Times(), time.perf_counter()
+    shards = _Shards(plan, directory, times)
+    total = sum(len(plan.items(s)) for s in todo)
+    waiting = collections.deque()  # results on their way from the devices
+    with (
+        _Loader(source, plan, todo, skip_errors) as loader,
+        metric_writer.Progress(total, 1, unit="image") as progress,
+    ):
+
+        def collect() -> None:
+            items, found = waiting.popleft()
+            start = time.perf_counter()
+            found = np.asarray(found)
+            times.tokenizer += time.perf_counter() - start
+            shards.add(items, found)
+            times.num_images += sum(item is not None for item in items)
+            progress.update(times.num_images)
+
+        try:
+            for items, batch in _batches(loader, source, plan, todo, len(mesh.devices.flat), times):
+                waiting.append((items, encode(batch)))
+                if len(waiting) > 1:
+                    collect()
+        except decoding.UnreadableImage:
+            # What the devices have done is not lost to it. After another error it is: a batch may
+            # have been added in part.
+            while waiting:
+                collect()
+            raise
+        while waiting:
+            collect()
+    times.total = time.perf_counter() - begun
+    return times
+
+
+def _encoder(model: tokenizer.Tokenizer, plan: tokens.Plan, mesh):
+    """images uint8 [b, h, w, c] -> tokens [b, views, l], over all devices of the mesh."""
+    params = jax.device_put(model.params, sharding.replicated(mesh))
+
+    @functools.partial(jax.jit, out_shardings=sharding.of_batch(mesh))
+    def encode(params, batch):
+        views = [batch, batch[:, :, ::-1]][: plan.views]
+        found = [tokenizer.encode(model.model, params, view) for view in views]
+        return jnp.stack(found, 1).astype(plan.dtype["tokens"].base)
+
+    return lambda batch: encode(params, jax.device_put(batch, sharding.of_batch(mesh)))
+
+
+class _Loader:
+    """Reads the items of shards ahead of their use, in threads: decoding does without the GIL."""
+
+    def __init__(self, source: images.Source, plan: tokens.Plan, todo: list[int], skip: bool):
+        self._source = source
+        self._plan = plan
+        self._skip = skip
+        self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+        self._items = itertools.chain.from_iterable(plan.items(s) for s in todo)
+        self._futures = collections.deque()
+
+    def __enter__(self) -> "_Loader":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def next(self, ahead: int) -> decoding.Example | decoding.UnreadableImage:
+        """The next item; `ahead` more are kept on their way."""
+        for item in itertools.islice(self._items, ahead + 1 - len(self._futures)):
+            self._futures.append(self._pool.submit(self._load, item))
+        return self._futures.popleft().result()
+
+    def _load(self, item: int) -> decoding.Example | decoding.UnreadableImage:
+        image, copy = divmod(item, self._plan.copies)
+        seed = None
+        if copy:
+            seed = int(np.random.default_rng([SEED, copy, image]).integers(1 << 63))
+        try:
+            example = self._source.load(image, seed)
+        except decoding.UnreadableImage as error:
+            if self._skip:
+                return error
+            raise
+        if not 0 <= example.label < len(self._plan.class_names):
+            raise ValueError(
+                f"{example.key}: label {example.label} is not one of the "
+                f"{len(self._plan.class_names)} classes"
+            )
+        return example
+
+
+Item = tuple[int, int, decoding.Example | decoding.UnreadableImage]  # shard, item, what was read
+
+
+def _batches(
+    loader: _Loader,
+    source: images.Source,
+    plan: tokens.Plan,
+    todo: list[int],
+    num_devices: int,
+    times: Times,
+) -> Iterator[tuple[list[Item | None], np.ndarray]]:
+    """Yields the items of a batch, None where it is padded, and its images, uint8 [b, h, w, c]."""
+    groups = [
+        [(shard, item) for item in items[i : i + plan.batch_size]]
+        for shard in todo
+        for items in [plan.items(shard)]
+        for i in range(0, len(items), plan.batch_size)
+    ]
+    size = plan.batch_size * num_devices
+    for first in range(0, len(groups), num_devices):
+        start = time.perf_counter()
+        batch = np.zeros((size, *source.image_shape), np.uint8)
+        items: list[Item | None] = [None] * size
+        for g, group in enumerate(groups[first : first + num_devices]):
+            for place, (shard, item) in enumerate(group, g * plan.batch_size):
+                found = loader.next(ahead=2 * size)
+                items[place] = shard, item, found
+                if isinstance(found, decoding.Example):
+                    batch[place] = found.image
+        times.pictures += time.perf_counter() - start
+        yield items, batch
+
+
+class _Shards:
+    """Collects the records of shards and writes each when it is complete."""
+
+    def __init__(self, plan: tokens.Plan, directory: pathlib.Path, times: Times):
+        self._plan = plan
+        self._directory = directory
+        self._times = times
+        self._rows: dict[int, list[np.ndarray]] = collections.defaultdict(list)
+        self._keys: dict[int, dict[int, str]] = collections.defaultdict(dict)
+        self._skipped: dict[int, dict[int, dict]] = collections.defaultdict(dict)
+
+    def add(self, items: list[Item | None], found: np.ndarray) -> None:
+        """Takes a batch: its items and their tokens [b, views, l]."""
+        for entry, codes in zip(items, found, strict=True):
+            if entry is None:
+                continue
+            shard, item, example = entry
+            image = item // self._plan.copies
+            self._keys[shard][image] = example.key
+            if isinstance(example, decoding.UnreadableImage):
+                reason = {"image": image, "key": example.key, "reason": example.reason}
+                self._skipped[shard][image] = reason
+            else:
+                rows = np.zeros(self._plan.views, self._plan.dtype)
+                rows["tokens"], rows["flip"] = codes, np.arange(self._plan.views)
+                rows["label"], rows["image"] = example.label, image
+                self._rows[shard].append(rows)
+            if item == self._plan.items(shard)[-1]:
+                self._write(shard)
+
+    def _write(self, shard: int) -> None:
+        start = time.perf_counter()
+        rows = self._rows.pop(shard, None) or [np.zeros(0, self._plan.dtype)]
+        keys, items = self._keys.pop(shard), self._plan.items(shard)
+        if len(keys) != items[-1] // self._plan.copies - items[0] // self._plan.copies + 1:
+            raise RuntimeError(f"images of shard {shard} were lost")  # never a silent gap
+        tokens.write_shard(
+            self._directory,
+            self._plan,
+            shard,
+            np.concatenate(rows),
+            list(keys.values()),
+            list(self._skipped.pop(shard, {}).values()),
+        )
+        self._times.writing += time.perf_counter() - start

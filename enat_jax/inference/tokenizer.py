@@ -1,0 +1,198 @@
+"""The trained VQ tokenizer as one thing: images to tokens and back, in a directory of its own.
+
+A tokenizer directory holds `tokenizer.json` (settings and provenance) and the weights, as `params/`
+(Orbax), `params.safetensors`, or both.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from enat_jax.checkpoints import model_files
+from enat_jax.data import tokens
+from enat_jax.models import vqgan
+from enat_jax.runtime import sharding
+
+FORMAT = "enat_jax tokenizer 1"
+BATCH_SIZE = 64  # images per call of the network and device
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A VQGAN with its weights.
+
+    Attributes:
+        model: the Linen module.
+        params: its parameters, a nested dict of arrays.
+        image_size: (height, width) in pixels of the images it was trained for.
+        provenance: JSON values that say where the weights come from.
+        devices: of this process, that images are divided over; empty: the first one.
+        saved_fingerprint: of the weights on disk, where ``params`` are those in another dtype.
+    """
+
+    model: vqgan.VQGAN
+    params: Any
+    image_size: tuple[int, int]
+    provenance: dict = dataclasses.field(default_factory=dict)
+    devices: tuple[jax.Device, ...] = ()
+    saved_fingerprint: str | None = None
+
+    @property
+    def grid(self):
+        """Rows and columns of tokens."""
+        height, width = self.image_size
+        return height // self.model.downsampling, width // self.model.downsampling
+
+    @functools.cached_property
+    def fingerprint(self):
+        """SHA-256 of the weights in float32, hexadecimal."""
+        return self.saved_fingerprint or tokens.fingerprint(self.params)
+
+    def with_dtype(self, dtype):
+        """The same with weights and computation in ``dtype``, "float32" or "bfloat16"."""
+        return dataclasses.replace(
+            self,
+            model=self.model.clone(dtype=dtype),
+            params=model_files.cast(self.params, dtype),
+            saved_fingerprint=self.fingerprint,
+        )
+
+    def encode(self, images):
+        """uint8 images [n, h, w, c] to int32 tokens [n, l] in raster order."""
+        images = np.asarray(images)
+        needed = (*self.image_size, self.model.image_channels)
+        if images.dtype != np.uint8 or images.shape[1:] != needed:
+            raise ValueError(
+                f"images of {images.dtype} {images.shape[1:]} do not suit this tokenizer: it takes "
+                f"uint8 images of {needed}: height, width, channels"
+            )
+        return self._in_batches(_encode, images)
+
+    def decode(self, codes):
+        """Tokens [n, l], 0 <= token < v, to uint8 images [n, h, w, c]."""
+        codes = np.asarray(codes)
+        rows, columns = self.grid
+        if codes.dtype.kind not in "iu":
+            raise ValueError(f"tokens of {codes.dtype}: need whole numbers")
+        if codes.ndim != 2 or codes.shape[1] != rows * columns:
+            raise ValueError(f"tokens of shape {codes.shape}: need [n, {rows * columns}]")
+        if codes.size and not 0 <= codes.min() <= codes.max() < self.model.codebook_size:
+            raise ValueError(
+                f"tokens from {codes.min()} to {codes.max()}: the codebook has "
+                f"{self.model.codebook_size}"
+            )
+        return self._in_batches(_decode, codes.reshape(-1, rows, columns).astype(np.int32))
+
+    @functools.cached_property
+    def _placed(self):
+        """The mesh, and the parameters on all of its devices."""
+        devices = self.devices or jax.local_devices()[:1]
+        mesh = sharding.make_mesh(sharding.Sharding(), devices)
+        return mesh, jax.device_put(self.params, sharding.replicated(mesh))
+
+    def _in_batches(self, function, rows):
+        """Apply to batches of one size, so that one compiled shape serves any number of rows."""
+        mesh, params = self._placed
+        calls = max(1, -(-len(rows) // (BATCH_SIZE * mesh.size)))
+        # A device that has one image alone rounds otherwise than one that has several.
+        size = max(2 * mesh.size, -(-len(rows) // calls))
+        parts = []
+        for start in range(0, calls * size, size):
+            part = rows[start : start + size]
+            spare = np.zeros((size - len(part), *rows.shape[1:]), rows.dtype)
+            placed = sharding.place(np.concatenate([part, spare]), mesh)
+            parts.append(np.asarray(function(self.model, params, placed))[: len(part)])
+        return np.concatenate(parts)
+
+    def save(self, directory, formats=model_files.WEIGHTS):
+        """Write the tokenizer; `tokenizer.json` comes last: a directory that has it is whole.
+
+        Args:
+            directory: created if missing; weights there are replaced.
+            formats: of the weights, of ``model_files.WEIGHTS``.
+
+        Raises:
+            ValueError: the weights were loaded in another dtype than they were saved in.
+            OSError: it cannot be written.
+        """
+        directory = pathlib.Path(directory)
+        if self.saved_fingerprint not in (None, tokens.fingerprint(self.params)):
+            raise ValueError("weights were rounded when they were loaded: save those on disk")
+        metadata = {"format": FORMAT, "fingerprint": self.fingerprint}
+        model_files.save_weights(directory / "params", self.params, formats, metadata)
+        description = {
+            "format": FORMAT,
+            "model": model_files.settings_of(self.model),
+            "image_size": list(self.image_size),
+            "fingerprint": self.fingerprint,
+            "provenance": self.provenance,
+        }
+        if jax.process_index() == 0:
+            model_files.write_json(directory / "tokenizer.json", description)
+
+    @classmethod
+    def load(cls, directory, dtype=None, devices=None):
+        """Read what ``save`` wrote.
+
+        Args:
+            directory: of the tokenizer.
+            dtype: of weights and computation, "float32" or "bfloat16"; None: weights in float32
+                and the computation as trained.
+            devices: of this process, to divide images over; None: all.
+
+        Raises:
+            FileNotFoundError: there is no tokenizer in the directory.
+            ValueError: it is damaged or not a tokenizer of ours.
+        """
+        directory = pathlib.Path(directory)
+        advice = "train one with python -m enat_jax.train"
+        if (directory / "model.json").is_file():
+            advice = f"this is a whole model, its tokenizer is {directory / 'tokenizer'}"
+        description = model_files.read_json(directory / "tokenizer.json", FORMAT, advice)
+        try:
+            model = vqgan.VQGAN(**model_files.settings_from(description["model"]))
+            image_size = tuple(description["image_size"])
+            provenance, fingerprint = description["provenance"], description["fingerprint"]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{directory / 'tokenizer.json'} is damaged: {error!r}") from error
+        params = model_files.load_weights(directory / "params")
+        if tokens.fingerprint(params) != fingerprint:
+            raise ValueError(f"the weights in {directory} are not those that were saved: damaged")
+        devices = tuple(jax.local_devices() if devices is None else devices)
+        found = cls(model, params, image_size, provenance, devices, fingerprint)
+        if dtype is not None:
+            found = found.with_dtype(dtype)
+        # To the devices once; what is there already is not sent again.
+        return dataclasses.replace(found, params=found._placed[1])
+
+
+def to_float(images):
+    """uint8 images -> float32 in [0, 1], what the network takes."""
+    return images.astype(jnp.float32) / 255
+
+
+def to_uint8(images):
+    """The network's images, about [0, 1] -> uint8, clipped and rounded."""
+    return jnp.rint(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
+
+
+def encode(model, params, images):
+    """uint8 images [b, h, w, c] -> int32 tokens [b, l] in raster order; pure, to be jitted."""
+    variables = {"params": params}
+    z = model.apply(variables, to_float(images), method="encode")
+    ids, _ = model.apply(variables, z, method="quantize")
+    return ids.reshape(ids.shape[0], -1)
+
+
+def decode(model, params, grids):
+    """Tokens int32 [b, rows, columns] -> uint8 images [b, h, w, c]; pure, to be jitted."""
+    return to_uint8(model.apply({"params": params}, grids, method="decode_codes"))
+
+
+_encode = jax.jit(encode, static_argnums=0)
+_decode = jax.jit(decode, static_argnums=0)

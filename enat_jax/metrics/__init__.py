@@ -1,0 +1,1 @@
+"""Feature vectors to numbers: moments, Frechet distance, manifolds, Inception score, bootstrap."""

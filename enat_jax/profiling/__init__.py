@@ -1,0 +1,1 @@
+"""What `python -m enat_jax.benchmark` measures and reports."""

@@ -1,0 +1,106 @@
+"""The command line of ``benchmark``."""
+
+import argparse
+
+from enat_jax.profiling import scaling
+from enat_jax.runtime import cli
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def parser():
+    """Of all its programs; what it does not know may change the config."""
+    main = argparse.ArgumentParser(
+        prog="python -m enat_jax.benchmark",
+        description="Speed of the sampler and of the training step. Arguments such as "
+        "--config.model.width=64 change the config.",
+    )
+    programs = main.add_subparsers(dest="program", required=True)
+    for name, text in (("sampler", "labels to tokens"), ("train", "one training step")):
+        program = programs.add_parser(name, help=text, allow_abbrev=False)
+        add = program.add_argument
+        add("--config", required=True, help="file of a transformer's config")
+        add("--batch", type=_batch, required=True, help="images of a call; fit: the most that fit")
+        add("--first", type=cli.at_least_one, default=8, help="batch that fit tries first (8)")
+        add("--most", type=cli.at_least_one, default=2048, help="largest that fit tries (2048)")
+        add("--repeats", type=cli.at_least_one, default=5, help="timings of each (default 5)")
+        add("--dtype", choices=DTYPES, help="default: the config's")
+        add("--json", metavar="FILE", help="write the results for programs; - for stdout")
+        if name == "sampler":
+            add("--segments", type=_numbers, help="such as 1,8 (default: 1 and the steps)")
+            add("--steps", type=cli.at_least_one, help="sampling steps (default: the config's)")
+            add("--decode", action="store_true", help="decode to images as well")
+            add("--tokenizer-config", metavar="FILE", help="config of the decoder's VQGAN")
+        else:
+            add("--shapes", type=cli.at_least_one, help="compiled shapes (default: the config's)")
+            add(
+                "--time", type=cli.at_least_one, default=4, help="shapes that are timed (default 4)"
+            )
+            add("--trace", metavar="DIR", help="also write a trace of three steps")
+    _add_scaling(programs)
+    _add_profile(programs)
+    program = programs.add_parser("loader", help="token records to batches", allow_abbrev=False)
+    add = program.add_argument
+    add("--records", type=_numbers, default=(500_000,), help="sizes of the sets (default 500000)")
+    add("--tokens", type=cli.at_least_one, default=256, help="of a record (default 256)")
+    add("--batch", type=cli.at_least_one, default=2048, help="examples of a batch (default 2048)")
+    add("--workers", type=int, default=0, help="processes that read; 0: a thread (default)")
+    add("--repeats", type=cli.at_least_one, default=5, help="timings of each (default 5)")
+    add("--compare", action="store_true", help="also other file formats, of the last set")
+    add("--dir", metavar="DIR", help="disk to measure (default: that of temporary files)")
+    add("--json", metavar="FILE", help="write the results for programs; - for stdout")
+    return main
+
+
+def _add_scaling(programs):
+    text = "the training step on more devices, predicted"
+    program = programs.add_parser("scaling", help=text, allow_abbrev=False)
+    add = program.add_argument
+    add("--config", required=True, help="file of a transformer's config")
+    where = program.add_mutually_exclusive_group()
+    where.add_argument("--devices", type=_numbers, default=(8,), help="such as 1,2,4,8 (8)")
+    where.add_argument("--layouts", type=_layouts, help='such as "data=8;data=4,fsdp=2"')
+    add("--batch", type=cli.at_least_one, help="images of a step (default: the config's)")
+    add(
+        "--shapes",
+        type=cli.at_least_one,
+        default=1,
+        help="compiled shapes, so many with reuse and so many without, most probable first (1)",
+    )
+    add("--of-flops", type=float, default=0.45, help="of the peak that products reach (0.45)")
+    add("--of-bandwidth", type=float, default=0.8, help="of the peak of collectives (0.8)")
+    add("--json", metavar="FILE", help="write the results for programs; - for stdout")
+
+
+def _add_profile(programs):
+    program = programs.add_parser("machine", help="its matrix rate and memory", allow_abbrev=False)
+    program.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="bfloat16")
+    program.add_argument("--json", metavar="FILE", help="write the results; - for stdout")
+    text = "train and sampler in all settings that matter, into one table"
+    program = programs.add_parser("profile", help=text, allow_abbrev=False)
+    add = program.add_argument
+    add("--config", action="append", required=True, help="of a transformer; may be repeated")
+    add("--tokenizer-config", metavar="FILE", required=True, help="config of the decoder's VQGAN")
+    add("--out", metavar="DIR", required=True, help="of profile.md and profile.json; resumed")
+    add("--minutes", type=float, help="after which no row is begun (default: no limit)")
+    add("--row-minutes", type=float, default=15.0, help="after which a row has failed (15)")
+    add("--dtype", choices=DTYPES, default="bfloat16", help="of all rows (bfloat16)")
+    add("--most", type=cli.at_least_one, default=2048, help="largest batch to try (2048)")
+    add("--repeats", type=cli.at_least_one, default=5, help="timings of each (5)")
+    add("--time", type=cli.at_least_one, default=4, help="training shapes that are timed (4)")
+    add("--trace", metavar="DIR", help="at the end, of the fastest training step of each config")
+
+
+def _batch(text):
+    return text if text == "fit" else cli.at_least_one(text)
+
+
+def _layouts(text):
+    try:
+        return scaling.parse_layouts(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(error) from error
+
+
+def _numbers(text):
+    return tuple(cli.at_least_one(part) for part in text.split(","))

@@ -1,0 +1,231 @@
+"""What a compiled program communicates: its collectives, from XLA's text of one partition.
+
+Bytes come in two kinds. The payload is the array that a collective is about: what is reduced, what
+has been gathered. The moved bytes are what each device sends by the usual ring algorithm, in a
+group of g devices:
+
+    all-reduce            2 (g - 1) / g x payload
+    all-gather              (g - 1) / g x payload, the gathered array
+    reduce-scatter          (g - 1) / g x payload, the array before
+    all-to-all              (g - 1) / g x payload
+    collective-permute                1 x payload
+
+XLA's CPU backend, on which a program for many devices can be compiled without having them, differs
+from accelerators in two ways that matter here. It has no pass that turns an all-reduce of which
+each device keeps a part of its own into a reduce-scatter. And it carries out collectives of
+bfloat16 in float32. ``Collective.on_accelerator`` undoes both, where the text shows them.
+"""
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+from enat_jax.profiling import hlo_text, hlo_values
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# These would move bytes that are not counted.
+_UNCOUNTED = ("collective-broadcast", "ragged-all-to-all", "send", "recv")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One array of one collective instruction; combined instructions have several arrays.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        dtype, shape: of the payload, dtype by XLA's name.
+        groups: the devices (places in the mesh's order) that communicate with each other; for a
+            collective-permute the pairs (source, target).
+        count: runs in one call of the program.
+        computation, instruction: its place in the text; op_name: in the traced function.
+        values_dtype: the 16-bit dtype that all values come from, where XLA widened it; else
+            ``dtype``.
+        scattered: whether it is an all-reduce of which each device of a group uses a part of its
+            own, one g-th of the array, and nothing else.
+    """
+
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
+    count: int
+    computation: str
+    instruction: str
+    op_name: str
+    values_dtype: str
+    scattered: bool = False
+
+    @property
+    def group_size(self):
+        return max(map(len, self.groups), default=1)
+
+    @property
+    def payload_bytes(self):
+        """Of one run."""
+        return hlo_text.Array(self.dtype, self.shape).num_bytes
+
+    @property
+    def moved_bytes(self):
+        """Sent by each device in one run, a float."""
+        if self.kind == "collective-permute":
+            return float(self.payload_bytes)
+        rounds = 2 if self.kind == "all-reduce" else 1
+        return rounds * (self.group_size - 1) / self.group_size * self.payload_bytes
+
+    def on_accelerator(self):
+        """As accelerators would do it: in the dtype of its values, scattered where it can be."""
+        kind = "reduce-scatter" if self.scattered else self.kind
+        return dataclasses.replace(self, kind=kind, dtype=self.values_dtype, scattered=False)
+
+
+def find(text):
+    """All collectives that one call of a compiled program runs, as the text has them.
+
+    Args:
+        text: of ``compiled.as_text()``.
+
+    Returns:
+        list of ``Collective``, in the order of the text of each computation.
+
+    Raises:
+        ValueError: a line cannot be read, a collective is in a loop whose length XLA does not
+            know, or is of a kind that is not counted here.
+    """
+    module = hlo_text.parse(text)
+    weight = lambda x: sum(c.moved_bytes for c in _arrays(module, x, 1))  # noqa: E731
+    return [
+        collective
+        for instruction, count in hlo_text.visits(module, _is_collective, weight)
+        for collective in _arrays(module, instruction, count)
+    ]
+
+
+def _is_collective(instruction):
+    kind = instruction.opcode.removesuffix("-start")
+    if kind in _UNCOUNTED:
+        raise ValueError(f"{instruction.name} is a {kind}, whose bytes are not counted here")
+    return kind in KINDS
+
+
+def _arrays(module, instruction, count):
+    """The ``Collective`` of each operand; operands look the same in the asynchronous forms."""
+    kind = instruction.opcode.removesuffix("-start")
+    groups = _groups(instruction, module.num_partitions)
+    # XLA's pass that widens 16-bit reductions leaves this in the name of the sum.
+    widened_sum = any("promoted" in name for name in instruction.called("to_apply"))
+    for place, name in enumerate(instruction.operands):
+        source = module.computations[instruction.computation][name]
+        (array,) = source.arrays
+        shape = array.shape
+        if kind == "all-gather":
+            dimension = int(re.search(r"\bdimensions=\{(\d+)\}", instruction.attributes).group(1))
+            gathered = shape[dimension] * len(groups[0])
+            shape = (*shape[:dimension], gathered, *shape[dimension + 1 :])
+        narrow = "bf16" if widened_sum else hlo_values.narrow_dtype(module, source)
+        yield Collective(
+            kind=kind,
+            dtype=array.dtype,
+            shape=shape,
+            groups=groups,
+            count=count,
+            computation=instruction.computation,
+            instruction=instruction.name,
+            op_name=instruction.op_name,
+            values_dtype=narrow or array.dtype,
+            scattered=kind == "all-reduce" and _is_scattered(module, instruction, place, groups),
+        )
+
+
+def _is_scattered(module, instruction, place, groups):
+    """Whether each device of a group uses one g-th of an all-reduce's result, all different."""
+    slices = hlo_values.slices_of(module, instruction, place)
+    if not slices or len({len(group) for group in groups}) > 1:
+        return False
+    for part, offsets in slices:
+        if part.size * len(groups[0]) != instruction.arrays[place].size:
+            return False
+        if any(len(np.unique(offsets[list(group)], axis=0)) < len(group) for group in groups):
+            return False
+    return True
+
+
+# --- groups ---------------------------------------------------------------------------------
+
+_LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)*)\}")
+_IOTA = r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?"
+_STRIDED = re.compile(r"replica_groups=" + _IOTA)
+_MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((" + _IOTA + r")\))? \{([^}]*)\}"
+)
+
+
+def _numbers(text):
+    return [int(number) for number in text.split(",") if number]
+
+
+def _iota(sizes, reshape, transpose):
+    """The devices in XLA's compact form ``[sizes]<=[reshape]T(transpose)``, in that shape."""
+    sizes = _numbers(sizes)
+    ids = np.arange(math.prod(sizes)).reshape(_numbers(reshape) if reshape else sizes)
+    return (ids.transpose(_numbers(transpose)) if transpose else ids).reshape(sizes)
+
+
+def _groups(instruction, num_partitions):
+    """The groups of devices of a collective, from any of the forms in which XLA prints them."""
+    text = instruction.attributes
+    if found := _LISTED.search(text):
+        groups = [_numbers(group) for group in re.findall(r"\{([\d,]*)\}", found.group(1))]
+        return tuple(map(tuple, groups or [range(num_partitions)]))  # no group: all devices
+    if found := _STRIDED.search(text):
+        return tuple(map(tuple, _iota(*found.groups()).tolist()))
+    if found := _MESH.search(text):
+        axes, listed, sizes, reshape, transpose, names = found.groups()
+        axes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", axes)}
+        ids = _iota(sizes, reshape, transpose) if listed else np.arange(math.prod(axes.values()))
+        return _along(axes, ids.reshape(-1), names)
+    raise ValueError(f"the groups of {instruction.name} cannot be read: {text[:200]}")
+
+
+def _along(axes, ids, names):
+    """Groups of devices along some axes of a mesh: "'a','b'", or "'a':(2)4", a part of one.
+
+    The part ``a:(before)size`` is the middle dimension of axis a, cut into [before, size, rest].
+    """
+    shape, wanted = [], {}
+    parts = {}
+    for place, (name, before, size) in enumerate(
+        re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", names)
+    ):
+        parts.setdefault(name, []).append((int(before or 1), int(size or axes[name]), place))
+    for name, total in axes.items():
+        done = 1
+        for before, size, place in sorted(parts.get(name, [])):
+            if before > done:
+                shape.append(before // done)
+            wanted[place] = len(shape)
+            shape.append(size)
+            done = before * size
+        shape.append(total // done)
+    order = [wanted[place] for place in sorted(wanted)]
+    rest = [d for d in range(len(shape)) if d not in order]
+    size = math.prod(shape[d] for d in order)
+    devices = ids.reshape(shape).transpose(rest + order).reshape(-1, size)
+    return tuple(map(tuple, devices.tolist()))
+
+
+def mesh_axes(groups, mesh):
+    """Names of the mesh axes along which the devices of each group differ.
+
+    Args:
+        groups: of a ``Collective``.
+        mesh: axis name -> size, such as ``dict(mesh.shape)``, in the order of the mesh.
+
+    Returns:
+        tuple of names, in the order of the mesh.
+    """
+    names, sizes = list(mesh), list(mesh.values())
+    places = [np.stack(np.unravel_index(np.array(group, int), sizes)) for group in groups]
+    differ = np.array([np.ptp(place, axis=1) > 0 for place in places]).any(axis=0)
+    return tuple(name for name, varies in zip(names, differ, strict=True) if varies)

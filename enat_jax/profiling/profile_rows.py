@@ -1,0 +1,275 @@
+"""Everything worth knowing about one machine, measured row by row: ``benchmark profile``.
+
+Each row is a call of ``benchmark train`` or ``benchmark sampler`` in a process of its own, so that
+its peak memory is its own and nothing that it breaks can break another. This process never touches
+the device. Rows are kept as they come, and rows that are there already are not measured again.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from enat_jax.checkpoints import model_files
+from enat_jax.models import layers
+from enat_jax.profiling import profile_report
+from enat_jax.runtime import files
+
+FORMAT = "enat_jax profile"
+TASKS = ("train", "sampler")
+SEGMENTS = (1, 2, 4)
+# Of the device's memory, for arrays; jax's default of 0.75 would say what fits in three quarters.
+MEMORY_SHARE = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+_ERROR = re.compile(r"error: |[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        config: file of the transformer's config; task: of ``TASKS``.
+        setting: what is not as in the baseline, such as "remat=full"; "baseline" for the baseline.
+        arguments: of ``benchmark``, which tell the row from all others.
+    """
+
+    config: str
+    task: str
+    setting: str
+    arguments: tuple[str, ...]
+
+
+# --- what to measure ------------------------------------------------------------------------
+
+
+def plan(configs, tokenizer_config, *, dtype, most, repeats, shapes, overrides=()):
+    """The rows for some configs, what matters most first: all baselines, then one setting each.
+
+    Args:
+        configs: {file: its ``ConfigDict``, with the overrides applied}.
+        tokenizer_config: file of the config of the decoder that is part of sampling.
+        dtype: of the computation; most: largest batch to try; repeats: timings of each.
+        shapes: of training that are timed.
+        overrides: arguments such as ``--config.model.width=64`` for all rows.
+    """
+    how = ["--dtype", dtype, "--most", str(most), "--repeats", str(repeats)]
+    own = {
+        "train": ["--time", str(shapes)],
+        "sampler": ["--decode", "--tokenizer-config", tokenizer_config],
+    }
+    ranked = []
+    for path, config in configs.items():
+        for task in TASKS:
+            for rank, (setting, arguments) in enumerate(_settings(config, task)):
+                command = [task, "--config", path, *how, *own[task], *overrides, *arguments]
+                ranked.append((rank, Row(path, task, setting, tuple(command))))
+    return [row for _, row in sorted(ranked, key=lambda x: x[0])]
+
+
+def _settings(config, task):
+    """(name, arguments) of the baseline, then of each setting that differs from it in one value."""
+    changes = [("attention", layers.ATTENTION)]
+    if task == "train":
+        changes.append(("remat", ("none", *layers.REMAT)))
+    found = [
+        (f"{name}={value}", [f"--config.model.{name}={value}"])
+        for name, values in changes
+        for value in values
+        if value != config.model.get(name, values[0])
+    ]
+    if task == "train":
+        return [("baseline", []), *found]
+    steps = config.sampler.num_steps
+    usual = min(config.sampler.get("num_segments") or steps, steps)
+    found = [(name, [*arguments, "--segments", str(usual)]) for name, arguments in found]
+    others = [n for n in (*SEGMENTS, steps) if n <= steps and n != usual]
+    found += [(f"segments={n}", ["--segments", str(n)]) for n in dict.fromkeys(others)]
+    return [("baseline", ["--segments", str(usual)]), *found]
+
+
+# --- measuring ------------------------------------------------------------------------------
+
+
+def run(arguments, seconds):
+    """Call ``benchmark`` in a fresh process; what it wrote as JSON, or {"failed": one line, ...}.
+
+    Args:
+        arguments: of the program, without ``--json``.
+        seconds: after which it is ended, and counts as failed.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory) / "result.json"
+        command = [sys.executable, "-m", "enat_jax.benchmark", *arguments, "--json", str(path)]
+        environment = MEMORY_SHARE | os.environ
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=seconds, env=environment
+            )
+        except subprocess.TimeoutExpired:
+            return {"failed": f"took longer than {seconds / 60:.3g} minutes", "stderr": []}
+        if done.returncode == 0:
+            return json.loads(path.read_text())
+    return {
+        "failed": reason(done.stderr, done.returncode),
+        "stderr": done.stderr.splitlines()[-40:],
+    }
+
+
+def reason(stderr, code):
+    """Why a program ended, in one line: its last error, or else its signal or exit code."""
+    errors = [line for line in stderr.splitlines() if _ERROR.match(line)]
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-code).name
+            return f"ended by {name}" + (", as when memory runs out" if name == "SIGKILL" else "")
+    return errors[-1].removeprefix("error: ")[:300] if errors else f"exit code {code}"
+
+
+def profile(rows, out, *, dtype, minutes, row_minutes, trace=None, call=run, clock=time.monotonic):
+    """Measure rows that are not in ``out`` yet; every row is written as soon as it is there.
+
+    Args:
+        rows: of ``plan``; out: directory of ``profile.json`` and ``profile.md``.
+        dtype: of the matrix rate in the header.
+        minutes: after which no row is begun; None: no limit. row_minutes: that a row may take.
+        trace: directory for a trace of the fastest training step of each config; None: no traces.
+        call: as ``run``; clock: seconds.
+
+    Returns:
+        what ``profile.json`` holds.
+
+    Raises:
+        ValueError: the machine cannot be measured, or ``out`` holds rows of another machine.
+    """
+    path = pathlib.Path(out) / "profile.json"
+    end = float("inf") if minutes is None else clock() + 60 * minutes
+    saved = _begin(path, call(["machine", "--dtype", dtype], 60 * row_minutes))
+    batches = {}
+    for row in rows:
+        done = _find(saved["rows"], row)
+        if done is None and clock() < end:
+            first = batches.get((row.config, row.task))
+            print(f"{row.task} {pathlib.Path(row.config).stem}: {row.setting}", file=sys.stderr)
+            start, date = clock(), _now()
+            done = dataclasses.asdict(row) | _measure(row, first, 60 * row_minutes, call)
+            done |= {"arguments": list(row.arguments), "seconds": clock() - start, "date": date}
+            saved["rows"].append(done)
+        saved["left"] = sum(_find(saved["rows"], x) is None for x in rows)
+        _write(path, saved)
+        if done is not None and row.setting == "baseline" and "failed" not in done:
+            batches[row.config, row.task] = done["batch"]
+    if trace is not None and not saved["left"]:
+        _trace(saved, pathlib.Path(trace), end, 60 * row_minutes, call, clock)
+        _write(path, saved)
+    return saved
+
+
+def _measure(row, first, seconds, call):
+    """Figures of a row; ``first`` is the batch to begin with, None: the program's default."""
+    start = [] if first is None else ["--first", str(first)]
+    result = call([*row.arguments, "--batch", "fit", *start], seconds)
+    if "failed" in result:
+        return result
+    fit = result["fit"]
+    if not fit["own_peak"]:  # it would be that of the batch that ran out of memory
+        result = call([*row.arguments, "--batch", str(fit["batch"])], seconds)
+        if "failed" in result:
+            return result | {"fit": fit}
+    return figures(result) | {"fit": fit}
+
+
+def _trace(saved, directory, end, seconds, call, clock):
+    for best in profile_report.best(saved["rows"]):
+        if best["task"] == "train" and best["config"] not in saved["traces"] and clock() < end:
+            place = str(directory / pathlib.Path(best["config"]).stem)
+            how = ["--batch", str(best["batch"]), "--trace", place]
+            result = call([*best["arguments"], *how], seconds)
+            found = {k: best[k] for k in ("setting", "batch")} | {"directory": place}
+            if "failed" in result:
+                found["failed"] = result["failed"]
+            saved["traces"][best["config"]] = found
+
+
+def figures(result):
+    """Figures of a row from what ``benchmark train`` or ``benchmark sampler`` wrote.
+
+    Those of training are expectations over the shapes that were timed.
+    """
+    timed = result["timed"] if result["benchmark"] == "train" else result["rows"]
+    weights = [x.get("probability", 1.0) for x in timed]
+
+    def mean(number):
+        return sum(w * number(x) for w, x in zip(weights, timed, strict=True)) / sum(weights)
+
+    def median(x):
+        return x["images"] / x["images_per_second"][0]  # seconds of a call
+
+    seconds = [mean(median), *(mean(lambda x, f=f: f(x["seconds"])) for f in (max, min))]
+    rate = mean(lambda x: x["exact"]) / seconds[0]
+    return {
+        "batch": result["batch_size"],
+        "images_per_second": [timed[0]["images"] / x for x in seconds],
+        "exact_rate": rate,
+        "fraction": result.get("fraction", timed[0].get("fraction")),
+        "padding": result.get("padding", timed[0].get("padding")),
+        "compile_seconds": sum(x["compile_seconds"] for x in timed) / len(timed),
+        "peak_bytes": max(x["peak_bytes"] for x in timed),
+        "peak_of": timed[0]["peak_of"],
+        "shapes": result.get("shapes"),
+        "timed_share": result.get("timed_share"),
+        "dtype": result["model"]["dtype"],
+    }
+
+
+# --- what is kept ---------------------------------------------------------------------------
+
+
+def _begin(path, measured):
+    """What ``path`` holds, or nothing yet, with the machine as it was just measured."""
+    if "failed" in measured:
+        raise ValueError(f"the machine cannot be measured: {measured['failed']}")
+    saved = {"format": FORMAT, "rows": [], "traces": {}}
+    if path.exists():
+        saved = model_files.read_json(path, FORMAT, "choose another --out")
+        before, now = (
+            {name: x["machine"][name] for name in ("device", "driver", "jax")}
+            for x in (saved, measured)
+        )
+        if before != now:
+            raise ValueError(
+                f"{path} was measured on {before}, this is {now}: choose another --out"
+            )
+    keep = ("machine", "matrix_rate", "dtype")
+    return saved | {name: measured[name] for name in keep} | {"date": _now(), "left": 0}
+
+
+def _find(rows, row):
+    """The row of ``rows`` with the same arguments; None: there is none."""
+    return next((x for x in rows if x["arguments"] == list(row.arguments)), None)
+
+
+def _write(path, saved):
+    model_files.write_json(path, saved)
+    files.write(path.with_suffix(".md"), profile_report.markdown(saved).encode())
+
+
+def _now():
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+@contextlib.contextmanager
+def ended_as_by_ctrl_c():
+    """SIGTERM ends this process like Ctrl-C, and thereby the process of the row, too."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,339 @@
+"""What a training step would cost on other devices: predicted from the program compiled for them.
+
+The step is compiled for as many CPU devices as the layout has, at full size, without allocating
+anything. The compiled program of one device says what it computes and communicates; stated peaks of
+accelerators and stated fractions of them turn that into seconds. None of it is measured on an
+accelerator.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import sys
+import tempfile
+
+import jax
+import numpy as np
+
+from enat_jax.profiling import collectives, hlo_text, timing
+from enat_jax.runtime import sharding
+from enat_jax.schedules import costs
+from enat_jax.training import train_step
+
+# LLVM's optimisation of the CPU's code takes long and leaves the program of XLA as it is.
+_COMPILER_OPTIONS = {"xla_backend_optimization_level": "0"}
+_REMATERIALIZED = "Involuntary full rematerialization"
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """Peaks of one device, as its vendor states them.
+
+    Attributes:
+        flops: per second, dense bfloat16 products.
+        memory_bytes: of the device.
+        bandwidth: bytes per second that a device sends in a ring with others of its kind.
+        source: whose statement, and how the bandwidth follows from it.
+    """
+
+    name: str
+    flops: float
+    memory_bytes: float
+    bandwidth: float
+    source: str
+
+
+HARDWARE = (
+    Hardware(
+        "TPU v5e",
+        197e12,
+        16e9,
+        100e9,
+        "Google Cloud's TPU v5e page: 197 bf16 TFLOP/s and 16 GB a chip; 400 GB/s of ICI a chip, "
+        "both directions of 4 ports; a ring along one axis of the torus sends through 2 of them: "
+        "100 GB/s",
+    ),
+    Hardware(
+        "H100 SXM",
+        989e12,
+        80e9,
+        450e9,
+        "NVIDIA's H100 page: 989 bf16 TFLOP/s without sparsity, 80 GB; 900 GB/s of NVLink, both "
+        "directions: 450 GB/s. One node, so 8 devices at most",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Assumptions:
+    """Fractions of the stated peaks that are taken as reached.
+
+    Attributes:
+        of_flops: in the matrix products; of_bandwidth: in the collectives.
+    """
+
+    of_flops: float
+    of_bandwidth: float
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not 0 < value <= 1:
+                raise ValueError(f"{name}={value!r} must lie in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """The collectives of one kind in one step of one device.
+
+    Attributes:
+        launches: instructions that run.
+        moved_bytes: as accelerators would send them; cpu_moved_bytes: as the CPU's program does.
+    """
+
+    launches: int
+    moved_bytes: float
+    cpu_moved_bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """One compiled shape of the step in one layout; numbers are those of one device.
+
+    Attributes:
+        label: the ranges of its bucket, as JSON values; probability: share of the steps.
+        exact, padded: multiply-adds of the method, divided by the devices; see ``costs``.
+        compiled: multiply-adds of all matrix products of the program, recomputed ones too.
+        xla_flops: of XLA's own analysis, which counts loop bodies once.
+        argument_bytes, temp_bytes: of XLA's analysis for the CPU.
+        traffic: {kind of collective: ``Traffic``}.
+        rematerialized: XLA's warnings that it copies an array whole to change its layout.
+    """
+
+    label: dict
+    probability: float
+    exact: float
+    padded: float
+    compiled: int
+    xla_flops: float
+    argument_bytes: int
+    temp_bytes: int
+    traffic: dict[str, Traffic]
+    rematerialized: tuple[str, ...]
+
+    @property
+    def moved_bytes(self):
+        return sum(x.moved_bytes for x in self.traffic.values())
+
+    def seconds(self, hardware, assumptions):
+        """Predicted ``(products, collectives)``; their maximum is a step with perfect overlap."""
+        return (
+            2 * self.compiled / (hardware.flops * assumptions.of_flops),
+            self.moved_bytes / (hardware.bandwidth * assumptions.of_bandwidth),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A step in one layout.
+
+    Attributes:
+        sizes: mesh axis -> devices along it.
+        batch_size: images of a step, on all devices.
+        parameter_bytes, state_bytes: on the device with the most.
+        shapes: tuple of ``Shape``.
+    """
+
+    sizes: dict[str, int]
+    batch_size: int
+    parameter_bytes: int
+    state_bytes: int
+    shapes: tuple[Shape, ...]
+
+    @property
+    def name(self):
+        axes = [f"{axis}={size}" for axis, size in self.sizes.items() if size > 1]
+        return ",".join(axes) or "1 device"
+
+    @property
+    def share(self):
+        """Share of all steps that the compiled shapes are."""
+        return sum(x.probability for x in self.shapes)
+
+    def mean(self, number):
+        """Expectation of ``number(shape)`` over the compiled shapes."""
+        return sum(x.probability * number(x) for x in self.shapes) / self.share
+
+    @property
+    def memory_bytes(self):
+        """Arguments and temporary arrays of the shape that needs most."""
+        return max(x.argument_bytes + x.temp_bytes for x in self.shapes)
+
+    def json(self):
+        return dataclasses.asdict(self) | {"name": self.name, "share": self.share}
+
+
+def parse_layouts(text):
+    """Layouts from text such as ``"data=8;data=4,fsdp=2"``: a list of {mesh axis: size}.
+
+    Raises:
+        ValueError: an axis or a size means nothing, or an axis is named twice.
+    """
+    layouts = []
+    for part in text.split(";"):
+        sizes = dict.fromkeys(sharding.AXES, 1)
+        named = [axis.strip().partition("=") for axis in part.split(",")]
+        for name, _, size in named:
+            if name not in sizes or not size.isdecimal() or not 1 <= int(size[:9]) <= 4096:
+                raise ValueError(
+                    f"layout {part!r}: expected such as data=4,fsdp=2, of {sharding.AXES}"
+                )
+            sizes[name] = int(size)
+        if len({name for name, _, _ in named}) < len(named):
+            raise ValueError(f"layout {part!r} names an axis twice")
+        layouts.append(sizes)
+    return layouts
+
+
+def layouts_of(num_devices):
+    """The layouts worth comparing on a number of devices: each axis alone, and pairs with 2."""
+    sizes = dict.fromkeys(sharding.AXES, 1)
+    if num_devices == 1:
+        return [sizes]
+    found = [sizes | {axis: num_devices} for axis in ("data", "fsdp")]
+    if num_devices % 2 == 0:
+        half = num_devices // 2
+        found += [sizes | {"tensor": 2, "fsdp": half}] if half > 1 else [sizes | {"tensor": 2}]
+        found += [sizes | {"data": half, "fsdp": 2}] if half > 1 else []
+    return found
+
+
+def cpu_devices(count):
+    """That many CPU devices, made up if jax has not started yet.
+
+    Raises:
+        ValueError: jax runs already, with fewer.
+    """
+    with contextlib.suppress(RuntimeError):  # too late to change it: what is there may suffice
+        jax.config.update("jax_num_cpu_devices", count)
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise ValueError(
+            f"{count} CPU devices are needed, there are {len(devices)}: start with "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+        )
+    return devices[:count]
+
+
+def chosen_buckets(task, shapes_of_each):
+    """The most probable buckets: so many with reuse, and so many without.
+
+    Returns:
+        list of ``(bucket, probability, exact work an image)``.
+    """
+    shares, exact = timing.shape_shares(task)
+    chosen = []
+    for reuse in (False, True):
+        places = [i for i, bucket in enumerate(task.buckets) if bucket.reuse == reuse]
+        places = [i for i in sorted(places, key=lambda i: -shares[i]) if shares[i] > 0]
+        chosen += places[:shapes_of_each]
+    return [(task.buckets[i], float(shares[i]), float(exact[i])) for i in chosen]
+
+
+def measure(task, rules, sizes, *, shapes_of_each):
+    """Compile the most probable shapes of a task's step in one layout.
+
+    Args:
+        task: such as ``tasks.enat.Task``; its data are not used.
+        rules: of the state's sharding, see ``sharding.Sharding``.
+        sizes: mesh axis -> devices along it.
+        shapes_of_each: compiled shapes with reuse, and without.
+
+    Returns:
+        ``Layout``.
+
+    Raises:
+        ValueError: the batch cannot be divided so, or there are too few devices.
+    """
+    devices = cpu_devices(math.prod(sizes.values()))
+    mesh = sharding.make_mesh(sharding.Sharding(**sizes), devices)
+    steps = train_step.Steps(task, mesh, rules, seed=0)
+    shapes = tuple(
+        _compile(task, steps, len(devices), bucket, probability, exact)
+        for bucket, probability, exact in chosen_buckets(task, shapes_of_each)
+    )
+    state = steps.abstract_state
+    return Layout(
+        sizes=dict(sizes),
+        batch_size=task.batch_size,
+        parameter_bytes=sharding.shard_bytes(state.params),
+        state_bytes=sharding.shard_bytes(state),
+        shapes=shapes,
+    )
+
+
+def _compile(task, steps, num_devices, bucket, probability, exact):
+    images = task.batch_size / num_devices
+    with _stderr_lines(_REMATERIALIZED) as rematerialized:
+        compiled = steps.lower(bucket.windows).compile(_COMPILER_OPTIONS)
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    padded = costs.training_cost(costs.dims_of(task.model), *bucket.windows)
+    return Shape(
+        label={"reuse": bucket.reuse, "visible": bucket.visible, "cached": bucket.cached},
+        probability=probability,
+        exact=images * exact,
+        padded=images * float(padded),
+        compiled=hlo_text.dot_multiply_adds(hlo_text.parse(text)),
+        xla_flops=float(compiled.cost_analysis().get("flops", np.nan)),
+        argument_bytes=memory.argument_size_in_bytes,
+        temp_bytes=memory.temp_size_in_bytes,
+        traffic=traffic(collectives.find(text)),
+        rematerialized=tuple(rematerialized),
+    )
+
+
+def traffic(found):
+    """Collectives by the kind that they would be on an accelerator: {kind: ``Traffic``}.
+
+    Args:
+        found: of ``collectives.find``. Arrays of one instruction that fall under two kinds count
+            as a launch of each.
+    """
+    kinds = {}
+    for collective in found:
+        kinds.setdefault(collective.on_accelerator().kind, []).append(collective)
+    return {
+        kind: Traffic(
+            launches=sum({(x.computation, x.instruction): x.count for x in members}.values()),
+            moved_bytes=sum(x.count * x.on_accelerator().moved_bytes for x in members),
+            cpu_moved_bytes=sum(x.count * x.moved_bytes for x in members),
+        )
+        for kind, members in sorted(kinds.items())
+    }
+
+
+@contextlib.contextmanager
+def _stderr_lines(wanted):
+    """The lines with ``wanted`` that are written to stderr meanwhile, by libraries too; no others.
+
+    Other lines are written to stderr afterwards.
+    """
+    lines = []
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.dup2(file.fileno(), 2)
+            try:
+                yield lines
+            finally:
+                sys.stderr.flush()
+                os.dup2(kept, 2)
+                file.seek(0)
+                for line in file.read().decode(errors="replace").splitlines():
+                    if wanted in line:
+                        lines.append(line.strip())
+                    else:
+                        print(line, file=sys.stderr)
+    finally:
+        os.close(kept)

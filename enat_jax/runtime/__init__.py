@@ -1,0 +1,1 @@
+"""How a program starts, shares work, writes files, tells its progress and ends."""

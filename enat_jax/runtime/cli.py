@@ -1,0 +1,140 @@
+"""How programs end: a user's mistake is one line on stderr and exit code 2, a bug is a traceback.
+
+    0    done
+    1    a bug, with its traceback
+    2    the user's mistake
+    3    training diverged
+    75   stopped on request, after saving: start the same command again to go on
+    76   another process was lost or hung: start the same command again to go on
+    130  interrupted at once
+
+Scripts in ``launch/`` start a program again after 75 and 76, and after nothing else.
+
+At the bottom of a program stands one of
+
+    if __name__ == "__main__":
+        cli.run(main)         # main(arguments), which parses them itself, for instance by argparse
+        cli.run_absl(main)    # main(argv) after absl flags have been parsed, as for absl's app.run
+
+With the environment variable ENAT_JAX_TRACEBACK=1 mistakes show their traceback, too.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+
+from absl import app, flags
+
+from enat_jax.runtime import exits
+
+MOST = 10**9  # of what is counted on a command line
+
+
+class Stop(Exception):
+    """Ends a program early, for a reason that is neither a mistake nor a bug.
+
+    Args:
+        message: one line for stderr.
+        code: exit code, such as ``exits.STOPPED``.
+    """
+
+    def __init__(self, message, code):
+        super().__init__(message)
+        self.code = code
+
+
+def run(main, argv=None):
+    """Call ``main`` and exit with what it returns, or with an error code.
+
+    Args:
+        main: takes the list of command-line arguments, without the program's name; returns an
+            exit code or None.
+        argv: the arguments; None: those of the process.
+
+    Raises:
+        SystemExit: always, but for what is no user's mistake: that is raised as it is.
+    """
+    show_all = os.environ.get("ENAT_JAX_TRACEBACK", "0") not in ("", "0")
+    try:
+        code = main(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        if show_all:
+            raise
+        print("interrupted", file=sys.stderr)
+        code = exits.INTERRUPTED
+    except SystemExit as end:  # absl's app.run ends so
+        code = end.code
+    except Stop as stop:
+        print(f"stopped: {_one_line(stop)}", file=sys.stderr)
+        code = stop.code
+    except Exception as error:
+        code = _fail(error, show_all)
+    exits.leave(code)
+
+
+def run_absl(main, argv=None):
+    """As ``run`` for a ``main`` that reads absl flags; a wrong flag is a mistake like any other.
+
+    Args:
+        main: as for ``absl.app.run``: takes the program's name and the arguments that are no
+            flags; returns an exit code or None.
+        argv: as for ``run``.
+    """
+    run(lambda arguments: app.run(main, [sys.argv[0], *arguments], flags_parser=_parse_flags), argv)
+
+
+def _parse_flags(argv):
+    # config_flags reports a missing file only when the config is read, and then in four lines.
+    for i, argument in enumerate(argv):
+        if argument.startswith(("--config=", "-config=")):
+            path = argument.split("=", 1)[1]
+        elif argument in ("--config", "-config") and i + 1 < len(argv):
+            path = argv[i + 1]
+        else:
+            continue
+        if not os.path.isfile(path) and not os.path.isfile(path.split(":")[0]):
+            raise FileNotFoundError(f"there is no config file {path}")
+    return flags.FLAGS(argv)
+
+
+def at_least_one(text):
+    """An argparse type: a whole number from 1 to ``MOST``."""
+    if not text.isdecimal() or not 1 <= int(text[:20]) <= MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST:,}")
+    return int(text)
+
+
+def _fail(error, show_all):
+    """The exit code for an error that ends the program; raises it where that does no harm."""
+    if exits.one_of_several() and (lost := exits.peer_lost(error)):
+        if show_all:
+            traceback.print_exception(error)
+        exits.end_without(lost)
+    message = _message(error)
+    if message is not None and not show_all:
+        print(f"error: {_one_line(message)}", file=sys.stderr)
+        return exits.MISTAKE
+    if not exits.one_of_several():
+        raise
+    # Raised, it would make this process wait for all the others, which wait for this one.
+    traceback.print_exception(error)
+    return exits.BUG if message is None else exits.MISTAKE
+
+
+def _one_line(message):
+    return " ".join(str(message).splitlines())
+
+
+def _message(error):
+    """What to tell the user about a mistake; None if ``error`` looks like a bug."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    if isinstance(error, (OSError, ValueError, flags.Error)):
+        return str(error) or type(error).__name__
+    # ConfigDict wraps the KeyError of an unknown key in an AttributeError.
+    if isinstance(error, AttributeError) and error.args and isinstance(error.args[0], KeyError):
+        return f"unknown config key {' '.join(str(error.args[0].args[0]).split())}"
+    if isinstance(error, KeyError) and error.args and " " in str(error.args[0]):
+        return error.args[0]  # a sentence is for the user, a bare key is a bug
+    return None

@@ -1,0 +1,282 @@
+"""One program in several processes: how they find each other, stop together and notice a loss.
+
+    distributed.initialize()                        # before anything asks JAX for devices
+    with distributed.Preemption() as preemption, distributed.Watchdog(1800) as watchdog:
+        for step in range(num_steps):
+            ...                                     # one step, known to be complete
+            watchdog.beat("the next step")
+            if preemption.reached(step):
+                ...                                 # all processes at the same step: save and stop
+
+With one process ``initialize`` does nothing and the rest works as it is.
+How a process ends is in ``exits``.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import threading
+import time
+
+import jax
+from jax.experimental import multihost_utils
+
+from enat_jax.runtime import exits
+
+MODES = ("auto", "on", "off")
+PLAIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+
+
+# --- finding each other -------------------------------------------------------------------------
+
+
+def initialize(mode="auto", environ=os.environ, *, connect_timeout=300, heartbeat_timeout=100):
+    """Connect this process to the others of the same program, if it is one of several.
+
+    To be called before anything asks JAX for devices. With mode "auto" a process is one of several
+    if the environment says so, by one of
+
+    - ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and
+      ``JAX_PROCESS_ID``, all three, also for a single process,
+    - a step of a SLURM job (``srun``) with more than one task,
+    - ``TPU_WORKER_HOSTNAMES`` with several names, or ``MEGASCALE_NUM_SLICES`` above 1, as on GKE.
+
+    The hosts of a TPU slice outside GKE can be told from a single one only by asking Google's
+    metadata server, which JAX does with mode "on".
+
+    Args:
+        mode: "auto"; "on": always connect, JAX finds out to whom; "off": never.
+        environ: mapping of environment variables to decide by. JAX itself reads ``os.environ``.
+        connect_timeout: seconds, whole, for all processes to appear. Afterwards the process ends
+            with ``exits.PEER_LOST``.
+        heartbeat_timeout: seconds, whole, of silence after which a process counts as lost.
+
+    Raises:
+        ValueError: the mode is unknown, or the environment says too little or nonsense.
+        ConnectionError: the connection failed at once, as for a port that is in use.
+    """
+    arguments = _plan(mode, environ)
+    if arguments is None:
+        return
+    several = arguments.get("num_processes") != 1
+    if several:
+        address = arguments.get("coordinator_address", "of process 0 that JAX found")
+        exits.connecting(
+            f"the processes of this run did not all appear within {connect_timeout} s: see that "
+            f"each of them runs and reaches the address {address}"
+        )
+    with _interruptible():
+        try:
+            jax.distributed.initialize(
+                **arguments,
+                initialization_timeout=connect_timeout,
+                heartbeat_timeout_seconds=heartbeat_timeout,
+            )
+        except jax.errors.JaxRuntimeError as error:
+            cause = exits.first_line(error)
+            raise ConnectionError(f"could not connect the processes: {cause}") from error
+        except ValueError as error:
+            if mode != "on":
+                raise
+            cause = exits.first_line(error)
+            raise ValueError(
+                f"JAX does not find the other processes ({cause}): set {', '.join(PLAIN)}"
+            ) from error
+    if several:
+        exits.connected()
+
+
+def _plan(mode, environ):
+    """Arguments for ``jax.distributed.initialize``, or None where it is not to be called."""
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r} of several processes is unknown: one of {MODES}")
+    if mode == "off":
+        return None
+    given = [name for name in PLAIN if environ.get(name)]
+    if len(given) == len(PLAIN):
+        return _plain(*(environ[name] for name in PLAIN))
+    if given:
+        missing = [name for name in PLAIN if name not in given]
+        raise ValueError(
+            f"{' and '.join(missing)} must be set, as {' and '.join(given)} is: all three or none"
+        )
+    if all(environ.get(name) for name in SLURM) and int(environ["SLURM_NTASKS"]) > 1:
+        return {"cluster_detection_method": "slurm", **_slurm_devices(environ)}
+    hosts = environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    if mode == "on" or len(hosts) > 1 or int(environ.get("MEGASCALE_NUM_SLICES") or 1) > 1:
+        return {}
+    return None
+
+
+def _plain(address, num_processes, process_id):
+    if not re.fullmatch(r".+:\d{1,5}", address):
+        raise ValueError(f"JAX_COORDINATOR_ADDRESS={address!r} must be host:port of process 0")
+    if not num_processes.isdecimal() or not int(num_processes):
+        raise ValueError(f"JAX_NUM_PROCESSES={num_processes!r} must be a whole number from 1 on")
+    if not process_id.isdecimal() or int(process_id) >= int(num_processes):
+        raise ValueError(
+            f"JAX_PROCESS_ID={process_id!r} must be a whole number from 0 to "
+            f"JAX_NUM_PROCESSES - 1 = {int(num_processes) - 1}"
+        )
+    return {
+        "coordinator_address": address,
+        "num_processes": int(num_processes),
+        "process_id": int(process_id),
+        "cluster_detection_method": "deactivate",
+    }
+
+
+def _slurm_devices(environ):
+    """Which of the GPUs it sees a SLURM task uses, where JAX's own choice is wrong.
+
+    JAX takes the one GPU whose number is the task's on its node. That fits one task per GPU, where
+    each sees all GPUs of the node.
+    """
+    if environ.get("JAX_LOCAL_DEVICE_IDS"):
+        return {}
+    visible = environ.get("CUDA_VISIBLE_DEVICES", "")
+    if visible and "," not in visible:  # each task has been given its own GPU, number 0 to it
+        return {"local_device_ids": [0]}
+    alone = re.fullmatch(r"1(\(x\d+\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    gpus = environ.get("SLURM_GPUS_ON_NODE", "")
+    if alone and gpus.isdecimal() and int(gpus) > 1:
+        return {"local_device_ids": list(range(int(gpus)))}
+    return {}
+
+
+@contextlib.contextmanager
+def _interruptible():
+    """Within, Ctrl-C ends the process at once: connecting is one long call into C++."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# --- stopping together --------------------------------------------------------------------------
+
+
+class Preemption:
+    """Whether somebody has asked this run to stop, by SIGTERM or Ctrl-C; a context manager.
+
+    In one process the first signal only sets a flag; a second one ends the program at once, Ctrl-C
+    by KeyboardInterrupt. In several processes a signal to any of them is enough: JAX agrees on a
+    step that none of them has passed, about a second later. Further SIGTERMs then change nothing.
+
+    Handlers are installed in the main thread only, and are gone after the context.
+    """
+
+    def __init__(self):
+        self._asked = False
+        self._agreed = None  # in several processes: asks JAX whether this is the step
+        self._before = {}
+
+    def __enter__(self):
+        ours = [signal.SIGINT, signal.SIGTERM]
+        if jax.distributed.is_initialized():
+            self._agreed = multihost_utils.reached_preemption_sync_point
+            ours = [signal.SIGINT]  # JAX has a handler of its own for SIGTERM
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._on_signal) for number in ours}
+        return self
+
+    def __exit__(self, *exc_info):
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before = {}
+
+    def reached(self, step):
+        """Whether to save and stop after this step.
+
+        Args:
+            step: number of the step; every process asks once after each step.
+
+        Returns:
+            bool, the same in all processes at the same step.
+        """
+        if self._agreed is not None and not self._asked:
+            self._asked = self._agreed(step)
+        return self._asked
+
+    def _on_signal(self, number, frame):
+        os.write(2, b"saving, then stopping; once more to stop at once\n")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._agreed is not None:
+            os.kill(os.getpid(), signal.SIGTERM)  # to JAX's handler, which tells the others
+        else:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self._asked = True
+
+
+# --- noticing a loss -----------------------------------------------------------------------------
+
+
+class Watchdog:
+    """Ends the process if no step is completed for a while; a context manager.
+
+    A process whose peer hangs waits for ever within a call into JAX, where no exception reaches it.
+    So a thread waits here: when ``beat`` has not been called for ``timeout_s`` seconds it prints a
+    line and the stacks of all threads and ends the process with ``exits.PEER_LOST``.
+
+    Args:
+        timeout_s: seconds, more than the longest step; None: never.
+        what: what is to be completed, for the message.
+    """
+
+    def __init__(self, timeout_s, what="step"):
+        if timeout_s is not None and not 0 < timeout_s <= threading.TIMEOUT_MAX:
+            raise ValueError(f"timeout_s={timeout_s} of the watchdog must be positive or None")
+        self._timeout_s = timeout_s
+        self._what = what
+        self._doing = f"the first {what}"
+        self._since = time.monotonic()
+        self._paused = 0
+        self._closed = threading.Event()
+
+    def __enter__(self):
+        if self._timeout_s is not None:
+            self._since = time.monotonic()
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, *exc_info):
+        self._closed.set()
+
+    def beat(self, doing):
+        """Say that a step is complete, and what comes next, as in "step 17"."""
+        self._doing = doing
+        self._since = time.monotonic()
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Within, nothing is watched: for compiling, evaluating and saving, which take their time.
+
+        A peer that hangs in the meantime is noticed afterwards, by the step that needs it.
+        """
+        self._paused += 1
+        try:
+            yield
+        finally:
+            self._since = time.monotonic()
+            self._paused -= 1
+
+    def _watch(self):
+        left = self._timeout_s
+        while not self._closed.wait(left):
+            if self._paused:
+                left = self._timeout_s
+                continue
+            left = self._since + self._timeout_s - time.monotonic()
+            if left <= 0:
+                message = (
+                    f"no {self._what} has been completed for {self._timeout_s:g} s, during "
+                    f"{self._doing}: a host may be lost or hung; {exits.AGAIN}"
+                )
+                exits.end_without(message, stacks=True)
+                return

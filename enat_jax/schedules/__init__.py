@@ -1,0 +1,1 @@
+"""Host arithmetic of token counts: the reveal order, shape buckets of training, costs."""

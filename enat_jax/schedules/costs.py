@@ -1,0 +1,299 @@
+"""The analytic multiply-add count of the networks.
+
+What counts: every dense layer and convolution, and both products of attention (queries with keys,
+weights with values). What does not: biases, norms, softmax, activations, look-ups, sampling. A
+multiply-add is one; the paper's "GFLOPs" are these, XLA's flops are two each.
+
+Window sizes follow ``reveal.Windows``: cached and newly revealed tokens (the encoder's context and
+input), visible and masked tokens (the decoder's context and input). They may be exact counts or
+padded sizes: the count is that of the arrays a step computes with. Sizes may be arrays, which
+broadcast; then so is the result.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from enat_jax.schedules import reveal
+
+
+@dataclasses.dataclass(frozen=True)
+class Dims:
+    """Sizes of a transformer; ``dims_of`` reads them from a model.
+
+    Attributes:
+        width: d.
+        encoder_layers: over visible tokens (ENAT and the disentangled model).
+        decoder_layers: over masked tokens, with the visible ones as context.
+        mixed_layers: over visible and masked tokens together (the NAT baseline's only stack).
+        num_tokens: l.
+        codebook_size: v.
+        mlp_ratio: hidden width of the MLPs over d.
+        reuse: whether features are cached between steps and go through the projection f.
+    """
+
+    width: int
+    encoder_layers: int = 0
+    decoder_layers: int = 0
+    mixed_layers: int = 0
+    num_tokens: int = 256
+    codebook_size: int = 1024
+    mlp_ratio: int = 4
+    reuse: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerDims:
+    """Sizes of a VQGAN, named as its fields; the defaults are the f16 tokenizer of ImageNet."""
+
+    channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    embed_dim: int = 256
+    image_channels: int = 3
+
+
+def dims_of(model):
+    """``Dims`` of an ``enat.ENAT`` or ``nat.NAT`` module (anything with their fields)."""
+    layers = (
+        {"mixed_layers": model.num_layers}
+        if hasattr(model, "num_layers")
+        else {"encoder_layers": model.encoder_layers, "decoder_layers": model.decoder_layers}
+    )
+    shared = ("width", "num_tokens", "codebook_size", "mlp_ratio", "reuse")
+    return Dims(**layers, **{name: getattr(model, name) for name in shared})
+
+
+# --- parts ----------------------------------------------------------------------------------
+
+
+def _sizes(**sizes):
+    """Window sizes as int64 arrays, so that products of large counts do not overflow."""
+    for name, size in sizes.items():
+        if np.asarray(size).dtype.kind not in "iu" or np.any(np.less(size, 0)):
+            raise ValueError(f"{name}={size!r} must be whole numbers of at least 0")
+    return [np.asarray(size, np.int64) for size in sizes.values()]
+
+
+def _mlp(dims, tokens):
+    return 2 * dims.mlp_ratio * dims.width**2 * tokens
+
+
+def _block(dims, queries, context):
+    """One block without its modulation; nothing where there are no queries."""
+    d = dims.width
+    dense = 4 * d**2 * queries + 2 * d**2 * context + _mlp(dims, queries)
+    attention = 2 * d * queries * (queries + context)
+    return np.where(queries > 0, dense + attention, 0)
+
+
+def _head(dims, tokens, rows):
+    return tokens * (dims.width**2 + dims.width * rows)
+
+
+def modulation_cost(dims, rows=1):
+    """The modulation vectors of all layers for ``rows`` class labels: 8 a block, 6 in a NAT."""
+    vectors = 8 * (dims.encoder_layers + dims.decoder_layers) + 6 * dims.mixed_layers
+    return rows * vectors * dims.width**2
+
+
+def encode_cost(dims, num_cached, num_new):
+    """One ``encode`` of one image and branch: f on the cache, the encoder on the new tokens.
+
+    Args:
+        dims: ``Dims``.
+        num_cached, num_new: window sizes, integers or integer arrays that broadcast. Without new
+            tokens only f is paid.
+
+    Returns:
+        int64, scalar or array.
+
+    Raises:
+        ValueError: a size is negative or not whole.
+    """
+    cached, new = _sizes(num_cached=num_cached, num_new=num_new)
+    return _mlp(dims, cached) + dims.encoder_layers * _block(dims, new, cached)
+
+
+def decode_cost(dims, num_visible, num_masked):
+    """One ``decode`` of one image and branch, the head on the masked window and the codes only.
+
+    Arguments, result and errors as in ``encode_cost``. A NAT runs its stack over visible and
+    masked tokens here, a window of nothing but visible tokens included.
+    """
+    visible, masked = _sizes(num_visible=num_visible, num_masked=num_masked)
+    blocks = dims.decoder_layers * _block(dims, masked, visible)
+    mixed = dims.mixed_layers * _block(dims, visible + masked, np.int64(0))
+    return blocks + mixed + _head(dims, masked, dims.codebook_size)
+
+
+# --- sampling -------------------------------------------------------------------------------
+
+
+def step_cost(
+    dims, num_cached, num_new, num_visible, num_masked, *, encode_branches=1, decode_branches=1
+):
+    """One sampling step of one image, the modulation aside, which is computed once a call.
+
+    Args:
+        dims: ``Dims``.
+        num_cached, num_new, num_visible, num_masked: window sizes as in ``reveal.Windows``,
+            integers or integer arrays that broadcast.
+        encode_branches, decode_branches: guidance branches that are encoded and decoded, 1 or 2.
+
+    Returns:
+        int64, scalar or array.
+
+    Raises:
+        ValueError: a size is negative or not whole.
+    """
+    encode = encode_branches * encode_cost(dims, num_cached, num_new)
+    return encode + decode_branches * decode_cost(dims, num_visible, num_masked)
+
+
+def exact_sampling_cost(dims, num_steps, *, guided=True, batch_size=1):
+    """A call of the sampler without padding, with all exact savings (method Section 5).
+
+    The unconditional branch is decoded only where it has a weight, and encoded up to there; the
+    modulation is computed once for every image and once for "no class"; the head sees masked
+    tokens only.
+
+    Args:
+        dims: ``Dims``.
+        num_steps: t.
+        guided: which steps have a guidance weight, bool [t], or whether all but the first have.
+        batch_size: images of the call.
+
+    Returns:
+        int, multiply-adds of the whole batch.
+    """
+    steps = reveal.sampling_steps(dims.num_tokens, num_steps, dims.reuse)
+    if np.ndim(guided) == 0:
+        guided = (np.arange(num_steps) > 0) & guided
+    guided = np.asarray(guided, bool)
+    guided_later = np.logical_or.accumulate(guided[::-1])[::-1]
+    total = step_cost(
+        dims,
+        steps.num_cached,
+        steps.num_new,
+        steps.num_visible,
+        steps.num_masked,
+        encode_branches=1 + guided_later,
+        decode_branches=1 + guided,
+    ).sum()
+    return int(batch_size * total + modulation_cost(dims, batch_size + int(guided.any())))
+
+
+def padded_sampling_cost(dims, segments, guided, *, batch_size=1):
+    """A call of the sampler as it is computed, in the windows of its segments.
+
+    Args:
+        dims: ``Dims``.
+        segments: sequence of ``reveal.Segment``.
+        guided: for each segment, whether it decodes the unconditional branch too. Up to the last
+            that does, all encode it.
+        batch_size: images of the call.
+
+    Returns:
+        int, multiply-adds of the whole batch.
+    """
+    total = sum(
+        (segment.stop - segment.start)
+        * step_cost(
+            dims,
+            *segment.windows,
+            encode_branches=1 + any(guided[i:]),
+            decode_branches=1 + bool(guided[i]),
+        )
+        for i, segment in enumerate(segments)
+    )
+    return int(batch_size * total + modulation_cost(dims, batch_size + any(guided)))
+
+
+def paper_cost(dims, num_steps):
+    """An image by the convention of the paper's "GFLOPs" (method Section 7), decoder left out.
+
+    Both guidance branches at every step, the first included; the modulation once a step and
+    branch; the head on all l tokens and with the row of [MASK].
+
+    Returns:
+        int, multiply-adds.
+    """
+    steps = reveal.sampling_steps(dims.num_tokens, num_steps, dims.reuse)
+    head = _head(dims, dims.num_tokens, dims.codebook_size + 1)
+    own_head = _head(dims, steps.num_masked, dims.codebook_size)
+    step = step_cost(dims, steps.num_cached, steps.num_new, steps.num_visible, steps.num_masked)
+    return int(2 * (step - own_head + head + modulation_cost(dims)).sum())
+
+
+# --- training -------------------------------------------------------------------------------
+
+
+def training_cost(dims, num_cached, num_new, num_visible, num_masked):
+    """One image of one training step, forward and backward, and the EMA pass if there is a cache.
+
+    The backward pass counts as twice the forward pass, for every part that is trained; the few
+    products it saves (no gradient into the cache, none into the head's table) are not deducted.
+    The EMA model encodes the cached tokens once, forward only, without a cache of its own.
+    Recomputation (remat) is not counted, nor is the optimizer.
+
+    Args:
+        dims: ``Dims``.
+        num_cached, num_new, num_visible, num_masked: window sizes as in ``reveal.Windows``,
+            integers or integer arrays that broadcast; ``num_cached`` 0 is a step without reuse.
+
+    Returns:
+        int64, scalar or array.
+
+    Raises:
+        ValueError: a size is negative or not whole.
+    """
+    student = step_cost(dims, num_cached, num_new, num_visible, num_masked) + modulation_cost(dims)
+    encoder = dataclasses.replace(dims, decoder_layers=0)
+    ema = encode_cost(dims, 0, num_cached) + modulation_cost(encoder)
+    return 3 * student + np.where(np.greater(num_cached, 0), ema, 0)
+
+
+def exact_training_cost(dims, num_cached, num_visible):
+    """``training_cost`` without padding, of splits with these counts (integers or arrays)."""
+    cached, visible = _sizes(num_cached=num_cached, num_visible=num_visible)
+    return training_cost(dims, cached, visible - cached, visible, dims.num_tokens - visible)
+
+
+# --- tokenizer ------------------------------------------------------------------------------
+
+
+def _conv(positions, size, inputs, outputs):
+    return positions * size**2 * inputs * outputs
+
+
+def _res_block(positions, inputs, outputs):
+    # The shortcut is applied to the block's output (method Section 6), hence outputs x outputs.
+    shortcut = 0 if inputs == outputs else _conv(positions, 1, outputs, outputs)
+    return _conv(positions, 3, inputs, outputs) + _conv(positions, 3, outputs, outputs) + shortcut
+
+
+def image_decoder_cost(tokenizer, grid_height, grid_width):
+    """A VQGAN's decoder from a grid of codes to one image; padding counts as pixels.
+
+    Args:
+        tokenizer: ``TokenizerDims`` or a ``vqgan.VQGAN`` module.
+        grid_height, grid_width: tokens along each side.
+
+    Returns:
+        int, multiply-adds.
+    """
+    positions = grid_height * grid_width
+    multipliers = tokenizer.channel_multipliers
+    inputs = tokenizer.channels * multipliers[-1]
+    total = _conv(positions, 3, tokenizer.embed_dim, inputs)
+    total += 2 * _res_block(positions, inputs, inputs)
+    for level, multiplier in reversed(list(enumerate(multipliers))):
+        outputs = tokenizer.channels * multiplier
+        for _ in range(tokenizer.num_res_blocks):
+            total += _res_block(positions, inputs, outputs)
+            inputs = outputs
+        if level:
+            positions *= 4
+            total += _conv(positions, 3, outputs, outputs)
+    return total + _conv(positions, 3, inputs, tokenizer.image_channels)

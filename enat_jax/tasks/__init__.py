@@ -1,1 +1,0 @@
-"""What differs between training the tokenizer and training the transformer."""

@@ -1,0 +1,1 @@
+"""Training tasks, the compiled step, its settings and what a run tells of itself."""

@@ -1,0 +1,326 @@
+"""Training the transformer: masked tokens from visible ones, with features of the EMA model reused.
+
+Paper Section 4.2; method Section 4. The counts of a step are drawn on the host; the windows that
+hold them are padded to a bucket's static sizes, the counts themselves stay traced.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from enat_jax.data import loader, token_data, tokens
+from enat_jax.evaluation import accumulate, during_training
+from enat_jax.inference import sampling, tokenizer
+from enat_jax.models import enat, nat
+from enat_jax.runtime import sharding
+from enat_jax.schedules import costs, reveal, shape_buckets
+from enat_jax.training import masked_tokens, optim, train_state
+
+MODELS = {"enat": enat.ENAT, "nat": nat.NAT}
+VISIBLE_SHARES = (1 / 16, 1 / 4, 1 / 2, 3 / 4)  # of the tokens, in evaluation
+
+# What is divided over the mesh, see ``sharding.Sharding``. The layers of a stack are axis 0. In and
+# out of a block alternate over "tensor": only the second product of a pair is summed over it.
+RULES = (
+    (r"(coder|blocks)/(query|mlp/up)/kernel$", (None, "fsdp", "tensor")),
+    (r"(coder|blocks)/key_value_\w+/kernel$", (None, "fsdp", None, "tensor")),
+    (r"(coder|blocks)/(out|mlp/down)/kernel$", (None, "tensor", "fsdp")),
+    (r"(coder|blocks)/(query|mlp/up)/bias$", (None, "tensor")),
+    (r"(coder|blocks)/key_value_\w+/bias$", (None, None, "tensor")),
+    (r"modulation/kernel$", (None, "fsdp", "tensor")),
+    (r"modulation/bias$", (None, "tensor")),
+    (r"project/mlp/up/kernel$", ("fsdp", "tensor")),
+    (r"project/mlp/up/bias$", ("tensor",)),
+    (r"project/mlp/down/kernel$", ("tensor", "fsdp")),
+    (r"head/dense/kernel$", ("fsdp", None)),
+    (r"(word|position|label_table)$", (None, "fsdp")),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What is particular to training the transformer (method Section 4; defaults: the paper's).
+
+    Attributes:
+        label_smoothing: of the target distribution.
+        label_drop: probability that a label becomes "no class". The reference drops twice, 0.15
+            and 0.1, which is 0.235 in all.
+        ema_decay: of the parameters' moving average, which starts at the initial parameters.
+        max_shapes: compiled window shapes; more pad less and compile longer.
+        words_from_codebook: whether the table of word embeddings starts as a random projection of
+            the tokenizer's codebook, so that codes that look alike begin alike. The reference
+            starts from noise, which a short run spends most of its steps on sorting.
+    """
+
+    label_smoothing: float = 0.1
+    label_drop: float = 0.235
+    ema_decay: float = 0.9999
+    max_shapes: int = 40
+    words_from_codebook: bool = False
+
+    def __post_init__(self):
+        for name in ("label_smoothing", "label_drop", "ema_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}={value!r} must lie in [0, 1)")
+        if self.max_shapes < 1:
+            raise ValueError(f"max_shapes={self.max_shapes!r} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """What ``train`` asks of a task; made by ``make``."""
+
+    model: enat.ENAT | nat.NAT
+    tokens: tokens.TokenSet
+    held_out: tokens.TokenSet | None
+    tokenizer: tokenizer.Tokenizer
+    optimizer: optax.GradientTransformation
+    training: Training
+    splits: reveal.SplitDistribution
+    buckets: tuple[shape_buckets.Bucket, ...]
+    sampler: sampling.Settings
+    seed: int
+    batch_size: int
+    quality: during_training.SampleQuality | None = None
+
+    def init(self, key):
+        """The state before step 0; pure."""
+        ids = jnp.zeros((1, self.model.num_tokens), jnp.int32)
+        params = self.model.init(key, ids, jnp.zeros((1,), jnp.int32))["params"]
+        if self.training.words_from_codebook:
+            params = _with_words(params, self.tokenizer.params["codebook"], self.model, key)
+        return train_state.TrainState(
+            step=jnp.zeros((), jnp.int32),
+            skipped=jnp.zeros((), jnp.int32),
+            params=params,
+            # A copy of its own: the state is donated, and no buffer may be donated twice.
+            ema_params=jax.tree.map(jnp.copy, params),
+            opt_state=self.optimizer.init(params),
+            extra={},
+        )
+
+    def batch_spec(self):
+        """Shapes and dtypes of a whole batch."""
+        shape = (self.batch_size, self.model.num_tokens)
+        return {
+            "tokens": jax.ShapeDtypeStruct(shape, jnp.int32),
+            "labels": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+        }
+
+    def batches(self, start, share=(0, 1)) -> Iterator[dict[str, np.ndarray]]:
+        """Part i of n of every batch from number ``start`` on, as ``batch_spec`` says.
+
+        ``share``: (i, n), see ``sharding.process_share``.
+        """
+        return loader.train_batches(
+            self.tokens.gather,
+            len(self.tokens),
+            self.batch_size,
+            seed=self.seed,
+            start_step=start,
+            process_index=share[0],
+            process_count=share[1],
+        )
+
+    def data_identity(self):
+        """What must not change when a run is resumed, as JSON values."""
+        return {
+            "tokenizer": self.tokens.tokenizer,
+            "num_records": len(self.tokens),
+            "preprocessing": self.tokens.preprocessing,
+        }
+
+    def shapes(self, index):
+        """Windows (static) and counts (traced) of batch ``index``; the same on every host."""
+        split = self._split(index)
+        windows = shape_buckets.find(self.buckets, split).windows
+        counts = {"num_cached": split.num_cached, "num_visible": split.num_visible}
+        return windows, {k: np.int32(v) for k, v in counts.items()}
+
+    def work(self, index):
+        """Share of masked tokens of batch ``index``, and its multiply-adds, exact and padded."""
+        split, dims = self._split(index), costs.dims_of(self.model)
+        windows = shape_buckets.find(self.buckets, split).windows
+        return {
+            "masked_share": 1 - split.num_visible / self.model.num_tokens,
+            "exact_work": self.batch_size
+            * float(costs.exact_training_cost(dims, split.num_cached, split.num_visible)),
+            "padded_work": self.batch_size * float(costs.training_cost(dims, *windows)),
+        }
+
+    def _split(self, index):
+        return self.splits.draw(self.model.num_tokens, self.seed, index)
+
+    def prepare(self, state, batch, key):
+        """Nothing to do before a step."""
+        del batch, key
+        return state, {}
+
+    def gradients(self, state, batch, traced, key, *, static):
+        """Gradients of one batch; ``key`` is of this batch alone.
+
+        Returns:
+            ``(gradients, metrics, {})``, metrics a dict of float32 scalars.
+        """
+        drop_key, order_key, dropout_key = jax.random.split(key, 3)
+        dropped = jax.random.uniform(drop_key, batch["labels"].shape) < self.training.label_drop
+        labels = jnp.where(dropped, self.model.num_classes, batch["labels"])
+        order = masked_tokens.random_order(order_key, batch["tokens"].shape)
+        batch = {
+            "ids": jnp.take_along_axis(batch["tokens"], order, axis=1),
+            "positions": order,
+            "labels": labels,
+        }
+        grads, metrics = jax.grad(
+            lambda params: masked_tokens.step_loss(
+                self.model,
+                params,
+                state.ema_params,
+                batch,
+                (traced["num_cached"], traced["num_visible"]),
+                static,
+                smoothing=self.training.label_smoothing,
+                dropout_key=dropout_key if self.model.dropout else None,
+            ),
+            has_aux=True,
+        )(state.params)
+        return grads, metrics, {}
+
+    def update(self, state, grads, extra):
+        """The optimizer's update and that of the moving average; the step is not counted here."""
+        del extra
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = self.training.ema_decay
+        ema_params = jax.tree.map(
+            lambda e, p: decay * e + (1 - decay) * p, state.ema_params, params
+        )
+        return state.replace(params=params, ema_params=ema_params, opt_state=opt_state)
+
+    @property
+    def evaluated(self):
+        """Names of the numbers that ``evaluate`` gives."""
+        shares = VISIBLE_SHARES if self.held_out is not None else ()
+        kinds = ("loss", "accuracy")
+        held_out = (f"held_out/{kind}_{share:.4g}_visible" for share in shares for kind in kinds)
+        return (*held_out, *(self.quality.names if self.quality else ()))
+
+    def evaluate(self, state, mesh) -> Iterator[tuple[str, float]]:
+        """Held-out loss and accuracy by share of visible tokens, and the quality of samples.
+
+        Of masked tokens, by the EMA model.
+        """
+        if self.held_out is not None:
+            yield from zip(self.evaluated, self._held_out_scores(state, mesh), strict=False)
+        if self.quality:
+            draw = functools.partial(self._samples, state, mesh)
+            yield from self.quality.measure(draw, self.model.num_classes)
+
+    def _held_out_scores(self, state, mesh) -> Iterator[float]:
+        l = self.model.num_tokens  # noqa: E741
+        n = min(len(self.held_out), 1024)
+        # Evenly over the set, which is sorted by class.
+        rows = self.held_out.gather(np.linspace(0, len(self.held_out) - 1, n).astype(np.int64))
+        order = np.asarray(
+            masked_tokens.random_order(jax.random.key(self.seed), rows["tokens"].shape)
+        )
+        rows = [sharding.place(x, mesh) for x in (rows["tokens"], rows["labels"], order)]
+        for share in VISIBLE_SHARES:
+            scores = masked_tokens.scores(self.model, state.ema_params, *rows, round(l * share))
+            for values in sharding.to_host(scores):
+                yield float(values[:n].mean())
+
+    def _samples(self, state, mesh, start, stop):
+        """Samples start to stop - 1 of the EMA model, balanced over the classes."""
+        # Padded to one shape, so that the last ones need no compilation of their own.
+        index = start + np.arange(min(accumulate.CHUNK, self.quality.num), dtype=np.int32)
+        labels = index % self.model.num_classes
+        images = self._draw(state, mesh, labels, index)[: stop - start]
+        return accumulate.Batch(images, labels[: stop - start])
+
+    def images(self, state, mesh) -> Iterator[tuple[str, np.ndarray]]:
+        """Samples of the EMA model at fixed seeds, a row per class (the first 10): uint8."""
+        classes = min(self.model.num_classes, 10)
+        labels = np.repeat(np.arange(classes, dtype=np.int32), 10)
+        pictures = self._draw(state, mesh, labels, np.arange(len(labels), dtype=np.int32))
+        rows = pictures.reshape(classes, 10, *pictures.shape[1:])
+        yield "samples", np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
+
+    def _draw(self, state, mesh, labels, index):
+        """Images of the EMA model, uint8 [b, h, w, c], of labels and numbers int32 [b]."""
+        sample = sampling.make(self.model, self.sampler)
+        placed = [sharding.place(x, mesh) for x in (labels, index)]
+        codes = sample(state.ema_params, *placed, jax.random.key(self.seed))
+        return self.tokenizer.decode(sharding.to_host(codes)[: len(labels)])
+
+
+def _with_words(params, codebook, model, key):
+    """Parameters whose word embeddings are a random projection of ``codebook`` [v, e]."""
+    codes = jnp.asarray(codebook, jnp.float32)
+    codes = (codes - codes.mean(0)) / (codes.std(0) + 1e-6)
+    projection = jax.random.normal(jax.random.fold_in(key, 1), (codes.shape[1], model.width))
+    words = model.word_std * codes @ projection / math.sqrt(codes.shape[1])
+    table = params["embed"]["word"].at[: model.codebook_size].set(words)
+    return {**params, "embed": {**params["embed"], "word": table}}
+
+
+def make(config, batch_size=None):
+    """The task of a config; ``batch_size`` is that of a micro-batch, None: ``train.batch_size``.
+
+    Raises:
+        FileNotFoundError: the tokens or the tokenizer are not there.
+        ValueError: settings, tokens and tokenizer do not fit together.
+    """
+    training = Training(**config.training.to_dict())
+    data = token_data.Data(**config.data.to_dict())
+    codec = tokenizer.Tokenizer.load(data.tokenizer)
+    settings = config.model.to_dict()
+    kind = settings.pop("kind")
+    if kind not in MODELS:
+        raise ValueError(f"model.kind={kind!r} is unknown: one of {sorted(MODELS)}")
+    token_set = token_data.open_tokens(data.tokens, settings, codec)
+    held_out = (
+        token_data.open_tokens(data.held_out_tokens, settings, codec)
+        if data.held_out_tokens
+        else None
+    )
+    model = MODELS[kind](
+        **token_data.sizes(token_set) | {k: v for k, v in settings.items() if v is not None}
+    )
+    splits = reveal.SplitDistribution(**config.mask.to_dict())
+    if splits.reuse_probability and not model.reuse:
+        raise ValueError(
+            f"mask.reuse_probability={splits.reuse_probability} needs a model that reuses "
+            "features; set it to 0"
+        )
+    for found, directory in ((token_set, data.tokens), (held_out, data.held_out_tokens)):
+        if found is not None:
+            token_data.check(found, directory, model, codec, data.tokenizer)
+    # The names of a feature file of the reference, which has none, are made up.
+    named = held_out is not None and None not in (token_set.tokenizer, held_out.tokenizer)
+    if named and held_out.class_names != token_set.class_names:
+        raise ValueError(f"{data.held_out_tokens} has other classes than {data.tokens}")
+    if data.in_memory:
+        token_set = token_set.in_memory()
+    cost = functools.partial(costs.training_cost, costs.dims_of(model))
+    return Task(
+        model=model,
+        tokens=token_set,
+        held_out=held_out,
+        tokenizer=codec,
+        optimizer=optim.Optimizer(**config.optimizer.to_dict()).make(config.train.num_steps),
+        training=training,
+        splits=splits,
+        buckets=shape_buckets.choose(model.num_tokens, splits, training.max_shapes, cost),
+        sampler=sampling.Settings(**config.sampler.to_dict()),
+        seed=config.seed,
+        batch_size=batch_size or config.train.batch_size,
+        quality=during_training.make(config.get("evaluation"), codec),
+    )

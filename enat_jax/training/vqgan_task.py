@@ -1,0 +1,332 @@
+"""Training the tokenizer: reconstruction, codebook and commitment losses (method section 6).
+
+A codebook left to itself loses codes for good, because a code that nothing is nearest to gets no
+gradient. So the share of positions each code wins is tracked, and codes that win next to none are
+moved onto encoder outputs of the current batch, by preference badly represented ones; the same
+rule gives every code its first place at step 0.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from enat_jax.data import image_data
+from enat_jax.data import images as image_sources
+from enat_jax.inference import tokenizer
+from enat_jax.models import vqgan
+from enat_jax.runtime import sharding
+from enat_jax.training import optim, train_state
+
+Metrics = dict[str, jax.Array]
+
+EVALUATED = 2048  # held-out images, at most
+EVALUATION = ("squared_error", "absolute_error", "psnr", "codebook_usage", "codebook_perplexity")
+
+# What is divided over the mesh, see ``sharding.Sharding``: of a residual block's two convolutions
+# the first is divided by its outputs, the second by its inputs, over "tensor".
+RULES = (
+    (r"conv1/kernel$", (None, None, "fsdp", "tensor")),
+    (r"norm2/(scale|bias)$", ("tensor",)),
+    (r"conv2/kernel$", (None, None, "tensor", "fsdp")),
+    (r"(conv_in|conv_out|shortcut|upsample_\d+)/kernel$", (None, None, "fsdp", None)),
+    (r"codebook$", (None, "fsdp")),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Weights of the losses and the remedy against dead codes.
+
+    Raises ValueError for an unknown kind of reconstruction loss.
+    """
+
+    reconstruction: str = "l2"  # or "l1"
+    reconstruction_weight: float = 1.0
+    codebook_weight: float = 1.0
+    commitment_weight: float = 0.25  # arXiv:1711.00937, section 3.2
+    usage_decay: float = 0.99  # of the running share of positions that each code wins
+    dead_below: float = 0.1  # a code is dead below this share of an even use of the codebook
+    restart_every: int = 100  # steps between restarts of dead codes; 0 for none, not even at first
+    restart_until: int | None = None  # no restarts from this step on, so that the codes settle
+    code_noise: float = 0.0  # share of positions whose code is swapped before decoding, in training
+
+    def __post_init__(self):
+        if self.reconstruction not in ("l1", "l2"):
+            raise ValueError(f"reconstruction={self.reconstruction!r} is unknown: 'l1' or 'l2'")
+        if not 0 <= self.code_noise < 1:
+            raise ValueError(f"code_noise={self.code_noise!r} must lie in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What `train` asks of a task; made by `make`."""
+
+    model: vqgan.VQGAN
+    source: image_sources.Source  # to train on, augmented
+    held_out: image_sources.Source
+    optimizer: optax.GradientTransformation
+    loss: Loss
+    seed: int
+    batch_size: int
+    workers: int = 0  # see `Data`
+
+    def init(self, key: jax.Array) -> train_state.TrainState:
+        """The state before step 0; pure, so it may be jitted or shaped by `eval_shape`.
+
+        `ema_params` is empty: a mean of codes from before and after a restart would be no code.
+        """
+        image = jnp.zeros((1, *self.source.image_shape))
+        params = self.model.init(key, image)["params"]
+        v = self.model.codebook_size
+        return train_state.TrainState(
+            step=jnp.zeros((), jnp.int32),
+            skipped=jnp.zeros((), jnp.int32),
+            params=params,
+            ema_params={},
+            opt_state=self.optimizer.init(params),
+            extra={"usage": jnp.zeros((v,), jnp.float32)},
+        )
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a whole batch."""
+        return image_data.batch_spec(self.source, self.batch_size)
+
+    def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[image_data.Batch]:
+        """Part i of n, `share`, of every batch from number `start` on."""
+        return image_data.batches(
+            self.source, self.batch_size, self.seed, start, share, self.workers
+        )
+
+    def data_identity(self) -> dict[str, object]:
+        """What must not change when a run is resumed, as JSON values."""
+        return self.source.identity()
+
+    def shapes(self, index: int) -> tuple[tuple, dict[str, np.ndarray]]:
+        """Nothing changes its shape from batch to batch."""
+        del index
+        return (), {}
+
+    def work(self, index: int) -> dict[str, float]:
+        """Not counted for this task."""
+        del index
+        return {}
+
+    def prepare(
+        self, state: train_state.TrainState, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> tuple[train_state.TrainState, Metrics]:
+        """Moves dead codes before a step where that is due."""
+        images = tokenizer.to_float(batch["images"])
+        params, usage, restarted = self._restart_dead_codes(state, images, key)
+        state = state.replace(params=params, extra={"usage": usage})
+        return state, {"codes_restarted": restarted}
+
+    def gradients(
+        self,
+        state: train_state.TrainState,
+        batch: Mapping[str, jax.Array],
+        traced: Mapping[str, jax.Array],
+        key: jax.Array,
+        *,
+        static: tuple,
+    ) -> tuple[dict, Metrics, dict[str, jax.Array]]:
+        """Gradients of one batch, float32 scalars, and the share of positions of each code."""
+        del traced, static
+        images = tokenizer.to_float(batch["images"])
+        grads, (metrics, counts) = jax.grad(self._loss, has_aux=True)(state.params, images, key)
+        return grads, metrics, {"share": counts / counts.sum()}
+
+    def update(
+        self, state: train_state.TrainState, grads: dict, extra: Mapping[str, jax.Array]
+    ) -> train_state.TrainState:
+        """The optimizer's update; the step is not counted here."""
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        decay = self.loss.usage_decay
+        return state.replace(
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            extra={"usage": decay * state.extra["usage"] + (1 - decay) * extra["share"]},
+        )
+
+    def _loss(self, params: dict, images: jax.Array, key: jax.Array) -> tuple[jax.Array, tuple]:
+        """The loss, and (metrics, how many positions each code wins, float32 [v])."""
+        variables = {"params": params}
+        z = self.model.apply(variables, images, method="encode")
+        ids, codes = self.model.apply(variables, z, method="quantize")
+        # Straight-through: the decoder sees the codes, the encoder gets the decoder's gradient.
+        decoded = z + jax.lax.stop_gradient(codes - z)
+        if self.loss.code_noise:
+            decoded = _swap_some(decoded, jax.lax.stop_gradient(codes), self.loss.code_noise, key)
+        reconstruction = self.model.apply(variables, decoded, method="decode")
+        error = reconstruction - images
+        metrics = {
+            "reconstruction_loss": jnp.abs(error).mean()
+            if self.loss.reconstruction == "l1"
+            else jnp.square(error).mean(),
+            "codebook_loss": jnp.square(codes - jax.lax.stop_gradient(z)).mean(),
+            "commitment_loss": jnp.square(z - jax.lax.stop_gradient(codes)).mean(),
+        }
+        loss = (
+            self.loss.reconstruction_weight * metrics["reconstruction_loss"]
+            + self.loss.codebook_weight * metrics["codebook_loss"]
+            + self.loss.commitment_weight * metrics["commitment_loss"]
+        )
+        counts = count_codes(ids, self.model.codebook_size)
+        usage, perplexity = code_statistics(counts)
+        metrics |= {"loss": loss, "codebook_usage": usage, "codebook_perplexity": perplexity}
+        return loss, (metrics, counts)
+
+    def _restart_dead_codes(
+        self, state: train_state.TrainState, images: jax.Array, key: jax.Array
+    ) -> tuple[dict, jax.Array, jax.Array]:
+        """(params, usage [v], number of codes moved), before this step's update."""
+        usage = state.extra["usage"]
+        if not self.loss.restart_every:
+            return state.params, usage, jnp.zeros(())
+        v = self.model.codebook_size
+        due = state.step % self.loss.restart_every == 0
+        if self.loss.restart_until is not None:
+            due &= state.step < self.loss.restart_until
+
+        def restart(codebook: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            z = self.model.apply({"params": state.params}, images, method="encode")
+            _, codes = self.model.apply({"params": state.params}, z, method="quantize")
+            distances = jnp.square(z - codes).sum(-1).ravel()
+            # The v largest of log weight + Gumbel noise are a draw without replacement.
+            scores = jnp.log(distances + 1e-12) + jax.random.gumbel(key, distances.shape)
+            chosen = z.reshape(-1, z.shape[-1])[jax.lax.top_k(scores, v)[1]]
+            dead = (usage < self.loss.dead_below / v) & jnp.isfinite(chosen).all(-1)
+            # A moved code is given the time to win positions before it is judged again.
+            return (
+                jnp.where(dead[:, None], chosen, codebook),
+                jnp.where(dead, 1 / v, usage),
+                dead.sum().astype(jnp.float32),
+            )
+
+        codebook, usage, restarted = jax.lax.cond(
+            due, restart, lambda c: (c, usage, jnp.zeros(())), state.params["codebook"]
+        )
+        return {**state.params, "codebook": codebook}, usage, restarted
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """Names of the numbers that `evaluate` gives."""
+        return tuple(f"held_out/{name}" for name in EVALUATION)
+
+    def evaluate(
+        self, state: train_state.TrainState, mesh: jax.sharding.Mesh
+    ) -> Iterator[tuple[str, float]]:
+        """Held-out reconstruction errors (of pixels in [0, 1]) and the use of the codebook."""
+        squared, absolute, pixels = 0.0, 0.0, 0
+        counts = np.zeros(self.model.codebook_size)
+        n = len(self.held_out)
+        # Evenly over the images, which are sorted by class.
+        chosen = np.linspace(0, n - 1, min(n, EVALUATED)).astype(np.int64)
+        for start in range(0, len(chosen), self.batch_size):
+            indices = chosen[start : start + self.batch_size]
+            originals = self.held_out.gather(indices)["images"]
+            reconstruction, ids = self._reconstructed(state.params, originals, mesh)
+            error = reconstruction - originals / 255.0
+            squared += np.square(error).sum()
+            absolute += np.abs(error).sum()
+            pixels += error.size
+            counts += np.bincount(ids.ravel(), minlength=self.model.codebook_size)
+        usage, perplexity = code_statistics(counts)
+        psnr = -10 * np.log10(squared / pixels)
+        values = (squared / pixels, absolute / pixels, psnr, usage, perplexity)
+        yield from zip(self.evaluated, map(float, values), strict=True)
+
+    def images(
+        self, state: train_state.TrainState, mesh: jax.sharding.Mesh
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """A uint8 picture [h, w, c]: rows of held-out originals above their reconstructions."""
+        n, columns, rows = len(self.held_out), min(8, self.batch_size), 4
+        chosen = np.linspace(0, n - 1, rows * columns).astype(np.int64)
+        pictures = []
+        for indices in np.split(chosen, rows):
+            originals = self.held_out.gather(indices)["images"]
+            reconstruction, _ = self._reconstructed(state.params, originals, mesh)
+            pictures += [originals, np.asarray(tokenizer.to_uint8(reconstruction))]
+        yield "reconstructions", np.concatenate([np.concatenate(list(p), 1) for p in pictures], 0)
+
+    def _reconstructed(self, params, originals, mesh):
+        """Reconstructions and tokens, numpy, of at most a batch of uint8 images."""
+        # Filled up to a whole batch, so that one compiled shape serves them all.
+        padded = np.resize(originals, (self.batch_size, *originals.shape[1:]))
+        found = sharding.to_host(self._reconstruct(params, sharding.place(padded, mesh)))
+        return tuple(x[: len(originals)] for x in found)
+
+    @functools.cached_property
+    def _reconstruct(self):
+        def reconstruct(params: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+            variables = {"params": params}
+            z = self.model.apply(variables, tokenizer.to_float(images), method="encode")
+            ids, codes = self.model.apply(variables, z, method="quantize")
+            return self.model.apply(variables, codes, method="decode"), ids
+
+        return jax.jit(reconstruct)
+
+
+def _swap_some(decoded: jax.Array, codes: jax.Array, share: float, key: jax.Array) -> jax.Array:
+    """``decoded`` [b, h, w, d] with codes from random positions of the batch at a share of places.
+
+    A decoder that cannot trust every code makes neighbours agree: codes become local and can be
+    predicted from one another, and a wrong token in a sample does less harm.
+    """
+    swap_key, order_key = jax.random.split(key)
+    swap = jax.random.bernoulli(swap_key, share, decoded.shape[:-1])
+    flat = codes.reshape(-1, codes.shape[-1])
+    others = jax.random.permutation(order_key, flat).reshape(codes.shape)
+    return jnp.where(swap[..., None], others, decoded)
+
+
+def count_codes(ids: jax.Array, codebook_size: int) -> jax.Array:
+    """How many of the positions of `ids` [...] each code wins, float32 [v]."""
+    return jnp.zeros((codebook_size,), jnp.float32).at[ids.ravel()].add(1.0)
+
+
+def code_statistics(counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Share of codes with any count, in [0, 1], and perplexity, in [1, v], of counts [v]."""
+    share = counts / counts.sum()
+    entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-30)), 0.0))
+    return (counts > 0).mean(), jnp.exp(entropy)
+
+
+def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Task:
+    """The task of a config; `batch_size` is that of a micro-batch, None: `train.batch_size`.
+
+    Raises ValueError, TypeError for settings that do not fit together.
+    """
+    data = image_data.Data.of(config.data.to_dict())
+    source, held_out = data.open(data.train_split), data.open(data.held_out_split)
+    model = vqgan.VQGAN(**config.model.to_dict())
+    height, width, channels = source.image_shape
+    side = model.downsampling
+    if channels != model.image_channels or height % side or width % side:
+        raise ValueError(
+            f"images of {source.image_shape} do not suit a tokenizer of "
+            f"{model.image_channels=} and {side} pixels a token"
+        )
+    loss = Loss(**config.loss.to_dict())
+    batch_size = batch_size or config.train.batch_size
+    positions = batch_size * (height // side) * (width // side)
+    if loss.restart_every and positions < model.codebook_size:
+        raise ValueError(
+            f"{batch_size=} has {positions} positions to restart {model.codebook_size=} codes from:"
+            " choose a larger batch or a smaller codebook, or restart_every = 0"
+        )
+    return Task(
+        model=model,
+        source=source,
+        held_out=held_out,
+        optimizer=optim.Optimizer(**config.optimizer.to_dict()).make(config.train.num_steps),
+        loss=loss,
+        seed=config.seed,
+        batch_size=batch_size,
+        workers=data.workers,
+    )

@@ -1,0 +1,96 @@
+"""A file that draws the generator's images where this package cannot be imported."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+from jax import export
+
+from enat_jax import export as export_program
+from enat_jax.inference import compiled_sampler
+
+LABELS = [0, 1, 2, 3, 1]  # 3: no class
+
+# What the README of a model directory shows, in a process without this package and without Flax.
+STRANGER = """
+import json, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("enat_jax", "flax"):
+            raise ImportError(f"{name} is not here")
+
+sys.meta_path.insert(0, Refuse())
+%s
+def draw(labels, image_index, number):
+    seed = np.uint32([0, number])
+    draw = jax.jit(exported.call)
+    return np.asarray(draw(weights, np.int32(labels), np.int32(image_index), seed, schedule))
+
+np.savez("images.npz", all=draw([0, 1, 2, 3, 1], range(5), 7), third=draw([2], [2], 7))
+assert not {"enat_jax", "flax"} & sys.modules.keys()
+"""
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.make_generator()
+
+
+@pytest.fixture(scope="module")
+def directory(model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("compiled") / "model"
+    export_program.write(model, out, ["safetensors", "compiled"])
+    return out
+
+
+def test_a_process_without_this_package_draws_the_same_images(model, directory):
+    readme = (directory / "README.md").read_text()
+    shown = readme.split("```python\n")[2].split("```")[0]
+    assert shown.count("\n") <= 12 and "images = " in shown
+    # -I: neither PYTHONPATH nor the current directory; JAX on the CPU, as here.
+    subprocess.run(
+        [sys.executable, "-I", "-c", STRANGER % shown],
+        cwd=directory,
+        env=os.environ,
+        check=True,
+        timeout=300,
+    )
+    expected = model.sample(LABELS, seed=7)
+    with np.load(directory / "images.npz") as found:
+        assert found["all"].dtype == np.uint8
+        assert np.array_equal(found["all"], expected)
+        assert np.array_equal(found["third"], expected[2:3])
+
+
+def test_its_description(model, directory):
+    program = (directory / "sampler.jaxexport").read_bytes()
+    description = json.loads((directory / "sampler.json").read_text())
+    assert export.deserialize(bytearray(program)).platforms == ("cpu", "cuda", "tpu")
+    assert description["platforms"] == ["cpu", "cuda", "tpu"]
+    assert description["result"] == "uint8 [b, 8, 8, 1]"
+    assert description["fingerprint"]["transformer"] == model.fingerprint
+    assert description["schedule"]["guidance"] == [0.0, float(np.float32(1 / 3)), np.float32(2 / 3)]
+    for path in description["weights"].values():
+        assert (directory / path).is_file()
+
+
+def test_weights_are_not_inside(model, directory):
+    program = (directory / "sampler.jaxexport").read_bytes()
+    words = np.asarray(model.params["embed"]["word"])
+    weights = (directory / "transformer.safetensors").read_bytes()
+    assert words.tobytes() in weights and words.tobytes()[:64] not in program
+
+
+@pytest.mark.slow
+def test_half_the_precision_takes_the_same_files(model, directory):
+    program, description = compiled_sampler.make(model.with_dtype("bfloat16"))
+    exported = export.deserialize(bytearray(program))
+    whole = export.deserialize(bytearray((directory / "sampler.jaxexport").read_bytes()))
+    assert str(exported.in_avals) == str(whole.in_avals)
+    assert description["dtype"] == "bfloat16"
+    assert description["fingerprint"]["transformer"] == model.fingerprint

@@ -1,0 +1,308 @@
+"""The sampler: the reference's tokens for every schedule, whatever the segments."""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from references import Golden, perturbed
+
+from enat_jax.inference import sampling
+from enat_jax.models import enat, nat
+from enat_jax.schedules import costs
+
+GREEDY = dict(token_temperature=0.0, mask_temperature=0.0)
+SMALL = enat.ENAT(
+    num_tokens=16, codebook_size=20, num_classes=3, width=16, num_heads=2,
+    encoder_layers=2, decoder_layers=1,
+)  # fmt: skip
+
+
+def generate(model, params, settings, labels, index=None, seed=0):
+    index = np.arange(len(labels)) if index is None else index
+    sample = sampling.make(model, settings)
+    key = jax.random.key(seed)
+    return np.asarray(sample(params, np.asarray(labels, np.int32), np.asarray(index), key))
+
+
+@pytest.mark.parametrize("num_segments", [1, 2, 3, None])
+@pytest.mark.parametrize(
+    "name, run",
+    [
+        ("enat_generate_greedy", "cfg0_steps4"),
+        ("enat_generate_greedy", "cfg0_steps8"),
+        ("enat_generate_greedy", "cfg3_steps8"),
+        ("enat_generate_greedy", "cfg2_steps12"),
+        ("enat_edges", "steps1"),
+        ("enat_edges", "steps64"),
+    ],
+)
+def test_greedy_tokens_equal_the_reference(name, run, num_segments):
+    if run == "steps64" and num_segments is None:
+        pytest.skip("16 bodies take long to compile: see the slow test")
+    compare(name, run, num_segments)
+
+
+@pytest.mark.slow
+def test_greedy_tokens_equal_the_reference_with_a_body_per_step():
+    compare("enat_edges", "steps64", 64)
+
+
+def compare(name, run, num_segments):
+    golden = Golden(name)
+    settings = sampling.Settings(
+        int(golden[f"{run}:steps"]), float(golden[f"{run}:cfg_scale"]), num_segments=num_segments,
+        **GREEDY,
+    )  # fmt: skip
+    tokens = generate(golden.model, golden.params, settings, golden["labels"])
+    np.testing.assert_array_equal(tokens, golden[f"{run}:tokens"])
+
+
+@pytest.fixture(scope="module")
+def params():
+    return perturbed(SMALL)
+
+
+NOISY = sampling.Settings(5, 2.0, token_temperature=2.0, mask_temperature=1.5)
+
+
+def test_segments_do_not_change_a_token_with_temperatures(params):
+    labels = [0, 1, 2, 3]
+    expected = generate(SMALL, params, NOISY, labels)
+    assert len(np.unique(expected)) > 5
+    for n in (1, 2, 3):
+        settings = dataclasses.replace(NOISY, num_segments=n)
+        np.testing.assert_array_equal(generate(SMALL, params, settings, labels), expected)
+
+
+def test_an_image_depends_on_seed_index_and_label_alone(params):
+    settings = dataclasses.replace(NOISY, num_segments=1)
+    labels, index = np.array([0, 1, 2, 0, 1, 2, 0]), np.arange(7) + 10
+    together = generate(SMALL, params, settings, labels, index)
+    for row in (0, 3, 6):
+        alone = generate(SMALL, params, settings, labels[[row]], index[[row]])
+        np.testing.assert_array_equal(alone[0], together[row])
+    backwards = generate(SMALL, params, settings, labels[::-1], index[::-1])
+    np.testing.assert_array_equal(backwards[::-1], together)
+    assert not np.array_equal(together[0], together[3])  # same label, other index
+    other_seed = generate(SMALL, params, settings, labels, index, seed=1)
+    assert not np.array_equal(other_seed, together)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        dataclasses.replace(SMALL, reuse=False),
+        nat.NAT(num_tokens=16, codebook_size=20, num_classes=3, width=16, num_heads=2,
+                num_layers=2),
+    ],
+    ids=["disentangled", "nat"],
+)  # fmt: skip
+def test_the_baselines_sample_too(model):
+    params = perturbed(model)
+    settings = dataclasses.replace(NOISY, num_segments=1)
+    expected = generate(model, params, settings, [0, 1, 2])
+    assert 0 <= expected.min() and expected.max() < 20
+    settings = dataclasses.replace(NOISY, num_segments=3)
+    np.testing.assert_array_equal(generate(model, params, settings, [0, 1, 2]), expected)
+
+
+def test_the_sampler_is_the_method_written_plainly(params):
+    """Guidance, both temperatures and the order against loops over steps, images and tokens."""
+    # The reference's schedule is in the goldens; this one guides the first step, too.
+    settings = dataclasses.replace(NOISY, guidance_schedule="constant", num_segments=1)
+    labels = [2, 0]
+    expected = np.stack([plain(params, settings, y, i) for i, y in enumerate(labels)])
+    np.testing.assert_array_equal(generate(SMALL, params, settings, labels), expected)
+
+
+def plain(params, settings, label, index):
+    run = jax.jit(
+        lambda *a, method, **k: SMALL.apply({"params": params}, *a, method=method, **k),
+        static_argnames="method",
+    )
+    t, l = settings.num_steps, SMALL.num_tokens  # noqa: E741
+    counts = [l] + [int(np.floor(l * np.cos(np.pi * s / (2 * t)))) for s in range(1, t)] + [0]
+    key = jax.random.fold_in(jax.random.key(0), index)
+    order, ids, previous = list(range(l)), {}, 0
+    caches = [None, None]
+    for s in range(t):
+        visible = l - counts[s]
+        logits = []
+        for branch, y in enumerate((label, SMALL.num_classes)):
+            modulation = run(jnp.array([y]), method="condition")
+            new = np.array([order[previous:visible]], np.int32)
+            new_ids = np.array([[ids[p] for p in new[0]]], np.int32).reshape(new.shape)
+            caches[branch] = run(new_ids, new, modulation, caches[branch], method="encode")
+            masked = np.array([order[visible:]], np.int32)
+            logits.append(run(masked, modulation, caches[branch], method="decode")[0])
+        weight = settings.guidance_scale
+        log_probs = jax.nn.log_softmax(logits[0] + weight * (logits[0] - logits[1]), axis=-1)
+        remaining = 1 - (s + 1) / t
+        confidences = {}
+        for row, p in enumerate(order[visible:]):
+            noise = jax.random.fold_in(jax.random.fold_in(key, s), p)
+            temperature = max(settings.token_temperature * remaining, 1e-3)
+            gumbel = jax.random.gumbel(jax.random.fold_in(noise, 0), log_probs[row].shape)
+            ids[p] = int(jnp.argmax(log_probs[row] / temperature + gumbel))
+            gumbel = jax.random.gumbel(jax.random.fold_in(noise, 1))
+            scale = settings.mask_temperature * remaining
+            confidences[p] = float(log_probs[row, ids[p]] + scale * gumbel)
+        order[visible:] = sorted(order[visible:], key=lambda p: -confidences[p])
+        previous = visible
+    return np.array([ids[p] for p in range(l)])
+
+
+def test_tokens_follow_the_predicted_distribution():
+    """One step from nothing at a known temperature: frequencies are softmax(logits / tau)."""
+    params = perturbed(SMALL, seed=3)
+    n, tau = 3000, 1.5
+    # The first of two steps has remaining = 1/2.
+    settings = sampling.Settings(2, 0.0, token_temperature=2 * tau, mask_temperature=0.0)
+    static, inputs = sampling.plan(settings, SMALL)
+    modulation = SMALL.apply({"params": params}, jnp.array([1]), method="condition")
+    logits = SMALL.apply(
+        {"params": params}, jnp.arange(16)[None], modulation, jnp.zeros((1, 0, 16)),
+        method="decode",
+    )  # fmt: skip
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), jnp.arange(n))
+    step = jax.tree.map(lambda x: x[0], inputs)
+    log_probs = jnp.broadcast_to(jax.nn.log_softmax(logits[:, :1]), (n, 1, 20))
+    positions = jnp.zeros((n, 1), jnp.int32)
+    tokens, _ = sampling._choose(static, step, log_probs, positions, keys)
+    seen = np.bincount(np.asarray(tokens)[:, 0], minlength=20) / n
+    expected = np.asarray(jax.nn.softmax(logits[0, 0] / tau))
+    assert np.abs(seen - expected).max() < 4 * np.sqrt(expected.max() / n)
+    assert np.abs(seen - np.asarray(jax.nn.softmax(logits[0, 0]))).max() > 0.02
+
+
+def test_bfloat16_samples_with_float32_logits():
+    model = dataclasses.replace(SMALL, dtype="bfloat16")
+    settings = dataclasses.replace(NOISY, num_segments=1)
+    tokens = generate(model, perturbed(model), settings, [0, 1])
+    assert tokens.dtype == np.int32 and tokens.shape == (2, 16)
+
+
+def test_eight_devices_give_the_tokens_of_one(params):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    labels, index = np.arange(8, dtype=np.int32) % 4, np.arange(8)
+    settings = dataclasses.replace(NOISY, num_segments=1)
+    expected = generate(SMALL, params, settings, labels, index)
+    sample = sampling.make(SMALL, settings)
+    tokens = sample(
+        params, *(jax.device_put(x, sharding) for x in (labels, index)), jax.random.key(0)
+    )
+    assert len(tokens.sharding.device_set) == 8
+    np.testing.assert_array_equal(tokens, expected)
+
+
+def test_changing_guidance_or_temperature_does_not_compile_again(params):
+    settings = dataclasses.replace(NOISY, num_segments=2)
+    generate(SMALL, params, settings, [0, 1])
+    before = sampling.sample_tokens._cache_size()
+    for change in (dict(guidance_scale=1.0), dict(token_temperature=3.0)):
+        generate(SMALL, params, dataclasses.replace(settings, **change), [0, 1])
+    assert sampling.sample_tokens._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_steps": 0},
+        {"num_steps": 2.5},
+        {"num_steps": 10**9},
+        {"num_segments": 0},
+        {"guidance_scale": float("nan")},
+        {"token_temperature": -1.0},
+        {"mask_temperature": float("inf")},
+        {"mask_temperature": 1e39},  # infinite in float32
+        {"guidance_scale": 1e38},  # infinite once it is multiplied
+        {"guidance_schedule": "quadratic"},
+        {"guidance_interval": (0.5, 0.5)},
+        {"guidance_interval": (0.0, float("nan"))},
+        {"guidance_interval": (-0.1, 1.0)},
+        {"guidance_interval": (0.0, 0.5, 1.0)},
+        {"guidance_interval": 0.5},
+    ],
+)
+def test_impossible_settings_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        sampling.Settings(**change)
+
+
+def test_a_wrong_schedule_is_told_which_there_are():
+    with pytest.raises(ValueError, match="'sine' is none of linear, constant, cosine, interval"):
+        sampling.Settings(guidance_schedule="sine")
+
+
+def test_an_interval_without_a_step_is_refused():
+    narrow = dict(guidance_schedule="interval", guidance_interval=(0.3, 0.45))
+    with pytest.raises(ValueError, match=r"\(0.3, 0.45\) has none of the 4 steps"):
+        sampling.Settings(num_steps=4, **narrow)
+    sampling.Settings(num_steps=8, **narrow)
+    sampling.Settings(num_steps=4, guidance_scale=0.0, **narrow)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "weights"),
+    [
+        ("linear", [0, 0.5, 1, 1.5]),
+        ("constant", [2, 2, 2, 2]),
+        ("cosine", [0, 1 - 0.5**0.5, 1, 1 + 0.5**0.5]),
+        ("interval", [0, 2, 2, 0]),
+    ],
+)
+def test_guidance_schedules(schedule, weights):
+    settings = sampling.Settings(
+        4, 2.0, guidance_schedule=schedule, guidance_interval=[0.25, 0.75], num_segments=4
+    )
+    assert hash(settings) == hash(dataclasses.replace(settings, guidance_interval=(0.25, 0.75)))
+    static, inputs = sampling.plan(settings, SMALL)
+    np.testing.assert_allclose(inputs.guidance, weights, rtol=1e-6)
+    assert static.guided == tuple(weight > 0 for weight in weights)
+    # Nothing is padded here, so this is counted exactly.
+    dims, guided = costs.dims_of(SMALL), settings.guidance_weights() > 0
+    assert costs.padded_sampling_cost(
+        dims, static.segments, static.guided
+    ) == costs.exact_sampling_cost(dims, 4, guided=guided)
+
+
+def test_unguided_segments_change_no_token(params):
+    """Their null rows are not decoded, and after the last guided step not encoded any more."""
+    interval = dict(guidance_schedule="interval", guidance_interval=(0.3, 0.6))
+    settings = dataclasses.replace(NOISY, num_steps=3, num_segments=1, **interval)
+    expected = generate(SMALL, params, settings, [0, 1, 2])
+    settings = dataclasses.replace(settings, num_segments=3)
+    assert sampling.plan(settings, SMALL)[0].guided == (False, True, False)
+    np.testing.assert_array_equal(generate(SMALL, params, settings, [0, 1, 2]), expected)
+
+
+def test_more_steps_than_tokens_and_what_each_leaves(params):
+    settings = dataclasses.replace(NOISY, num_steps=20, num_segments=2)
+    static, inputs = sampling.plan(settings, SMALL)
+    labels, index = np.array([0, 3], np.int32), np.array([0, 1])
+    trace = sampling.trace_tokens(SMALL, static, inputs, params, labels, index, jax.random.key(0))
+    tokens, visible = np.asarray(trace.tokens), np.asarray(trace.visible)
+    np.testing.assert_array_equal(tokens[-1], generate(SMALL, params, settings, labels, index))
+    # 16 cos(pi s / 40) rounded down; two steps in the beginning reveal nothing.
+    masked = [15, 15, 15, 15, 14, 14, 13, 12, 12, 11, 10, 9, 8, 7, 6, 4, 3, 2, 1, 0]
+    np.testing.assert_array_equal(
+        visible.sum(-1), np.repeat(16 - np.array(masked), 2).reshape(20, 2)
+    )
+    for before, after in zip(range(19), range(1, 20), strict=True):
+        assert (visible[after] >= visible[before]).all()
+        seen = visible[before]
+        np.testing.assert_array_equal(tokens[after][seen], tokens[before][seen])
+    assert (tokens[0] != tokens[-1]).any()  # what is masked is only a guess
+
+
+def test_many_steps_have_few_bodies_unless_asked_for():
+    assert len(sampling.plan(sampling.Settings(16), SMALL)[0].segments) == 16
+    assert len(sampling.plan(sampling.Settings(40), SMALL)[0].segments) == 16
+    assert len(sampling.plan(sampling.Settings(40, num_segments=40), SMALL)[0].segments) == 40
+    before = time.process_time()
+    sampling.plan(sampling.Settings(1000), SMALL)
+    assert time.process_time() - before < 10  # one by one, its 500,000 runs take a minute

@@ -1,0 +1,132 @@
+"""Speed is measured in exact work, and every number can be recomputed from the others."""
+
+import dataclasses
+import functools
+import json
+import math
+import statistics
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+import tiny
+import tiny_config
+
+from enat_jax import benchmark
+from enat_jax.models import nat
+from enat_jax.profiling import timing
+from enat_jax.schedules import costs, shape_buckets
+
+SMALL = (32, 48, 32)
+TWO_STEPS = dataclasses.replace(tiny.SETTINGS, num_steps=2)
+ONE_STEP = dataclasses.replace(tiny.SETTINGS, num_steps=1)
+
+
+def test_rates_are_of_exact_work():
+    found = tiny_config.measurement()
+    assert found.images_per_second == (2.0, 1.0, 4.0)  # median, least, largest
+    assert found.exact_rate == 50.0 and found.matmul_rate == 200.0
+    assert found.fraction == 0.25
+    assert found.padding == 0.5
+    assert dataclasses.replace(found, padded=1e9).fraction == 0.25
+
+
+def test_expectations_weigh_steps_by_their_probability():
+    slow = tiny_config.measurement(seconds=(4.0,), exact=100.0)
+    fast = tiny_config.measurement(seconds=(1.0,), exact=50.0)
+    found = timing.TrainingMeasurement(7, 0.2, (fast, slow), (0.6, 0.2))
+    assert found.share == pytest.approx(0.8)
+    assert found.images_per_second == pytest.approx(4 / (0.75 * 1 + 0.25 * 4))
+    assert found.fraction == pytest.approx((0.75 * 50 + 0.25 * 100) / 1.75 / 200)
+
+
+def test_the_sampler_is_timed_for_every_number_of_segments():
+    found = timing.measure_sampler(
+        tiny.TRANSFORMER, TWO_STEPS, 2, [1, 2, 9], repeats=2, matmul_shape=SMALL
+    )
+    assert [x.label["segments"] for x in found] == [1, 2]  # 9 is 2, the number of steps
+    one, exact = found
+    dims = costs.dims_of(tiny.TRANSFORMER)
+    assert one.exact == exact.exact == costs.exact_sampling_cost(dims, 2, batch_size=2)
+    assert one.padding > 0 and exact.padding == 0
+    for x in found:
+        assert x.images == 2 and len(x.seconds) == 2 and len(x.matmul_rates) == 3
+        assert min(x.seconds) > 0 and x.compile_seconds > 0 and x.peak_bytes > 2**20
+        assert x.fraction == pytest.approx(
+            x.exact / statistics.median(x.seconds) / statistics.median(x.matmul_rates)
+        )
+        json.dumps(x.json())
+
+
+def test_the_image_decoder_can_be_part_of_it():
+    (found,) = timing.measure_sampler(
+        tiny.TRANSFORMER, ONE_STEP, 2, [1], codec=tiny.CODEC, repeats=1, matmul_shape=SMALL
+    )
+    dims = costs.dims_of(tiny.TRANSFORMER)
+    decoder = 2 * costs.image_decoder_cost(tiny.CODEC, 4, 4)
+    assert found.exact == costs.exact_sampling_cost(dims, 1, batch_size=2) + decoder
+    with pytest.raises(ValueError, match="codebook_size=9 is not the transformer's, 8"):
+        timing.measure_sampler(
+            tiny.TRANSFORMER, ONE_STEP, 1, [1], codec=tiny.CODEC.clone(codebook_size=9)
+        )
+
+
+def test_the_baseline_can_be_timed_too():
+    model = nat.NAT(
+        num_tokens=16, codebook_size=8, num_classes=3, width=16, num_heads=2, num_layers=1
+    )
+    settings = dataclasses.replace(TWO_STEPS, guidance_scale=0.0)
+    (found,) = timing.measure_sampler(model, settings, 1, [2], repeats=1, matmul_shape=SMALL)
+    assert found.padding == 0
+    assert found.exact == costs.exact_sampling_cost(costs.dims_of(model), 2, guided=False)
+
+
+@pytest.mark.parametrize("reuse_probability", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("mask", [{"mask_ratio": "beta"}, {"mask_ratio": "cosine"}])
+def test_shares_of_the_shapes_add_up(mask, reuse_probability):
+    values = ml_collections.ConfigDict(tiny_config.config())
+    values.mask = mask | {"reuse_probability": reuse_probability}
+    task = benchmark.make_task(values, 2, max_shapes=5)
+    probability, exact = timing.shape_shares(task)
+    assert probability.sum() == pytest.approx(1)
+    cost = functools.partial(costs.training_cost, costs.dims_of(task.model))
+    padded = np.array([float(cost(*bucket.windows)) for bucket in task.buckets])
+    expected = shape_buckets.expected_work(16, task.splits, task.buckets, cost)
+    assert (probability @ padded, probability @ exact) == pytest.approx(expected)
+    assert np.all(exact <= padded * (1 + 1e-12))
+
+
+def test_the_training_step_is_timed():
+    task = benchmark.make_task(ml_collections.ConfigDict(tiny_config.config()), 2)
+    found = timing.measure_training(task, max_timed=1, repeats=1, matmul_shape=SMALL)
+    probability, exact = timing.shape_shares(task)
+    assert found.shapes == 3 and found.padding > 0
+    assert found.probabilities == (probability.max(),) and found.share == probability.max()
+    (timed,) = found.timed
+    assert timed.images == 2 and timed.exact == 2 * exact[probability.argmax()]
+    assert found.images_per_second == pytest.approx(timed.images_per_second[0])
+    assert found.fraction == pytest.approx(timed.fraction)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_the_matrix_rate_is_that_of_all_devices_at_once(monkeypatch, count):
+    products = []
+
+    def timer(work, least):
+        products.append((work(), least))
+        return lambda: 0.5
+
+    monkeypatch.setattr(timing, "timer", timer)
+    monkeypatch.setattr(timing, "RATE_SHAPE_CPU", (3, 5, 7))
+    rate = timing.matrix_rate("float32", jax.local_devices()[:count], seconds=0.25)
+    assert rate == count * 3 * 5 * 7 / 0.5
+    ((product, least),) = products
+    assert least == 0.25
+    assert product.shape == (3 * count, 7) and len(product.sharding.device_set) == count
+    assert {shard.data.shape for shard in product.addressable_shards} == {(3, 7)}
+
+
+def test_the_matrix_rate_of_this_machine(monkeypatch):
+    monkeypatch.setattr(timing, "RATE_SHAPE_CPU", SMALL)
+    assert 0 < timing.matrix_rate("bfloat16", seconds=0.01) < math.inf

@@ -1,0 +1,197 @@
+"""The multiply-add count: the paper's table, and the very products that JAX would compute."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from enat_jax.inference import sampling
+from enat_jax.models import enat, nat, vqgan
+from enat_jax.schedules import costs, reveal
+
+NAT_S = costs.Dims(288, mixed_layers=8, reuse=False)
+DISENTANGLED_8_8 = costs.Dims(288, 8, 8, reuse=False)
+DISENTANGLED_12_4 = costs.Dims(318, 12, 4, reuse=False)
+DISENTANGLED_15_1 = costs.Dims(366, 15, 1, reuse=False)
+ENAT_S = costs.Dims(366, 15, 1)
+ENAT_B = costs.Dims(768, 15, 1)
+ENAT_L = costs.Dims(1024, 22, 2)
+
+SMALL = dict(num_tokens=16, codebook_size=24, num_classes=5, width=12, num_heads=2)
+SMALL_ENAT = enat.ENAT(**SMALL, encoder_layers=3, decoder_layers=2)
+SMALL_DISENTANGLED = enat.ENAT(**SMALL, encoder_layers=2, decoder_layers=1, reuse=False)
+SMALL_NAT = nat.NAT(**SMALL, num_layers=3)
+
+
+def multiply_adds(function, *args):
+    """Multiply-adds of all matrix products and convolutions that ``function(*args)`` traces to."""
+    return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _of_jaxpr(jaxpr):
+    total = 0
+    for equation in jaxpr.eqns:
+        out = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += out * math.prod(shape[axis] for axis in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            outputs = equation.params["dimension_numbers"].rhs_spec[0]
+            total += out * math.prod(kernel) // kernel[outputs]
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += times * _of_jaxpr(inner)
+    return total
+
+
+def abstract(module, *args):
+    return jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
+
+
+def small_params(model):
+    return abstract(model, jnp.zeros((1, 16), int), jnp.zeros(1, int))
+
+
+@pytest.mark.parametrize(
+    ("dims", "recount"),
+    [
+        (NAT_S, 39.06),
+        (DISENTANGLED_8_8, 40.17),
+        (DISENTANGLED_12_4, 38.18),
+        (DISENTANGLED_15_1, 39.85),
+        (ENAT_S, 22.59),
+    ],
+)
+def test_the_ablations_cost_what_the_paper_says(dims, recount):
+    assert costs.paper_cost(dims, 8) / 1e9 == pytest.approx(recount, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("dims", "num_steps", "recount"),
+    [(ENAT_B, 4, 0.148), (ENAT_B, 8, 0.187), (ENAT_L, 4, 0.242), (ENAT_L, 8, 0.348)],
+)
+def test_the_systems_cost_what_the_paper_says(dims, num_steps, recount):
+    total = costs.paper_cost(dims, num_steps)
+    total += costs.image_decoder_cost(costs.TokenizerDims(), 16, 16)
+    assert total / 1e12 == pytest.approx(recount, rel=1e-2)
+
+
+def test_the_image_decoder_costs_what_the_paper_says():
+    # 93.27: the paper's 93.6 has the shortcuts at the block's input, where channels are more.
+    total = costs.image_decoder_cost(costs.TokenizerDims(), 16, 16)
+    assert total / 1e9 == pytest.approx(93.6, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("model", "num_steps"),
+    [
+        (SMALL_ENAT, 1),
+        (SMALL_ENAT, 5),
+        (SMALL_ENAT, 17),  # more steps than tokens: some reveal nothing
+        (SMALL_DISENTANGLED, 5),
+        (SMALL_NAT, 5),
+    ],
+)
+def test_the_exact_count_is_what_the_sampler_computes(model, num_steps):
+    settings = sampling.Settings(num_steps=num_steps)
+    sampler = sampling.make(model, settings)
+    labels = jnp.zeros(3, int)
+    counted = multiply_adds(sampler, small_params(model), labels, labels, jax.random.key(0))
+    dims = costs.dims_of(model)
+    assert costs.exact_sampling_cost(dims, num_steps, batch_size=3) == counted
+
+
+def test_without_guidance_one_branch_is_counted():
+    sampler = sampling.make(SMALL_ENAT, sampling.Settings(num_steps=6, guidance_scale=0.0))
+    labels = jnp.zeros(2, int)
+    counted = multiply_adds(sampler, small_params(SMALL_ENAT), labels, labels, jax.random.key(0))
+    dims = costs.dims_of(SMALL_ENAT)
+    assert costs.exact_sampling_cost(dims, 6, guided=False, batch_size=2) == counted
+
+
+@pytest.mark.parametrize(
+    ("model", "num_segments"), [(SMALL_ENAT, 1), (SMALL_ENAT, 3), (SMALL_ENAT, 6), (SMALL_NAT, 2)]
+)
+def test_the_padded_count_is_what_the_sampler_computes(model, num_segments):
+    settings = sampling.Settings(num_steps=6, num_segments=num_segments)
+    plan, _ = sampling.plan(settings, model)
+    sampler = sampling.make(model, settings)
+    labels = jnp.zeros(2, int)
+    counted = multiply_adds(sampler, small_params(model), labels, labels, jax.random.key(0))
+    dims = costs.dims_of(model)
+    padded = costs.padded_sampling_cost(dims, plan.segments, plan.guided, batch_size=2)
+    assert padded == counted
+    exact = costs.exact_sampling_cost(dims, 6, batch_size=2)
+    assert padded == exact if num_segments == 6 else padded > exact
+
+
+def test_saving_steps_never_changes_the_model():
+    # One of 8 unconditional decodings, the head on visible tokens and repeated modulations.
+    assert 0.5 < costs.exact_sampling_cost(ENAT_B, 8) / costs.paper_cost(ENAT_B, 8) < 1
+    # A large batch shares the modulation of "no class".
+    one, many = (costs.exact_sampling_cost(ENAT_B, 8, batch_size=b) for b in (1, 100))
+    assert 100 * one - many == 99 * costs.modulation_cost(ENAT_B)
+
+
+def test_the_image_decoder_count_is_what_the_vqgan_computes():
+    tokenizer = vqgan.VQGAN(
+        channels=8, channel_multipliers=(1, 2, 2), num_res_blocks=1, embed_dim=6, num_groups=4
+    )
+    params = abstract(tokenizer, jnp.zeros((1, 8, 12, 3)))
+    decode = lambda p, codes: tokenizer.apply({"params": p}, codes, method="decode")  # noqa: E731
+    counted = multiply_adds(decode, params, jnp.zeros((1, 2, 3, 6)))
+    assert costs.image_decoder_cost(tokenizer, 2, 3) == counted
+
+
+@pytest.mark.parametrize(("cached", "visible"), [(0, 5), (2, 5), (5, 5)])
+def test_training_is_three_forward_passes_and_the_ema_encoder(cached, visible):
+    model = SMALL_ENAT
+    apply = lambda params, *args, method: model.apply({"params": params}, *args, method=method)  # noqa: E731
+    zeros = lambda n: jnp.zeros((1, n), int)  # noqa: E731
+
+    def student(params):
+        modulation = apply(params, zeros(1)[0], method="condition")
+        cache, ids = jnp.zeros((1, cached, 12)), zeros(visible - cached)
+        cache = apply(params, ids, ids, modulation, cache, method="encode")
+        return apply(params, zeros(16 - visible), modulation, cache, method="decode")
+
+    def ema(params):
+        # Of the modulation, encoding needs the three encoder layers: 3/5 of the vectors.
+        modulation = jnp.zeros((5, 1, 8, 12))
+        return apply(params, zeros(cached), zeros(cached), modulation, method="encode")
+
+    params, dims = small_params(model), costs.dims_of(model)
+    expected = 3 * multiply_adds(student, params)
+    if cached:
+        expected += multiply_adds(ema, params) + costs.modulation_cost(dims) * 3 // 5
+    assert costs.exact_training_cost(dims, cached, visible) == expected
+
+
+def test_counts_of_arrays_are_arrays_of_counts():
+    cached, visible = np.meshgrid(np.arange(3, dtype=np.int32), np.array([3, 9, 200]))
+    counts = costs.exact_training_cost(ENAT_L, cached, visible)
+    assert counts.shape == (3, 3) and counts.dtype == np.int64
+    each = [
+        int(costs.exact_training_cost(ENAT_L, int(c), int(v)))
+        for c, v in zip(cached.flat, visible.flat, strict=True)
+    ]
+    assert counts.ravel().tolist() == each
+
+
+def test_padding_only_adds_work():
+    steps = reveal.sampling_steps(256, 8)
+    exact = costs.step_cost(ENAT_B, *steps[:2], steps.num_visible, steps.num_masked)
+    sizes = [x + 3 for x in (*steps[:2], steps.num_visible, steps.num_masked)]
+    assert (costs.step_cost(ENAT_B, *sizes) > exact).all()
+
+
+@pytest.mark.parametrize("size", [-1, 2.0, np.array([3, -4])])
+def test_sizes_that_cannot_be_are_refused(size):
+    with pytest.raises(ValueError, match="num_new=.*whole numbers of at least 0"):
+        costs.encode_cost(ENAT_S, 0, size)

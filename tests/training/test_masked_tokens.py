@@ -1,0 +1,148 @@
+"""Training the transformer: loss and gradients against the reference, and the update."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from references import Golden, order_of, perturbed, rows
+
+from enat_jax.models import conversion, enat, losses
+from enat_jax.schedules import reveal, shape_buckets
+from enat_jax.training import masked_tokens
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return Golden("enat_train")
+
+
+def loss_and_gradients(model, params, batch, counts, windows, exact, smoothing=0.1):
+    def loss(params, counts):
+        return masked_tokens.step_loss(
+            model, params, params, batch, counts, windows, smoothing=smoothing, exact=exact
+        )[0]
+
+    return jax.jit(jax.value_and_grad(loss))(params, counts)
+
+
+@pytest.mark.parametrize("padding", [0, 4])
+@pytest.mark.parametrize("case", ["without_reuse", "with_reuse"])
+def test_loss_and_every_gradient_equal_the_reference(golden, case, padding):
+    order, num_prev, num_vis = order_of(golden["masked_ids_prev"], golden["masked_ids"])
+    l, exact = order.shape[1], not padding  # noqa: E741
+    num_prev = num_prev if case == "with_reuse" else 0
+    cached = num_prev + padding if num_prev else 0
+    windows = reveal.Windows(
+        cached, num_vis - num_prev + padding, num_vis + padding, l - num_vis + padding
+    )
+    batch = {
+        "ids": rows(golden["tokens"], order),
+        "positions": order.astype(np.int32),
+        "labels": golden["labels"],
+    }
+    counts = (jnp.int32(num_prev), jnp.int32(num_vis))
+    loss, gradients = loss_and_gradients(golden.model, golden.params, batch, counts, windows, exact)
+    np.testing.assert_allclose(loss, golden[f"loss_{case}"], rtol=1e-6)
+    expected = conversion.enat_params(golden.tensors(f"grad_{case}:"), golden.model)
+    gradients = traverse_util.flatten_dict(gradients, sep="/")
+    expected = traverse_util.flatten_dict(expected, sep="/")
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        scale = np.abs(expected[name]).max()
+        np.testing.assert_allclose(
+            gradient, expected[name], rtol=0, atol=1e-5 * scale + 1e-12, err_msg=name
+        )
+
+
+MODEL = enat.ENAT(
+    num_tokens=16, codebook_size=20, num_classes=3, width=16, num_heads=2,
+    encoder_layers=2, decoder_layers=1, dropout=0.0,
+)  # fmt: skip
+
+
+def random_batch(b=4, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "ids": rng.integers(0, 20, (b, 16)).astype(np.int32),
+        "positions": np.stack([rng.permutation(16) for _ in range(b)]).astype(np.int32),
+        "labels": rng.integers(0, 4, b).astype(np.int32),
+    }
+
+
+def test_padded_steps_equal_exact_ones_in_every_bucket():
+    """Loss and gradients through the buckets' windows, for all kinds of splits of a small grid."""
+    params, batch = perturbed(MODEL), random_batch()
+    d = reveal.SplitDistribution(min_visible=0)
+    cost = lambda p, n, v, m: p + n + v + m  # noqa: E731
+    buckets = shape_buckets.choose(16, d, 3, cost)
+    for split in [
+        reveal.Split(False, 0, 0),
+        reveal.Split(False, 0, 3),
+        reveal.Split(True, 0, 3),
+        reveal.Split(True, 2, 5),
+        reveal.Split(True, 5, 5),
+        reveal.Split(True, 9, 15),
+    ]:
+        p, v = split.num_cached, split.num_visible
+        counts = (jnp.int32(p), jnp.int32(v))
+        exact = reveal.Windows(p, v - p, v, 16 - v)
+        expected = loss_and_gradients(MODEL, params, batch, counts, exact, exact=True)
+        windows = shape_buckets.find(buckets, split).windows
+        padded = loss_and_gradients(MODEL, params, batch, counts, windows, exact=False)
+        chex.assert_trees_all_close(padded, expected, rtol=1e-5, atol=2e-6)
+
+
+def test_the_cache_comes_from_the_ema_model_and_has_no_gradient():
+    params, ema, batch = perturbed(MODEL), perturbed(MODEL, seed=5), random_batch()
+    windows, counts = reveal.Windows(4, 3, 7, 9), (jnp.int32(4), jnp.int32(7))
+
+    @jax.jit
+    def gradients(params, ema):
+        loss = lambda p, e: masked_tokens.step_loss(  # noqa: E731
+            MODEL, p, e, batch, counts, windows, smoothing=0.1, exact=True
+        )[0]
+        return loss(params, ema), jax.grad(loss, argnums=1)(params, ema)
+
+    loss, of_ema = gradients(params, ema)
+    assert not any(x.any() for x in jax.tree.leaves(of_ema))
+    assert loss != gradients(params, params)[0]
+
+
+def test_smoothed_cross_entropy_by_hand():
+    logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
+    value = losses.smoothed_cross_entropy(logits, jnp.array([0]), 0.1)
+    target = np.array([0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3])
+    np.testing.assert_allclose(value, -(target * np.log([0.5, 0.25, 0.25])).sum(), rtol=1e-6)
+
+
+def test_the_masked_mean_ignores_padding_even_nan():
+    values = jnp.array([[np.nan, 1.0, 2.0], [np.nan, 3.0, 6.0]])
+    real = jnp.array([False, True, True])
+    assert losses.masked_mean(values, real, 2) == 3.0
+    gradient = jax.grad(lambda v: losses.masked_mean(v, real, 2))(values)
+    np.testing.assert_array_equal(gradient, [[0, 0.25, 0.25], [0, 0.25, 0.25]])
+
+
+def test_random_orders_are_permutations_and_uniform():
+    order = np.asarray(masked_tokens.random_order(jax.random.key(0), (3000, 5)))
+    assert (np.sort(order, axis=1) == np.arange(5)).all()
+    first = np.bincount(order[:, 0], minlength=5)
+    assert np.abs(first - 600).max() < 4 * np.sqrt(600)
+
+
+def test_masked_scores_see_what_they_are_given():
+    params, batch = perturbed(MODEL), random_batch()
+    score = functools.partial(masked_tokens.scores, MODEL, params)
+    loss, hits = score(batch["ids"], batch["labels"], batch["positions"], num_visible=5)
+    chex.assert_shape([loss, hits], (4, 11))
+    # What is masked must not matter for the prediction of another masked token.
+    changed = batch["ids"].copy()
+    last = batch["positions"][:, -1]
+    changed[np.arange(4), last] = (changed[np.arange(4), last] + 1) % 20
+    other, _ = score(changed, batch["labels"], batch["positions"], num_visible=5)
+    np.testing.assert_allclose(loss[:, :-1], other[:, :-1], rtol=1e-5)
+    assert not np.allclose(loss[:, -1], other[:, -1])

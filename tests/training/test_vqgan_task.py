@@ -1,0 +1,184 @@
+"""Training the tokenizer: it learns, no code stays dead, and nothing depends on history."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from enat_jax.inference import tokenizer
+from enat_jax.runtime import sharding
+from enat_jax.training import train_step, vqgan_task
+
+
+def get_config(**changes):
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.model = {
+        "channels": 4,
+        "channel_multipliers": (1, 2),
+        "num_res_blocks": 1,
+        "embed_dim": 4,
+        "codebook_size": 16,
+        "num_groups": 2,
+        "image_channels": 1,
+    }
+    config.data = {"source": "digits", "size": 8, "rotation": 5.0}
+    config.optimizer = {"learning_rate": 3e-3, "warmup_steps": 0, "b1": 0.9, "weight_decay": 0.0}
+    config.loss = {"restart_every": 5, "usage_decay": 0.8}
+    config.train = {"batch_size": 16, "num_steps": 60}
+    for path, value in changes.items():
+        section, name = path.split(".")
+        config[section][name] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def task():
+    return vqgan_task.make(get_config())
+
+
+MESH = sharding.make_mesh(sharding.Sharding(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def step(task):
+    steps = train_step.Steps(task, MESH, vqgan_task.RULES, seed=1)
+
+    def one(state, batch, index):
+        state = jax.tree.map(jnp.copy, state)  # what goes in is overwritten
+        return steps(state, [sharding.global_batch(batch, MESH)], index)
+
+    return one
+
+
+@pytest.fixture(scope="module")
+def start(task):
+    return jax.jit(task.init)(jax.random.key(0))
+
+
+def run(task, step, state, begin, end):
+    """The state and the metrics of each step."""
+    history = []
+    batches = task.batches(begin)
+    for i in range(begin, end):
+        state, metrics = step(state, next(batches), i)
+        history.append(jax.tree.map(float, metrics))
+    return state, history
+
+
+@pytest.fixture(scope="module")
+def trained(task, step, start):
+    return run(task, step, start, 0, 60)
+
+
+def test_it_learns_to_reconstruct(task, start, trained):
+    state, history = trained
+    assert int(state.step) == 60
+    losses = [metrics["reconstruction_loss"] for metrics in history]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    before, after = dict(task.evaluate(start, MESH)), dict(task.evaluate(state, MESH))
+    assert after["held_out/squared_error"] < 0.5 * before["held_out/squared_error"]
+    assert after["held_out/codebook_usage"] >= 0.8
+    assert 5 < after["held_out/codebook_perplexity"] <= 16
+
+
+def test_a_stopped_run_continues_to_the_same_bits(task, step, start, trained):
+    half, _ = run(task, step, start, 0, 13)  # not where codes are restarted
+    resumed, _ = run(task, step, half, 13, 60)
+    for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(trained[0]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_first_step_gives_every_code_a_place(trained):
+    assert trained[1][0]["codes_restarted"] == 16
+    assert all(m["codes_restarted"] == 0 for i, m in enumerate(trained[1]) if i % 5)
+
+
+def test_dead_codes_come_back_and_others_stay(task, step, trained):
+    """Half of the codes are thrown far away, where nothing is nearest to them."""
+    state, _ = trained
+    codebook = state.params["codebook"]
+    far = state.replace(
+        step=jnp.array(10, jnp.int32),
+        params={**state.params, "codebook": codebook.at[:8].set(1e3)},
+        extra={"usage": jnp.where(jnp.arange(16) < 8, 0.0, 1 / 8)},
+    )
+    batch = next(task.batches(60))
+    new, metrics = step(far, batch, 10)
+    assert metrics["codes_restarted"] == 8
+    assert jnp.abs(new.params["codebook"]).max() < 100
+    np.testing.assert_allclose(new.params["codebook"][8:], codebook[8:], atol=0.02)
+    # Between the steps for restarts nothing is moved.
+    new, metrics = step(far.replace(step=jnp.array(11, jnp.int32)), batch, 10)
+    assert metrics["codes_restarted"] == 0
+    assert jnp.abs(new.params["codebook"][:8]).min() > 900
+
+
+def test_restarts_end_when_told(start):
+    task = vqgan_task.make(get_config(**{"loss.restart_until": 20}))
+    images = jnp.zeros((16, 8, 8, 1))
+    for at, moved in [(15, 16), (20, 0)]:
+        state = start.replace(step=jnp.array(at, jnp.int32))
+        *_, restarted = jax.jit(task._restart_dead_codes)(state, images, jax.random.key(0))
+        assert restarted == moved
+
+
+def test_gradients_pass_straight_through(task, start):
+    """Encoder: from the decoder and the commitment. Codebook: from its own loss alone."""
+    images = tokenizer.to_float(jnp.asarray(next(task.batches(0))["images"]))
+    params, key = start.params, jax.random.key(0)
+    no_codebook = vqgan_task.make(get_config(**{"loss.codebook_weight": 0.0}))
+    grads, _ = jax.jit(jax.grad(no_codebook._loss, has_aux=True))(params, images, key)
+    np.testing.assert_array_equal(grads["codebook"], 0)
+    no_commitment = vqgan_task.make(get_config(**{"loss.commitment_weight": 0.0}))
+    grads, _ = jax.jit(jax.grad(no_commitment._loss, has_aux=True))(params, images, key)
+    assert jnp.abs(grads["encoder"]["conv_in"]["kernel"]).max() > 0
+    assert jnp.abs(grads["codebook"]).max() > 0
+
+
+def test_code_statistics_of_known_counts():
+    usage, perplexity = vqgan_task.code_statistics(jnp.array([5.0, 5.0, 0.0, 0.0]))
+    np.testing.assert_allclose([usage, perplexity], [0.5, 2.0], rtol=1e-6)
+    counts = vqgan_task.count_codes(jnp.array([[0, 3], [3, 3]]), 4)
+    np.testing.assert_array_equal(counts, [1, 0, 0, 3])
+
+
+def test_pictures_show_originals_above_reconstructions(task, trained):
+    ((name, picture),) = task.images(trained[0], MESH)
+    assert name == "reconstructions"
+    assert picture.shape == (8 * 8, 8 * 8, 1) and picture.dtype == np.uint8
+    np.testing.assert_array_equal(
+        picture[:8, 8:16], task.held_out.gather([11])["images"][0]
+    )  # even
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss.reconstruction": "l3"}, "l3"),
+        ({"data.size": 9}, "do not suit"),
+        ({"model.image_channels": 3}, "do not suit"),
+        ({"model.codebook_size": 1024}, "positions"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        vqgan_task.make(get_config(**changes))
+
+
+def test_a_share_of_codes_is_swapped_for_others_of_the_batch():
+    codes = jnp.arange(4 * 16 * 16, dtype=jnp.float32).reshape(4, 16, 16, 1)
+    decoded = codes + 0.5
+    swapped = vqgan_task._swap_some(decoded, codes, 0.25, jax.random.key(0))
+    changed = np.asarray(swapped != decoded)
+    assert abs(changed.mean() - 0.25) < 0.05
+    assert np.isin(np.asarray(swapped)[changed], codes).all()
+    gradient = jax.grad(lambda x: vqgan_task._swap_some(x, codes, 0.25, jax.random.key(0)).sum())
+    np.testing.assert_array_equal(np.asarray(gradient(decoded)) == 0, changed)
+
+
+@pytest.mark.parametrize("code_noise", [-0.1, 1.0])
+def test_an_impossible_code_noise_is_refused(code_noise):
+    with pytest.raises(ValueError, match="code_noise"):
+        vqgan_task.Loss(code_noise=code_noise)
