@@ -26,8 +26,6 @@ import sys
 import tempfile
 
 import jax
-from absl import flags
-from ml_collections import config_flags
 
 from enat_jax.checkpoints import model_files
 from enat_jax.inference import sampling
@@ -39,81 +37,15 @@ from enat_jax.profiling import (
     profile_rows,
     scaling,
     scaling_report,
+    setup,
     timing,
     timing_report,
 )
 from enat_jax.profiling.timing_report import table
-from enat_jax.runtime import cli
-from enat_jax.schedules import costs, reveal, shape_buckets
-from enat_jax.training import enat_task, optim
+from enat_jax.runtime import cli, matrix_rate, memory
+from enat_jax.training import enat_task
 
 # --- configs --------------------------------------------------------------------------------
-
-
-def load_config(path, overrides=()):
-    """The ``ConfigDict`` of a file, with arguments such as ``--config.model.width=64`` applied.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        absl.flags.Error, AttributeError: an override names no value of the config.
-    """
-    if not os.path.isfile(path.split(":")[0]):
-        raise FileNotFoundError(f"there is no config file {path}")
-    arguments = ["benchmark", f"--config={path}", *overrides]
-    values = flags.FlagValues()  # of its own: train has a flag of this name
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-    rest = values(arguments)[1:]
-    if rest:
-        raise ValueError(f"arguments that mean nothing: {' '.join(rest)}")
-    return values.config
-
-
-def _splat(kind, section, **values):
-    """``kind(**values)``; a key that it does not know is the config's mistake."""
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"config.{section}: {error}") from error
-
-
-def make_model(config, dtype=None):
-    """The transformer of a config, with another compute dtype if one is given."""
-    if config.get("task") != "enat":
-        raise ValueError(
-            f"task={config.get('task')!r}: the benchmark needs the config of a transformer, "
-            "task='enat'"
-        )
-    values = config.model.to_dict()
-    kind = values.pop("kind")
-    if kind not in enat_task.MODELS:
-        raise ValueError(f"model.kind={kind!r} is unknown: one of {sorted(enat_task.MODELS)}")
-    model = _splat(enat_task.MODELS[kind], "model", **values)
-    return model if dtype is None else model.clone(dtype=dtype)
-
-
-def make_task(config, batch_size, max_shapes=None, dtype=None):
-    """The training task of a config without its data; ``max_shapes`` None: the config's."""
-    if batch_size < 1:
-        raise ValueError(f"{batch_size=} must be at least 1")
-    model = make_model(config, dtype)
-    training = _splat(enat_task.Training, "training", **config.training)
-    splits = _splat(reveal.SplitDistribution, "mask", **config.mask)
-    optimizer = _splat(optim.Optimizer, "optimizer", **config.optimizer)
-    cost = functools.partial(costs.training_cost, costs.dims_of(model))
-    shapes = training.max_shapes if max_shapes is None else max_shapes
-    return enat_task.Task(
-        model=model,
-        tokens=None,
-        held_out=None,
-        tokenizer=None,
-        optimizer=optimizer.make(config.train.num_steps),
-        training=dataclasses.replace(training, words_from_codebook=False),  # there is none
-        splits=splits,
-        buckets=shape_buckets.choose(model.num_tokens, splits, shapes, cost),
-        sampler=sampling.Settings(),
-        seed=config.seed,
-        batch_size=batch_size,
-    )
 
 
 # --- the program ----------------------------------------------------------------------------
@@ -132,9 +64,9 @@ def main(argv):
     elif options.program == "profile":
         _profile(options, overrides)
     elif options.program == "scaling":
-        _scaling(load_config(options.config, overrides), options)
+        _scaling(setup.load_config(options.config, overrides), options)
     else:
-        _measure(load_config(options.config, overrides), options)
+        _measure(setup.load_config(options.config, overrides), options)
 
 
 def _measure(config, options):
@@ -188,7 +120,7 @@ def _device():
 def _train(config, options):
     """The model, ``timing.TrainingMeasurement``, and ``batch_fit.Fit`` or None."""
     size = 1 if options.batch == "fit" else options.batch
-    task = make_task(config, size, options.shapes, options.dtype)
+    task = setup.make_task(config, size, options.shapes, options.dtype)
     how = {"max_timed": options.time, "repeats": options.repeats}
     fit = None
     if options.batch == "fit":
@@ -210,13 +142,13 @@ def _bounds(options):
 
 def _machine(options):
     """What ``profile`` says about the machine above its tables."""
-    memory = batch_fit.free_bytes()
+    free = memory.free_bytes()
     machine = _device() | {
         "driver": batch_fit.driver(),
-        "memory_bytes": memory,
+        "memory_bytes": free,
         "platform_version": " ".join(jax.local_devices()[0].client.platform_version.split()),
     }
-    rate = timing.matrix_rate(options.dtype, jax.local_devices()[:1])
+    rate = matrix_rate.matrix_rate(options.dtype, jax.local_devices()[:1])
     stream = sys.stderr if options.json == "-" else sys.stdout
     print(f"{machine['backend']} {machine['device']}, jax {machine['jax']}", file=stream)
     print(f"{rate / 1e9:.4g} GMA/s of {options.dtype} in matrix products", file=stream)
@@ -226,10 +158,12 @@ def _machine(options):
 
 def _profile(options, overrides):
     """All rows for some configs, each measured by a process of its own: none of it here."""
-    configs = {path: load_config(path, overrides) for path in options.config}
+    configs = {path: setup.load_config(path, overrides) for path in options.config}
     for config in configs.values():
-        make_model(config, options.dtype)  # a mistake in it would otherwise be one in every row
-    load_config(options.tokenizer_config)
+        setup.make_model(
+            config, options.dtype
+        )  # a mistake in it would otherwise be one in every row
+    setup.load_config(options.tokenizer_config)
     rows = profile_rows.plan(
         configs,
         options.tokenizer_config,
@@ -302,7 +236,7 @@ def _scaling(config, options):
     """The training step compiled for several layouts of devices, and predictions from it."""
     if config.get("model", {}).get("attention") == "cudnn":
         config.model.attention = "xla"  # the same products and collectives; this one compiles here
-    task = make_task(config, options.batch or config.train.batch_size)
+    task = setup.make_task(config, options.batch or config.train.batch_size)
     rules = config.get("sharding", {}).get("rules")
     rules = enat_task.RULES if rules is None else rules
     layouts = options.layouts or [x for n in options.devices for x in scaling.layouts_of(n)]
@@ -330,19 +264,19 @@ def _scaling(config, options):
 
 def _sampler(config, options):
     """The model, the settings, list of ``timing.Measurement``, ``batch_fit.Fit`` or None."""
-    model = make_model(config, options.dtype)
+    model = setup.make_model(config, options.dtype)
     values = config.sampler.to_dict()
     if options.steps is not None:
         values["num_steps"] = options.steps
     values["num_segments"] = None
-    settings = _splat(sampling.Settings, "sampler", **values)
+    settings = setup._splat(sampling.Settings, "sampler", **values)
     if options.decode != (options.tokenizer_config is not None):
         raise ValueError("--decode and --tokenizer-config FILE go together: give both or neither")
     codec = None
     if options.decode:
-        section = load_config(options.tokenizer_config).model.to_dict()
+        section = setup.load_config(options.tokenizer_config).model.to_dict()
         # One compute dtype for both, so that there is one rate to compare with.
-        codec = _splat(vqgan.VQGAN, "model", **section | {"dtype": model.dtype})
+        codec = setup._splat(vqgan.VQGAN, "model", **section | {"dtype": model.dtype})
     segments = options.segments or (1, settings.num_steps)
     how = {"codec": codec, "repeats": options.repeats}
     fit = None

@@ -28,7 +28,6 @@ from enat_jax.data import images
 from enat_jax.evaluation import (
     accumulate,
     cards,
-    evaluation_files,
     features,
     image_sets,
     measures,
@@ -37,7 +36,7 @@ from enat_jax.evaluation import (
 )
 from enat_jax.evaluation import arguments as evaluate_arguments
 from enat_jax.inference import generator, tokenization, tokenizer
-from enat_jax.runtime import cli
+from enat_jax.runtime import cli, files, versions
 
 # --- the uses ------------------------------------------------------------------------------------
 
@@ -154,7 +153,7 @@ def _evaluate(
         "replicates": flags.replicates,
         "num_hosts": hosts.number,
     }
-    evaluation_files.begin(flags.out, plan)
+    accumulate.begin(flags.out, plan)
     if (flags.out / "card.json").exists():
         _show(cards.read(flags.out), flags.out)
         return
@@ -199,7 +198,7 @@ def _card(
         "headline": next(iter(metrics)),
         "metrics": metrics,
         "caveats": [
-            *statistics.incompatible(own.description, compared.description),
+            *cards.incompatible(own.description, compared.description),
             *measures.caveats(network, subject.shape),
             *unmeasured,
         ],
@@ -218,7 +217,7 @@ def _card(
             "seed": flags.seed if flags.model else None,
         },
         "intervals": measures.about_intervals(flags.replicates),
-        "versions": cards.versions(),
+        "versions": versions.library_versions(),
         "hardware": {**cards.hardware(), "num_hosts": hosts.number},
         "seconds": {**found.totals.seconds, "metrics": time.perf_counter() - begun},
         "date": cards.today(),
@@ -249,7 +248,7 @@ def make_reference(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
         before = loaded.description | {"kept": 0 if loaded.pool is None else len(loaded.pool)}
         now = {k: v for k, v in subject.description.items() if k != "versions"}
         now["kept"] = len(range(0, len(source), subject.plan.stride))
-        if found := evaluation_files.differences({k: before.get(k) for k in now}, now):
+        if found := files.differences({k: before.get(k) for k in now}, now):
             name, was, wanted = found[0]
             raise ValueError(
                 f"{path} holds other statistics: {name} is {was}, now it would be {wanted}: name "
@@ -258,7 +257,7 @@ def make_reference(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
         print(f"{path} already holds these statistics")
         return
     work = path.with_name(f"{path.name}.unfinished")
-    evaluation_files.begin(
+    accumulate.begin(
         work,
         {**subject.plan.identity, "keep": flags.keep, "num_hosts": hosts.number},
         f"remove {work}, or name another file",

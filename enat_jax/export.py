@@ -19,140 +19,18 @@ addition; one that has anything else is left alone. A run may go on training mea
 
 import argparse
 import contextlib
-import json
 import pathlib
 import shutil
 
 import jax
-import ml_collections
-import numpy as np
-import orbax.checkpoint as ocp
 
-from enat_jax.checkpoints import checkpoint, hub, manifest, model_files, weight_files
-from enat_jax.data import tokens
+from enat_jax.checkpoints import hub, manifest, model_files, weight_files
 from enat_jax.inference import compiled_sampler, generator, tokenizer
 from enat_jax.models import conversion, enat
 from enat_jax.runtime import cli, files
-from enat_jax.training import config as train_config
+from enat_jax.training import finished
 
 FORMATS = (*model_files.WEIGHTS, "compiled", "reference")
-
-
-def trained(config, task, params, step):
-    """What a run has made: a ``Generator``, or a ``Tokenizer`` where it trains one.
-
-    Args:
-        config: ``ConfigDict`` of the run; task: what ``train_config.build`` made of it.
-        params: those to keep, of a transformer the averages; numpy arrays.
-        step: that they are of.
-    """
-    origin = provenance(config, task, step)
-    if config.task == "vqgan":
-        size = tuple(task.source.image_shape[:2])
-        return tokenizer.Tokenizer(task.model, params, size, origin)
-    names = tuple(task.tokens.class_names)
-    return generator.Generator(task.model, params, task.tokenizer, names, task.sampler, origin)
-
-
-def provenance(config, task, step):
-    """Where weights come from, as JSON values: settings, step, identity of the data, versions."""
-    return {
-        "config": json.loads(config.to_json_best_effort()),
-        "step": step,
-        "data": manifest.as_json(task.data_identity()),
-        "versions": tokens.library_versions(),
-    }
-
-
-def of_run(workdir, step=None):
-    """The newest model of a run's directory, or that of a step; nothing there is changed.
-
-    Args:
-        workdir: of ``train``.
-        step: of a checkpoint or of the finished model; None: the newest.
-
-    Returns:
-        ``Generator`` or ``Tokenizer``.
-
-    Raises:
-        OSError: this is no run's directory, or it has no checkpoint yet.
-        ValueError: there is no such step, or it is damaged.
-    """
-    workdir = pathlib.Path(workdir)
-    steps = _steps(workdir)
-    for kind, name in (
-        (generator.Generator, "model.json"),
-        (tokenizer.Tokenizer, "tokenizer.json"),
-    ):
-        if (workdir / name).is_file():
-            raise ValueError(f"{workdir} is a model and no run: name it by --model")
-        if (workdir / "model" / name).is_file():
-            found = kind.load(workdir / "model", devices=jax.local_devices()[:1])
-            finished = found.provenance.get("step", -1)
-            # A run that was made longer has newer checkpoints than its model.
-            if step == finished or (step is None and finished >= max(steps, default=-1)):
-                return found
-    return _of_checkpoint(workdir, steps, step)
-
-
-def _steps(workdir):
-    found = (workdir / "checkpoints").glob("*")
-    return sorted(int(path.name) for path in found if path.name.isdecimal())
-
-
-def _of_checkpoint(workdir, steps, step):
-    path = workdir / "config.json"
-    advice = "name the --workdir of a run of python -m enat_jax.train"
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: {advice}")
-    if not steps:
-        raise FileNotFoundError(f"{workdir} has neither a finished model nor a checkpoint yet")
-    if step is not None and step not in steps:
-        raise ValueError(f"{workdir} has no checkpoint of step {step}: it has {steps}")
-    config = ml_collections.ConfigDict(_tuples(files.read_json(path, advice)))
-    if config.get("task") not in ("enat", "vqgan"):
-        raise ValueError(f"{workdir} trains neither a transformer nor a tokenizer")
-    *_, task = train_config.build(config)
-    damaged = []
-    for candidate in reversed(steps) if step is None else [step]:
-        params, damage = _read(workdir / "checkpoints" / str(candidate), config, task)
-        if not damage:
-            return trained(config, task, params, candidate)
-        damaged.append(f"step {candidate}: {damage}")
-        print(f"[export] checkpoint cannot be read, {damaged[-1]}", flush=True)
-    raise ValueError(f"no checkpoint in {workdir} can be read ({'; '.join(damaged)})")
-
-
-def _tuples(values):
-    """JSON's lists as the tuples that a config has: settings of a model must be hashable."""
-    if isinstance(values, dict):
-        return {k: _tuples(v) for k, v in values.items()}
-    return tuple(_tuples(v) for v in values) if isinstance(values, list) else values
-
-
-def _read(path, config, task):
-    """Parameters of a checkpoint, those to keep alone, and None; or None and what is damaged.
-
-    Not by ``Checkpointer``, which sets aside what is damaged or newer: the run may be under way.
-    """
-    described, damage = manifest.read(path)
-    if damage:
-        return None, damage
-    state = jax.eval_shape(task.init, jax.random.key(0))
-    differences = manifest.differences(described, train_config.identity(config, task), state)
-    if differences:
-        raise ValueError(f"{path} is not of the run's config.json: {differences}")
-    name = "params" if config.task == "vqgan" else "ema_params"
-    wanted = {name: getattr(state, name)}
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    args = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            found = checkpointer.restore(path.absolute() / "state", args=args)
-    except checkpoint.DAMAGE as error:
-        return None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    changed = manifest.changed(described, found)
-    return found[name], f"the contents of {changed} have changed" if changed else None
 
 
 def write(model, out, formats, dtype=None):
@@ -265,7 +143,7 @@ def main(argv):
 
 def _open(options):
     if options.workdir is not None:
-        return of_run(options.workdir, options.step)
+        return finished.of_run(options.workdir, options.step)
     path, devices = options.model, jax.local_devices()[:1]
     kind = generator.Generator
     if not hub.is_address(path) and (pathlib.Path(path) / "tokenizer.json").is_file():

@@ -40,7 +40,7 @@ from enat_jax.data import imagenet, imagenet_records
 
 # The workers import this module, too: what is slow to import and needed by the main process alone,
 # such as jax below metric_writer, is imported where it is used.
-from enat_jax.runtime import cli, files
+from enat_jax.runtime import cli, files, progress
 
 _PLAN_FORMAT = "enat_jax.prepare.plan.1"
 _REGISTER = "image-net.org gives it to people who register at https://image-net.org/download-images"
@@ -201,7 +201,6 @@ def _keep_plan(unfinished: pathlib.Path, shards: dict[str, list[imagenet_records
 
 
 def _write_missing(shards: Sequence[imagenet_records.Shard], processes: int) -> None:
-    from enat_jax.training import metric_writer
 
     directory = shards[0].path.parent
     for leftover in set(directory.iterdir()) - {shard.path for shard in shards}:
@@ -223,12 +222,12 @@ def _write_missing(shards: Sequence[imagenet_records.Shard], processes: int) -> 
         initializer=_start_worker,
     )
     try:
-        with metric_writer.Progress(total, 1, done) as progress:
+        with progress.Progress(total, 1, done) as bar:
             futures = {workers.submit(imagenet_records.write, shard): shard for shard in missing}
             for future in concurrent.futures.as_completed(futures):
                 future.result()
                 done += len(futures[future].pictures)
-                progress.update(done)
+                bar.update(done)
     except concurrent.futures.process.BrokenProcessPool as error:
         raise OSError(
             "a worker was killed, perhaps for lack of memory: run the same again to go on, "

@@ -26,8 +26,7 @@ import PIL.Image
 import enat_jax
 from enat_jax.checkpoints import model_files
 from enat_jax.inference import generator, reveal_pictures, sampling
-from enat_jax.runtime import cli, files
-from enat_jax.training import metric_writer
+from enat_jax.runtime import cli, files, png, progress
 
 MOST_IMAGES = 10**7  # of a directory
 MOST_NAME = 180  # bytes of a class name in a file's name, which has 255 and needs some for a while
@@ -213,7 +212,7 @@ def sample(model, labels, num, out, *, seed=0, batch_size=generator.BATCH_SIZE):
         _draw_missing(images, min(batch_size, len(images)))
         columns = min(num, GRID_COLUMNS)
         first = _for_grid(images, columns)
-        metric_writer.write_png(images.out / "grid.png", metric_writer.grid(first, columns))
+        png.write_png(images.out / "grid.png", png.grid(first, columns))
     return first
 
 
@@ -250,18 +249,18 @@ def _draw_missing(images, batch_size):
     with (
         # Files are written while the devices draw the next batch.
         concurrent.futures.ThreadPoolExecutor() as pool,
-        metric_writer.Progress(len(images), 1, done, unit="image") as progress,
+        progress.Progress(len(images), 1, done, unit="image") as bar,
     ):
         writing = iter(())
         for batch in todo:
             drawn = _draw(images, batch, batch_size)
             for _ in writing:  # raises what went wrong
                 done += 1
-            progress.update(done)
+            bar.update(done)
             writing = pool.map(lambda i, image: _write(images, i, image), batch, drawn)
         for _ in writing:
             done += 1
-        progress.update(done)
+        bar.update(done)
 
 
 def _draw(images, batch, batch_size):
@@ -278,7 +277,7 @@ def _draw(images, batch, batch_size):
 
 
 def _write(images, number, image):
-    metric_writer.write_png(images.path(number), image, images.text(number))
+    png.write_png(images.path(number), image, images.text(number))
 
 
 def _for_grid(images, columns):

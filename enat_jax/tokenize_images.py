@@ -11,7 +11,6 @@ has the settings of its training, the share held out too, but for what `--set` c
 """
 
 import argparse
-import json
 import pathlib
 import sys
 from typing import Any
@@ -111,16 +110,6 @@ def _tokenize(
         raise
 
 
-def setting(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m enat_jax.tokenize_images", description=__doc__.split("\n\n")[0]
@@ -153,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=pathlib.Path, required=True, metavar="DIR", help="directory to write")
     add(
         "--set",
-        type=setting,
+        type=cli.name_value,
         action="append",
         default=[],
         metavar="NAME=VALUE",

@@ -22,14 +22,22 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from enat_jax import export
 from enat_jax.checkpoints import checkpoint, model_files
 from enat_jax.data import loader
 from enat_jax.evaluation import features
-from enat_jax.profiling import timing
-from enat_jax.runtime import agreement, cli, distributed, exits, files, sharding
+from enat_jax.runtime import (
+    agreement,
+    cli,
+    distributed,
+    exits,
+    files,
+    matrix_rate,
+    png,
+    progress,
+    sharding,
+)
 from enat_jax.training import config as train_config
-from enat_jax.training import metric_writer, monitoring, train_step
+from enat_jax.training import finished, metric_writer, monitoring, train_step
 
 AHEAD = 3  # steps that are dispatched before the first of them must be done
 
@@ -92,7 +100,7 @@ def _train(config, workdir, built, devices, from_step):
     batches = loader.prefetch(task.batches(start * loop.accumulate, share), put)
     rate = None
     if loop.matrix_rate and task.work(0):
-        rate = jax.process_count() * timing.matrix_rate(task.model.dtype, mesh.local_devices)
+        rate = jax.process_count() * matrix_rate.matrix_rate(task.model.dtype, mesh.local_devices)
     wandb = {"project": loop.wandb_project} if loop.wandb_project else None
     monitor = monitoring.Monitor(loop.batch_size, rate)
     under_way = collections.deque()
@@ -100,7 +108,7 @@ def _train(config, workdir, built, devices, from_step):
     with (
         checkpointer,
         metric_writer.MetricWriter(workdir, None if restored is None else start, wandb) as writer,
-        metric_writer.Progress(loop.num_steps, loop.batch_size, start) as progress,
+        progress.Progress(loop.num_steps, loop.batch_size, start) as bar,
         distributed.Preemption() as preemption,
         distributed.Watchdog(loop.hang_timeout) as watchdog,
     ):
@@ -117,7 +125,7 @@ def _train(config, workdir, built, devices, from_step):
                 updates = step - int(state.skipped)
                 used = optimizer.learning_rate_at(max(updates - 1, 0), loop.num_steps)
                 writer.scalars(step, summary | {"learning_rate": float(used)})
-                progress.update(step, summary["loss"])
+                bar.update(step, summary["loss"])
 
         steps.compiling = compiling
         # The order matters: evaluate, save, next batch, step, log. What a checkpoint of step k
@@ -158,7 +166,7 @@ def _train(config, workdir, built, devices, from_step):
             if (step + 1) % loop.log_every == 0 or step + 1 == loop.num_steps:
                 log(step + 1)
             else:
-                progress.update(step + 1)
+                bar.update(step + 1)
         with watchdog.paused():
             checkpointer.wait()
             _export(task, config, state, loop.num_steps, workdir / "model")
@@ -203,7 +211,7 @@ def _evaluate(task, state, mesh, step, writer, workdir, loop):
     writer.images(step, images)
     if jax.process_index() == 0:
         for name, image in images.items():
-            metric_writer.write_png(workdir / "pictures" / f"{name}_{step:07d}.png", image)
+            png.write_png(workdir / "pictures" / f"{name}_{step:07d}.png", image)
     return found
 
 
@@ -212,11 +220,11 @@ def _export(task, config, state, step, directory):
     # Tasks without a moving average have none.
     params = sharding.to_host(state.ema_params or state.params)
     if config.task == "classifier":
-        size, provenance = task.source.image_shape[:2], export.provenance(config, task, step)
+        size, provenance = task.source.image_shape[:2], finished.provenance(config, task, step)
         source = config.data.source
         features.save_trained(directory, task.model, params, size, source, provenance)
     else:
-        export.trained(config, task, params, step).save(directory)
+        finished.trained(config, task, params, step).save(directory)
 
 
 def _describe(abstract_state, mesh):

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from enat_jax import analyze
-from enat_jax.evaluation import similarity
+from enat_jax.evaluation import quadrants, similarity
 from enat_jax.inference import generator
 from enat_jax.models import nat
 from enat_jax.schedules import paper_costs
@@ -23,7 +23,9 @@ def model():
 def measured(model):
     """Five samples in batches of two: the last is filled up with samples that do not count."""
     done = []
-    found = analyze.similarities(model, 5, seed=3, num_maps=3, batch_size=2, progress=done.append)
+    found = similarity.similarities(
+        model, 5, seed=3, num_maps=3, batch_size=2, progress=done.append
+    )
     assert done == [2, 4, 5]
     return found
 
@@ -75,7 +77,7 @@ def test_the_result_says_what_it_is_of(model, measured):
 
 
 def test_the_table_has_a_row_a_step(measured):
-    lines = analyze.similarity_markdown(measured[0]).splitlines()
+    lines = similarity.similarity_markdown(measured[0]).splitlines()
     assert lines[2].startswith("| 1 | - (0) | ") and "(0.188)" in lines[2]
     assert lines[3].startswith("| 2 | ")
     assert {line.count("|") for line in lines[:4]} == {lines[0].count("|")}
@@ -96,9 +98,9 @@ def test_the_program_writes_table_numbers_and_plots(model, tmp_path, capsys):
 
 def test_too_few_samples_or_steps_are_refused(model):
     with pytest.raises(ValueError, match="num=1 must be at least 2"):
-        analyze.similarities(model, 1)
+        similarity.similarities(model, 1)
     with pytest.raises(ValueError, match="1 step: there are no adjacent steps"):
-        analyze.similarities(model.with_settings(num_steps=1), 4)
+        similarity.similarities(model.with_settings(num_steps=1), 4)
 
 
 def test_a_tokenizer_is_no_model(tmp_path):
@@ -144,7 +146,7 @@ def test_losses_without_a_quadrant_are_compared_image_by_image(of_nat, monkeypat
     model, codes, labels = of_nat
     monkeypatch.setattr(analyze, "VISIBLE_SHARES", (1 / 4,))
     done = []
-    found = analyze.quadrant_losses(model, codes, labels, batch_size=2, progress=done.append)
+    found = quadrants.quadrant_losses(model, codes, labels, batch_size=2, progress=done.append)
     assert done == list(range(1, 11))
 
     def losses(disabled):
@@ -162,16 +164,16 @@ def test_losses_without_a_quadrant_are_compared_image_by_image(of_nat, monkeypat
     assert increase["standard_error"] == pytest.approx(
         [(cut - whole).std(ddof=1) / 3**0.5], abs=1e-5
     )
-    table = analyze.quadrants_markdown({"num_images": 3, "quadrants": found}).splitlines()
+    table = quadrants.quadrants_markdown({"num_images": 3, "quadrants": found}).splitlines()
     assert table[0] == "| without | 0.25 visible |" and table[2].startswith("| nothing | ")
     assert table[5].startswith(f"| masked_from_visible | {(cut - whole).mean():+.4f} ± ")
 
 
 def test_quadrants_are_a_nats(model, of_nat):
     with pytest.raises(ValueError, match="those of a NAT that has all four"):
-        analyze.quadrant_losses(model, np.zeros((2, 16), int), np.zeros(2, int))
+        quadrants.quadrant_losses(model, np.zeros((2, 16), int), np.zeros(2, int))
     with pytest.raises(ValueError, match="1 images: a standard error needs two"):
-        analyze.quadrant_losses(of_nat[0], np.zeros((1, 16), int), np.zeros(1, int))
+        quadrants.quadrant_losses(of_nat[0], np.zeros((1, 16), int), np.zeros(1, int))
 
 
 def test_tokens_of_another_tokenizer_are_refused(model, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import tiny_config
 
 from enat_jax import benchmark
 from enat_jax.profiling import batch_fit, loader_timing, profile_rows, timing
-from enat_jax.runtime import cli
+from enat_jax.runtime import cli, matrix_rate
 
 SMALL = (32, 48, 32)
 TIMED = tiny_config.measurement(label={"visible": (0, 1), "cached": (0, 1), "reuse": True})
@@ -120,7 +120,7 @@ def test_training_is_fitted_and_traced(config_file, tmp_path, capsys, monkeypatc
 
 
 def test_the_machine_program(capsys, monkeypatch, quick):
-    monkeypatch.setattr(timing, "RATE_SHAPE_CPU", SMALL)
+    monkeypatch.setattr(matrix_rate, "RATE_SHAPE_CPU", SMALL)
     code, stdout, stderr = ends(capsys, "machine", "--json", "-")
     found = json.loads(stdout)
     assert code is None and found["dtype"] == "bfloat16" and found["matrix_rate"] > 0

@@ -10,7 +10,7 @@ import tiny
 
 from enat_jax.data import image_data, token_data
 from enat_jax.inference import sampling
-from enat_jax.models import classifier, nat, vqgan
+from enat_jax.models import classifier, nat, transformers, vqgan
 from enat_jax.runtime import sharding
 from enat_jax.schedules import reveal
 from enat_jax.training import classifier_task, enat_task, masked_tokens, optim, vqgan_task
@@ -69,7 +69,7 @@ def test_config_builds(path):
     sizes = {"num_tokens": 256, "codebook_size": 1024, "num_classes": 3}
     settings |= {name: size for name, size in sizes.items() if settings[name] is None}
     splits = reveal.SplitDistribution(**config.mask.to_dict())
-    model = enat_task.MODELS[settings.pop("kind")](**settings)
+    model = transformers.MODELS[settings.pop("kind")](**settings)
     assert model.reuse or not splits.reuse_probability
     sampling.plan(sampler, model)
     ids = jnp.zeros((1, model.num_tokens), jnp.int32)
@@ -132,7 +132,7 @@ def test_a_step_runs_without_a_quadrant():
     path = DIRECTORY / "digits_nat_quadrants.py"
     settings = load(path, "visible_from_masked").model.to_dict()
     sizes = {"num_tokens": 4, "codebook_size": 3, "num_classes": 2, "width": 4, "num_heads": 1}
-    model = enat_task.MODELS[settings.pop("kind")](**settings | sizes | {"num_layers": 1})
+    model = transformers.MODELS[settings.pop("kind")](**settings | sizes | {"num_layers": 1})
     assert model.disabled_attention == "visible_from_masked"
     ids = jnp.array([[0, 1, 2, 0]])
     batch = {"ids": ids, "positions": jnp.array([[2, 0, 3, 1]]), "labels": jnp.array([1])}

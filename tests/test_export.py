@@ -15,12 +15,13 @@ import tiny
 from safetensors import numpy as safetensors
 
 from enat_jax import export
-from enat_jax.checkpoints import checkpoint
+from enat_jax.checkpoints import checkpoint, model_files
 from enat_jax.inference.generator import Generator
 from enat_jax.inference.tokenizer import Tokenizer
 from enat_jax.models import conversion
 from enat_jax.runtime import cli, sharding
 from enat_jax.training import config as train_config
+from enat_jax.training import finished
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_the_newest_of_a_run_that_goes_on(states, run, tmp_path, capsys):
 
 
 def test_a_step_by_its_number(states, under_way):
-    found = export.of_run(under_way, 2)
+    found = finished.of_run(under_way, 2)
     assert found.provenance["step"] == 2
     same(found.params, states[2][2].ema_params)
 
@@ -128,39 +129,41 @@ def test_a_step_by_its_number(states, under_way):
 def test_a_finished_run_and_one_that_was_made_longer(states, run):
     config, task, saved = states
     params = sharding.to_host(saved[4].ema_params)
-    export.trained(config, task, params, 4).save(run / "model")
+    finished.trained(config, task, params, 4).save(run / "model")
     (run / "config.json").rename(run / "config.away")  # which the finished model does not need
-    assert export.of_run(run).provenance["step"] == export.of_run(run, 4).provenance["step"] == 4
+    assert (
+        finished.of_run(run).provenance["step"] == finished.of_run(run, 4).provenance["step"] == 4
+    )
     (run / "config.away").rename(run / "config.json")
     older = jax.tree.map(lambda x: 3 * x, params)
     shutil.rmtree(run / "model")
-    export.trained(config, task, older, 3).save(run / "model")
-    same(export.of_run(run).params, params)
-    same(export.of_run(run, 3).params, older)
+    finished.trained(config, task, older, 3).save(run / "model")
+    same(finished.of_run(run).params, params)
+    same(finished.of_run(run, 3).params, older)
 
 
 def test_a_damaged_checkpoint(run, capsys):
     # Whole, readable, and not what was saved.
     shutil.rmtree(run / "checkpoints" / "4" / "state")
     shutil.copytree(run / "checkpoints" / "2" / "state", run / "checkpoints" / "4" / "state")
-    assert export.of_run(run).provenance["step"] == 2
+    assert finished.of_run(run).provenance["step"] == 2
     assert (
         "checkpoint cannot be read, step 4: the contents of ema_params" in capsys.readouterr().out
     )
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "4"]
     shutil.rmtree(run / "checkpoints" / "4" / "state")
     with pytest.raises(ValueError, match="no checkpoint in .* can be read .step 4: .*Error"):
-        export.of_run(run, 4)
+        finished.of_run(run, 4)
 
 
 def test_a_run_that_was_made_longer_and_whose_newest_checkpoint_is_damaged(states, run):
     config, task, saved = states
     params = sharding.to_host(saved[2].ema_params)
-    export.trained(config, task, params, 2).save(run / "model")
+    finished.trained(config, task, params, 2).save(run / "model")
     shutil.rmtree(run / "checkpoints" / "4" / "state")
     with pytest.raises(ValueError, match=r"no checkpoint of step 3: it has \[2, 4\]"):
-        export.of_run(run, 3)
-    found = export.of_run(run)
+        finished.of_run(run, 3)
+    found = finished.of_run(run)
     assert found.provenance["step"] == 2
     same(found.params, params)
 
@@ -170,7 +173,7 @@ def test_another_config_than_the_checkpoints(run):
     values["model"]["width"] = 32
     (run / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"not of the run's config.json: model.width is 16"):
-        export.of_run(run)
+        finished.of_run(run)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +205,7 @@ def test_formats_are_added_to_the_same_model(model, saved, tmp_path):
     ]
     command("--model", out, "--out", out, "--format", "orbax,reference")
     assert (out / "transformer" / "_METADATA").is_file()
-    same(checkpoint.load_params(out / "transformer"), model.params)
+    same(model_files.load_params(out / "transformer"), model.params)
     enat = safetensors.load_file(out / "reference" / "enat.safetensors")
     vqgan = safetensors.load_file(out / "reference" / "vqgan.safetensors")
     assert enat["blocks.0.attn.q.weight"].shape == (16, 16)

@@ -20,7 +20,7 @@ import several
 from small_runs import lines, small_config, start
 
 from enat_jax import train
-from enat_jax.checkpoints import checkpoint
+from enat_jax.checkpoints import model_files
 from enat_jax.inference.generator import Generator
 from enat_jax.runtime import cli, exits
 from enat_jax.training import config as train_config
@@ -47,7 +47,7 @@ def newest(workdir):
 
 def saved_state(workdir):
     """The newest checkpoint's arrays, as {path: numpy array}."""
-    return checkpoint.load_params(workdir / "checkpoints" / str(newest(workdir)) / "state")
+    return model_files.load_params(workdir / "checkpoints" / str(newest(workdir)) / "state")
 
 
 def wait_for_step(process, workdir, step):

@@ -19,19 +19,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from enat_jax.checkpoints import manifest, preservation
+from enat_jax.checkpoints import manifest, model_files, preservation
 from enat_jax.checkpoints.preservation import Best
 from enat_jax.runtime import agreement
-
-# What Orbax and TensorStore raise over parameters whose files are missing or cut. Anything else,
-# such as a lack of memory or of permission, says nothing about them and is passed on.
-DAMAGE = (ValueError, KeyError, FileNotFoundError, NotADirectoryError)
 
 _log = logging.getLogger(__name__)
 
@@ -282,74 +276,14 @@ class Checkpointer:
 
     def _not_saved(self, error: Exception) -> OSError:
         return OSError(
-            f"a checkpoint could not be written to {self._directory} ({_first_line(error)}); "
+            f"a checkpoint could not be written to {self._directory} ("
+            f"{model_files.first_line(error)}); "
             "earlier ones are still there: see to the disk and start again"
         )
 
 
 class _Damaged(Exception):
     """What was saved cannot be read back as it was."""
-
-
-def save_params(directory: str | pathlib.Path, params: Any) -> None:
-    """Writes a pytree of arrays, atomically; an earlier one in `directory` is replaced.
-
-    The directory holds nothing else. Every process must call this. A process killed at any moment
-    leaves the earlier or the new parameters to `load_params`, whole.
-
-    Args:
-      directory: to be created; its parents too.
-      params: nested dict of arrays, of any sharding.
-    """
-    final = pathlib.Path(directory).absolute()
-    fresh, old = _sibling(final, "new"), _sibling(final, "old")
-    if jax.process_count() > 1:  # arrays that each process has for itself, the first one writes
-        params = jax.tree.map(_local_as_numpy, params)
-    first = jax.process_index() == 0
-    if first:
-        final.parent.mkdir(parents=True, exist_ok=True)
-    multihost_utils.sync_global_devices("save_params: parents")
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(fresh, args=ocp.args.PyTreeSave(params), force=True)
-    if first:
-        # There is no way to exchange two directories at once: `old` covers the gap.
-        if final.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            final.rename(old)
-        fresh.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
-    multihost_utils.sync_global_devices("save_params: done")
-
-
-def load_params(directory: str | pathlib.Path) -> dict:
-    """Reads what `save_params` wrote, as numpy arrays, whatever devices there are or were.
-
-    Raises:
-      FileNotFoundError: if there are no parameters at `directory`.
-      ValueError: if they are damaged.
-    """
-    final = pathlib.Path(directory).absolute()
-    source = final if final.is_dir() else _sibling(final, "old")
-    if not source.is_dir():
-        raise FileNotFoundError(f"no parameters at {final}: not a directory")
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            tree = checkpointer.metadata(source).item_metadata.tree
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            return checkpointer.restore(source, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    except (*DAMAGE, AttributeError) as error:
-        raise ValueError(
-            f"the parameters at {final} cannot be read; write or copy them again "
-            f"({_first_line(error)})"
-        ) from error
-
-
-def _local_as_numpy(x: Any) -> Any:
-    return jax.device_get(x) if isinstance(x, jax.Array) and x.is_fully_addressable else x
-
-
-def _sibling(path: pathlib.Path, suffix: str) -> pathlib.Path:
-    return path.with_name(f".{path.name}.{suffix}")
 
 
 def _read_arrays(path: pathlib.Path, abstract_state: Any) -> Any:
@@ -364,9 +298,9 @@ def _read_arrays(path: pathlib.Path, abstract_state: Any) -> Any:
         if isinstance(cause, MemoryError | RuntimeError):
             failure = error
         elif _is_damage(cause):
-            failure = _Damaged(_first_line(cause))
+            failure = _Damaged(model_files.first_line(cause))
         else:
-            failure = OSError(f"{path} cannot be read: {_first_line(cause)}")
+            failure = OSError(f"{path} cannot be read: {model_files.first_line(cause)}")
     finally:
         handler.close()
     agreement.raise_together(failure, minor=_Damaged)
@@ -398,9 +332,3 @@ def _require_shardings(abstract_state: Any) -> None:
     for path, leaf in zip(manifest.paths(abstract_state), leaves, strict=True):
         if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None:
             raise ValueError(f"{path} of the abstract state has no sharding; give one to each leaf")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines else ""
-    return f"{type(error).__name__}: {text[:200]}"

@@ -1,16 +1,21 @@
 """Files of model directories: weights in two formats, and the JSON of settings beside them."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import re
+import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 from flax import traverse_util
+from jax.experimental import multihost_utils
 
-from enat_jax.checkpoints import checkpoint, weight_files
+from enat_jax.checkpoints import weight_files
 from enat_jax.runtime import files
 
 WEIGHTS = ("orbax", "safetensors")  # formats of weights; a directory may have one or both
@@ -51,7 +56,7 @@ def save_weights(base, params, formats, metadata):
         raise ValueError(f"formats {list(formats)} of weights: choose from {', '.join(WEIGHTS)}")
     base = pathlib.Path(base)
     if "orbax" in formats:
-        checkpoint.save_params(base, params)
+        save_params(base, params)
     if "safetensors" in formats and jax.process_index() == 0:
         weight_files.write_safetensors(_safetensors(base), flat(params), metadata)
 
@@ -65,7 +70,7 @@ def load_weights(base):
     """
     base = pathlib.Path(base)
     try:
-        return checkpoint.load_params(base)
+        return load_params(base)
     except FileNotFoundError as error:
         if not _safetensors(base).is_file():
             raise FileNotFoundError(
@@ -131,3 +136,85 @@ def _is_newer(found, expected):
     """Whether "enat_jax model 3" was found and "enat_jax model 2" expected."""
     parts = [re.fullmatch(r"(.+) (\d{1,9})", str(text)) for text in (found, expected)]
     return all(parts) and parts[0][1] == parts[1][1] and int(parts[0][2]) > int(parts[1][2])
+
+
+def fingerprint(params: Any) -> str:
+    """SHA-256 of a tree of arrays: paths, shapes, types and bytes; the identity of a tokenizer."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def save_params(directory: str | pathlib.Path, params: Any) -> None:
+    """Writes a pytree of arrays, atomically; an earlier one in `directory` is replaced.
+
+    The directory holds nothing else. Every process must call this. A process killed at any moment
+    leaves the earlier or the new parameters to `load_params`, whole.
+
+    Args:
+      directory: to be created; its parents too.
+      params: nested dict of arrays, of any sharding.
+    """
+    final = pathlib.Path(directory).absolute()
+    fresh, old = sibling(final, "new"), sibling(final, "old")
+    if jax.process_count() > 1:  # arrays that each process has for itself, the first one writes
+        params = jax.tree.map(local_as_numpy, params)
+    first = jax.process_index() == 0
+    if first:
+        final.parent.mkdir(parents=True, exist_ok=True)
+    multihost_utils.sync_global_devices("save_params: parents")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(fresh, args=ocp.args.PyTreeSave(params), force=True)
+    if first:
+        # There is no way to exchange two directories at once: `old` covers the gap.
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            final.rename(old)
+        fresh.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+    multihost_utils.sync_global_devices("save_params: done")
+
+
+def load_params(directory: str | pathlib.Path) -> dict:
+    """Reads what `save_params` wrote, as numpy arrays, whatever devices there are or were.
+
+    Raises:
+      FileNotFoundError: if there are no parameters at `directory`.
+      ValueError: if they are damaged.
+    """
+    final = pathlib.Path(directory).absolute()
+    source = final if final.is_dir() else sibling(final, "old")
+    if not source.is_dir():
+        raise FileNotFoundError(f"no parameters at {final}: not a directory")
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.metadata(source).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            return checkpointer.restore(source, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    except (*DAMAGE, AttributeError) as error:
+        raise ValueError(
+            f"the parameters at {final} cannot be read; write or copy them again "
+            f"({first_line(error)})"
+        ) from error
+
+
+# What Orbax and TensorStore raise over parameters whose files are missing or cut. Anything else,
+# such as a lack of memory or of permission, says nothing about them and is passed on.
+DAMAGE = (ValueError, KeyError, FileNotFoundError, NotADirectoryError)
+
+
+def local_as_numpy(x: Any) -> Any:
+    return jax.device_get(x) if isinstance(x, jax.Array) and x.is_fully_addressable else x
+
+
+def sibling(path: pathlib.Path, suffix: str) -> pathlib.Path:
+    return path.with_name(f".{path.name}.{suffix}")
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else ""
+    return f"{type(error).__name__}: {text[:200]}"

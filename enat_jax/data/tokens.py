@@ -15,42 +15,23 @@ that share the directory. Nothing in it depends on when, where or by how many it
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import io
 import json
 import math
 import os
 import pathlib
-import platform
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from enat_jax.data import plans, records
-from enat_jax.runtime import files
+from enat_jax.runtime import files, versions
 
 FORMAT = "enat_jax tokens 3"
 MAX_SHARDS = 128  # open files; macOS lets a process have 256
 MIN_ITEMS = 256  # of a shard, or small sets would be crumbs
 MADE_BY = "python -m enat_jax.tokenize_images"
-
-
-def fingerprint(params: Any) -> str:
-    """SHA-256 of a tree of arrays: paths, shapes, types and bytes; the identity of a tokenizer."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what decides pixels and tokens."""
-    names = ("enat_jax", "jax", "flax", "numpy", "pillow")
-    return {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +98,7 @@ class Plan:
         """As JSON values."""
         values = {"format": FORMAT} | dataclasses.asdict(self)
         values["shard_items"] = self.items_per_shard
-        values["versions"] = library_versions()
+        values["versions"] = versions.library_versions()
         values = json.loads(json.dumps(values))
         return values | {"digest": plans.digest(values)}
 

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from enat_jax.evaluation import evaluation_files, features
+from enat_jax.checkpoints import model_files
+from enat_jax.evaluation import features
 from enat_jax.evaluation import statistics as image_statistics
 from enat_jax.metrics import moments
 from enat_jax.runtime import files
@@ -193,9 +194,7 @@ def run(
                 for name, rows in _kept(found, batch, plan, start, stop).items():
                     if name not in row_files:
                         total = _num_rows(name, plan, first, end)
-                        file = evaluation_files.Rows(
-                            directory / f"{name}.npy", total, rows.shape[1]
-                        )
+                        file = files.Rows(directory / f"{name}.npy", total, rows.shape[1])
                         row_files[name] = held.enter_context(file)
                     row_files[name].write(_num_rows(name, plan, first, start), rows)
                 added = totals.add(found, batch.labels)
@@ -334,7 +333,7 @@ def _read_state(path: pathlib.Path, plan: Plan) -> Totals | None:
         raise ValueError(
             f"{path} is damaged ({error}): remove the folder {path.parent} to begin it anew"
         ) from error
-    if evaluation_files.differences(before, json.loads(json.dumps(dataclasses.asdict(plan)))):
+    if files.differences(before, json.loads(json.dumps(dataclasses.asdict(plan)))):
         raise ValueError(f"{path} is of another evaluation: name another --out")
     for name, size in sizes.items():
         rows = path.with_name(f"{name}.npy")
@@ -344,3 +343,33 @@ def _read_state(path: pathlib.Path, plan: Plan) -> Totals | None:
                 f"{rows} is missing or damaged: remove the folder {path.parent} to begin it anew"
             )
     return Totals(sums, counts, seconds)
+
+
+def begin(
+    directory: pathlib.Path, settings: Mapping[str, Any], advice: str = "name another --out"
+) -> None:
+    """Claim a directory for an evaluation, or find it claimed by the same.
+
+    Several processes may do so at once. `advice`: what to do if it holds something else.
+
+    Raises:
+        ValueError: it holds something else; the message says what differs.
+        OSError: it cannot be written.
+    """
+    path = directory / "plan.json"
+    settings = json.loads(json.dumps(settings))  # as they are read again: no tuples
+    # Looked at first: another host may claim it in between.
+    occupied = directory.is_dir() and any(not x.name.startswith(".") for x in directory.iterdir())
+    if path.exists():
+        before = files.read_json(path, advice)
+        if found := files.differences(before, settings):
+            name, was, now = found[0]
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            raise ValueError(
+                f"{directory} holds an evaluation with other settings: {name} is {was}, now it "
+                f"would be {now}{more}: {advice}"
+            )
+        return
+    if occupied:
+        raise ValueError(f"{directory} holds something else already: {advice}")
+    model_files.write_json(path, settings)

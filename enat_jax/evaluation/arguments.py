@@ -3,7 +3,6 @@
 import argparse
 import pathlib
 
-from enat_jax import tokenize_images
 from enat_jax.evaluation import accumulate, measures
 from enat_jax.inference import sampling
 from enat_jax.runtime import cli
@@ -79,7 +78,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     add("--size", type=cli.at_least_one, help="pixels of a side of a source's pictures")
     add(
         "--set",
-        type=tokenize_images.setting,
+        type=cli.name_value,
         action="append",
         default=[],
         metavar="NAME=VALUE",

@@ -6,20 +6,17 @@ of two cards what differs, what matters most first, and which numbers differ by 
 """
 
 import datetime
-import importlib.metadata
 import json
 import math
 import os
 import pathlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
-import enat_jax
 from enat_jax.checkpoints import model_files
-from enat_jax.evaluation import evaluation_files
 from enat_jax.runtime import files
 
 FORMAT = "enat_jax evaluation card 1"
@@ -82,13 +79,6 @@ def read(path: str | os.PathLike) -> Card:
     if missing := [name for name in SECTIONS if name not in card]:
         raise ValueError(f"{path} is damaged, it has no {', '.join(missing)}: {advice}")
     return card
-
-
-def versions() -> dict[str, str]:
-    """Of what computes."""
-    names = ("jax", "jaxlib", "flax", "numpy", "scipy")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return {"python": platform.python_version(), "enat_jax": enat_jax.__version__, **found}
 
 
 def hardware() -> dict[str, Any]:
@@ -247,7 +237,7 @@ def _differing(first: Card, second: Card, section: str) -> list[str]:
         values.append(card)
     same_pictures = section == "reference" and _same_pictures(*values)
     rows = []
-    for name, *pair in evaluation_files.differences(*values, section):
+    for name, *pair in files.differences(*values, section):
         if not any(f"{name}.".startswith(f"{ignored}.") for ignored in NO_DIFFERENCE) and not (
             same_pictures and name == "reference.sha256"
         ):
@@ -289,3 +279,115 @@ def _verdict(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
         return "within chance"
     better = "B" if (difference < 0) == (a["better"] == "lower") else "A"
     return f"more than chance, {better} is better"
+
+
+ENOUGH = 50_000  # images, by the convention of published FIDs
+
+
+def incompatible(own: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
+    """Returns sentences on what makes numbers incomparable, or less than they look.
+
+    Each stands for itself and ends in a full stop. The same in both is passed over in silence,
+    what either does not say is not.
+
+    Args:
+      own: description of the images that are measured, with the names `DESCRIPTION`; `source` and
+        `crop` are those of the images that the model was trained on.
+      reference: description of those they are compared with.
+    """
+    sentences = []
+    silent = []  # names of what the reference does not say
+    for key, (mine, other) in _features_of(own, reference).items():
+        if mine is None or other is None:
+            silent.append(f"the {key} of its features")  # only foreign files are silent
+        else:
+            sentences.append(
+                f"Features differ in {key} ({short(mine)}; reference: {short(other)}): "
+                "the distance is not of images alone."
+            )
+    for name, consequence in (
+        ("resolution", "the distance is also one of sharpness"),
+        ("crop", "pictures were cut in another way than those the model learned from"),
+    ):
+        mine, other = own[name], reference[name]
+        if other is None:
+            silent.append(f"its {name}")
+        elif mine is None:
+            sentences.append(f"The {name} of the model's own images is not known.")
+        elif mine != other:
+            sentences.append(
+                f"The {name} differs ({short(mine)}; reference: {short(other)}): {consequence}."
+            )
+    sentences += _of_sources(own["source"], reference["source"], silent)
+    sentences += _of_numbers(own, reference, silent)
+    if silent:
+        sentences.append(
+            f"The reference does not say {_listed(silent)}: whether they fit is not known."
+        )
+    return sentences
+
+
+def _features_of(own: Mapping, reference: Mapping) -> dict[str, tuple[Any, Any]]:
+    """What differs in the descriptions of the features, by name."""
+    mine, other = own["features"] or {}, reference["features"] or {}
+    # Features of other kinds have nothing in common, and what foreign files know are these three.
+    names = (
+        ("kind", "resize", "fingerprint") if mine.get("kind") == other.get("kind") else ("kind",)
+    )
+    pairs = {name: (mine.get(name), other.get(name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _of_sources(mine: Any, other: Any, silent: list[str]) -> Iterator[str]:
+    if other is None:
+        silent.append("which images it is of")
+    elif mine is None:
+        yield "Which images the model was trained on is not known: perhaps not the reference's."
+    elif mine != other:
+        names = [*mine, *(name for name in other if name not in mine)]
+        differ = [name for name in names if mine.get(name) != other.get(name)]
+        yield (
+            "The reference is not of the images that the model was trained on: they differ in "
+            f"{_listed(differ)}."
+        )
+
+
+def _of_numbers(own: Mapping, reference: Mapping, silent: list[str]) -> Iterator[str]:
+    count, others = own["num_images"], reference["num_images"]
+    if count is None:
+        yield "The number of images measured is not known."
+    elif count < ENOUGH:
+        yield (
+            f"Only {count:,} images were measured: distances grow as images become fewer, so this "
+            f"compares with results of {count:,} images only, not with published ones of "
+            f"{ENOUGH:,}."
+        )
+    if others is None:
+        silent.append("its number of images")
+    elif others < ENOUGH:
+        yield f"The reference has only {others:,} images, which adds to the distance, too."
+    mine, theirs = own["class_counts"], reference["class_counts"]
+    if mine is None:
+        yield "How many images of each class were measured is not known."
+    elif max(mine) - min(mine) > 1:
+        yield (f"Classes are not balanced: {min(mine):,} to {max(mine):,} images of each class.")
+    elif max(mine) > min(mine):
+        yield f"The number of images is no multiple of the {len(mine):,} classes."
+    if theirs is None:
+        silent.append("how many images of each class it has")
+    elif mine is not None and len(mine) != len(theirs):
+        yield f"The reference has {len(theirs):,} classes, the measured images {len(mine):,}."
+    elif mine is not None and max(theirs) > 2 * min(theirs):
+        yield (
+            f"The reference's classes are of very different sizes, {min(theirs):,} to "
+            f"{max(theirs):,} images."
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:16]}..."

@@ -22,8 +22,7 @@ import numpy as np
 from jax import export
 from jax.sharding import PartitionSpec
 
-from enat_jax.checkpoints import checkpoint, model_files
-from enat_jax.data import tokens
+from enat_jax.checkpoints import model_files
 from enat_jax.evaluation import inception_weights
 from enat_jax.models import classifier, inception
 from enat_jax.runtime import sharding
@@ -191,7 +190,7 @@ def of_inception(
             "network": "Inception-v3 of 2015-12-05",
             "resize": resize,
             "input_size": inception.SIZE,
-            "fingerprint": tokens.fingerprint(params),
+            "fingerprint": model_files.fingerprint(params),
         },
         names=("pool", "spatial", "probabilities"),
         apply=functools.partial(_apply_inception, resize),
@@ -229,7 +228,7 @@ def random(seed: int, batch_size: int = BATCH_SIZE) -> Features:
             "network": {"convolutions": list(RANDOM_WIDTHS)},
             "resize": None,
             "input_size": None,
-            "fingerprint": tokens.fingerprint(params),
+            "fingerprint": model_files.fingerprint(params),
         },
         names=("pool",),
         apply=_apply_random,
@@ -260,13 +259,13 @@ def save_trained(
     Every process must call this.
     """
     directory = pathlib.Path(directory)
-    checkpoint.save_params(directory / "params", params)
+    model_files.save_params(directory / "params", params)
     description = {
         "format": FORMAT,
         "model": model_files.settings_of(model),
         "image_size": list(image_size),
         "trained_on": trained_on,
-        "fingerprint": tokens.fingerprint(params),
+        "fingerprint": model_files.fingerprint(params),
         "provenance": provenance,
     }
     if jax.process_index() == 0:
@@ -290,8 +289,8 @@ def load_trained(directory: str | os.PathLike, batch_size: int = BATCH_SIZE) -> 
         provenance = saved["provenance"]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
-    params = checkpoint.load_params(directory / "params")
-    if tokens.fingerprint(params) != fingerprint:
+    params = model_files.load_params(directory / "params")
+    if model_files.fingerprint(params) != fingerprint:
         raise ValueError(f"the weights in {directory} are not those that were saved: damaged")
     return Features(
         kind="trained",

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from enat_jax.data import images
-from enat_jax.evaluation import accumulate, cards, features
+from enat_jax.evaluation import accumulate, features
 from enat_jax.evaluation import statistics as image_statistics
 from enat_jax.inference import generator, tokenizer
+from enat_jax.runtime import versions
 
 # Settings of sources that no evaluation has a use for.
 AUGMENTATION = ("rotation", "scale", "shear", "shift", "crop_area", "crop_ratio", "flip")
@@ -119,7 +120,7 @@ def _description(network, source: dict[str, Any] | None, shape, num: int) -> dic
         "resolution": list(shape[:2]),
         "crop": crop,
         "num_images": num,
-        "versions": cards.versions(),
+        "versions": versions.library_versions(),
     }
 
 

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from enat_jax.evaluation import accumulate, features, image_sets, statistics
-from enat_jax.runtime import cli, exits
-from enat_jax.training import metric_writer
+from enat_jax.runtime import cli, exits, progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +37,14 @@ def measure(
         OSError, ValueError: as `accumulate.run`.
     """
     first, end = subject.plan.share(hosts.index, hosts.number)
-    bars: list[metric_writer.Progress] = []
+    bars: list[progress.Progress] = []
     done = 0
 
-    def progress(now: int) -> None:
+    def tell(now: int) -> None:
         nonlocal done
         done = now
         if not bars and now < end - first:
-            bars.append(metric_writer.Progress(end - first, 1, now, unit=f"image ({name})"))
+            bars.append(progress.Progress(end - first, 1, now, unit=f"image ({name})"))
         elif bars:
             bars[0].update(now)
 
@@ -59,7 +58,7 @@ def measure(
                 host_index=hosts.index,
                 num_hosts=hosts.number,
                 read_ahead=subject.read_ahead,
-                progress=progress,
+                progress=tell,
                 save_every=hosts.save_every,
             )
     except KeyboardInterrupt as error:
@@ -115,8 +114,8 @@ def _with_features_of_images(
     if found.pool is not None or not number:
         return found
     pool = []
-    with metric_writer.Progress(number, 1, unit="image (of the reference)") as progress:
+    with progress.Progress(number, 1, unit="image (of the reference)") as bar:
         for images in statistics.sample_images(reference.path, accumulate.CHUNK):
             pool.append(network(images)["pool"])
-            progress.update(sum(map(len, pool)))
+            bar.update(sum(map(len, pool)))
     return dataclasses.replace(found, pool=np.concatenate(pool))

@@ -21,6 +21,7 @@ A model that reuses features is also run as the sampler runs it, and its feature
 with the recomputed ones of the same pass: what reuse costs.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -261,3 +262,150 @@ def mean_and_error(values):
     error = np.sqrt(squares.sum(axis=0) / np.maximum(count - 1, 1) / np.maximum(count, 1))
     plain = lambda x, real: np.where(real, x.astype(object), None).tolist()  # noqa: E731
     return {"mean": plain(mean, count > 0), "standard_error": plain(error, count > 1)}
+
+
+BATCH_SIZE = 50  # images per call of the network
+
+
+MAPS = 4  # images whose maps are shown
+
+
+def similarities(model, num, *, seed=0, num_maps=MAPS, batch_size=BATCH_SIZE, progress=None):
+    """Similarity of token features in adjacent sampling steps, averaged over samples.
+
+    Args:
+        model: ``Generator``; its settings are the sampler's.
+        num: images, at least 2; as many of each class as the number allows.
+        seed: of the samples.
+        num_maps: images whose similarities are returned place by place, the first ones.
+        batch_size: images at a time; results depend on it by rounding alone.
+        progress: called with the number of images done, after each batch.
+
+    Returns:
+        ``(result, maps)``. result: JSON values, see `json`: by pass 1 to t - 1 the
+        numbers of tokens, and mean and standard error over images of
+
+        - adjacent, elsewhere, reused: by group, see ``Similarities``;
+        - change_share: share of the newly revealed tokens in all change;
+        - overlap: of the predictions of masked tokens with and without reuse; same_code: share of
+          masked tokens for which both have the same most probable code;
+        - overall: of ``adjacent`` over all passes, each place of each pass counting once.
+
+        maps: dict of adjacent float32 and group int8 [n, t - 1, l] and tokens int32 [n, l].
+
+    Raises:
+        ValueError: there are too few images or steps.
+    """
+    settings, network = model.settings, model.model
+    if num < 2 or batch_size < 1:
+        raise ValueError(f"{num=} must be at least 2, for an error, and {batch_size=} at least 1")
+    if settings.num_steps < 2:
+        raise ValueError(f"{settings.num_steps} step: there are no adjacent steps to compare")
+    classes = network.num_classes
+    index = np.arange(num, dtype=np.int32)
+    labels = (index % classes if num >= classes else index * classes // num).astype(np.int32)
+    parts, shown = [], []
+    for start in range(0, num, batch_size):
+        # One batch size, one compilation: the last batch is filled up.
+        size = min(batch_size, num)
+        part = np.resize(labels[start : start + batch_size], size)
+        tokens, step = draw(
+            network, model.params, settings, part, start + np.arange(size, dtype=np.int32), seed
+        )
+        found = measure(network, model.params, tokens, step, part, settings.num_steps)
+        kept = slice(0, min(size, num - start))
+        found = Similarities(*(x if x is None else x[kept] for x in found))
+        parts.append(_of_images(found))
+        room = max(0, num_maps - start)
+        shown.append((found.adjacent[:room], found.group[:room], tokens[kept][:room]))
+        if progress is not None:
+            progress(start + len(found.group))
+    result = _describe(model, labels, seed) | _summary(parts)
+    maps = [np.concatenate(x) for x in zip(*shown, strict=True)]
+    return result, dict(zip(("adjacent", "group", "tokens"), maps, strict=True))
+
+
+def _of_images(found):
+    """Nested dict of numbers of each image, float64 [b, t - 1]."""
+    means = lambda values: None if values is None else image_means(values, found.group)  # noqa: E731
+    masked = lambda values: None if values is None else means(values)["masked"]  # noqa: E731
+    flat = lambda x: x.reshape(len(x), 1, -1)  # noqa: E731
+    overall = image_means(flat(found.adjacent), flat(found.group))
+    return {
+        "adjacent": means(found.adjacent),
+        "elsewhere": means(found.elsewhere),
+        "change_share": change_share(found.adjacent, found.group),
+        "reused": means(found.reused),
+        "overlap": masked(found.overlap),
+        "same_code": masked(found.same_code),
+        "overall": {name: x[:, 0] for name, x in overall.items()},
+    }
+
+
+def _summary(parts):
+    """Mean and standard error of what ``_of_images`` gives of each batch."""
+    first = parts[0]
+    if first is None:
+        return None
+    if isinstance(first, dict):
+        return {name: _summary([part[name] for part in parts]) for name in first}
+    return mean_and_error(np.concatenate(parts))
+
+
+def _describe(model, labels, seed):
+    """What a reader must know to judge or repeat the numbers."""
+    steps = reveal.sampling_steps(model.model.num_tokens, model.settings.num_steps)
+    counts = (steps.num_cached, steps.num_new, steps.num_masked)
+    return {
+        "transformer": model.fingerprint,
+        "tokenizer": model.tokenizer.fingerprint,
+        "kind": type(model.model).__name__,
+        "sampler": dataclasses.asdict(model.settings),
+        "num_images": len(labels),
+        "num_labels": len(set(labels.tolist())),
+        "seed": seed,
+        "num_steps": model.settings.num_steps,
+        "num_tokens": model.model.num_tokens,
+        "tokens": {name: count[1:].tolist() for name, count in zip(GROUPS, counts, strict=True)},
+    }
+
+
+def similarity_markdown(result):
+    """The table of a result of ``similarities``."""
+    head = ["step", *(f"{name} (tokens)" for name in GROUPS), "newly revealed: share of"]
+    head[-1] += " change (of tokens)"
+    columns = [result["adjacent"][name] for name in GROUPS]
+    if result["reused"] is not None:
+        head += ["reused: already visible", "masked", "overlap", "same code"]
+        columns += [result["reused"][name] for name in ("already visible", "masked")]
+        columns += [result["overlap"], result["same_code"]]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for s in range(result["num_steps"] - 1):
+        cells = [cell(column, s) for column in columns]
+        for i, name in enumerate(GROUPS):
+            cells[i] += f" ({result['tokens'][name][s]})"
+        share = result["tokens"]["newly revealed"][s] / result["num_tokens"]
+        cells.insert(3, f"{cell(result['change_share'], s)} ({share:.3f})")
+        lines.append(f"| {s + 1} | {' | '.join(cells)} |")
+    overall = (f"{name} {cell(result['overall'][name])}" for name in GROUPS)
+    lines += [
+        "",
+        f"Cosine similarity of a place's features in a step and in the one before, mean ± standard "
+        f"error over {result['num_images']} samples of {result['num_labels']} classes. Over all "
+        f"steps: {', '.join(overall)}.",
+    ]
+    if result["reused"] is not None:
+        lines[-1] += (
+            " Reused: cosine of the sampler's features and those computed anew. Of masked tokens "
+            "also the overlap of the codes' probabilities with both, and the share whose most "
+            "probable code is the same."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def cell(values, s=None, sign=""):
+    """``mean ± standard error``, at entry s of several; a dash where there is none."""
+    mean, error = (x if s is None else x[s] for x in (values["mean"], values["standard_error"]))
+    return (
+        "-" if mean is None else f"{mean:{sign}.4f}" + ("" if error is None else f" ± {error:.4f}")
+    )

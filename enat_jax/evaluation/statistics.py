@@ -22,14 +22,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from enat_jax.evaluation import npz_files
+from enat_jax.evaluation import cards, npz_files
 from enat_jax.metrics.moments import Gaussian, Moments
 from enat_jax.runtime import files
 
 FORMAT = "enat_jax statistics 1"
 # The keys of a description; there may be more.
 DESCRIPTION = "features source resolution crop num_images class_counts versions".split()
-ENOUGH = 50_000  # images, by the convention of published FIDs
 ADVICE = "make statistics anew with `python -m enat_jax.evaluate --make-reference`"
 _SIZES = {"pool": 2048, "spatial": 2023}  # of ADM's
 
@@ -94,8 +93,8 @@ class Statistics:
             known = None not in (mine.get(name), features.get(name))
             if known and mine[name] != features[name]:
                 raise ValueError(
-                    f"{where} is of other features: {name} {_short(mine[name])}, those in use have "
-                    f"{_short(features[name])}: {ADVICE} and the same --features"
+                    f"{where} is of other features: {name} {cards.short(mine[name])}, those in "
+                    f"use have {cards.short(features[name])}: {ADVICE} and the same --features"
                 )
 
     def save(self, path: str | os.PathLike) -> None:
@@ -137,115 +136,6 @@ class Statistics:
                 names = ", ".join(archive) or "no arrays"
                 raise ValueError(f"{path} holds {names} and no statistics: {ADVICE}")
             return cls(*_of_others(path, archive))
-
-
-def incompatible(own: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
-    """Returns sentences on what makes numbers incomparable, or less than they look.
-
-    Each stands for itself and ends in a full stop. The same in both is passed over in silence,
-    what either does not say is not.
-
-    Args:
-      own: description of the images that are measured, with the names `DESCRIPTION`; `source` and
-        `crop` are those of the images that the model was trained on.
-      reference: description of those they are compared with.
-    """
-    sentences = []
-    silent = []  # names of what the reference does not say
-    for key, (mine, other) in _features_of(own, reference).items():
-        if mine is None or other is None:
-            silent.append(f"the {key} of its features")  # only foreign files are silent
-        else:
-            sentences.append(
-                f"Features differ in {key} ({_short(mine)}; reference: {_short(other)}): "
-                "the distance is not of images alone."
-            )
-    for name, consequence in (
-        ("resolution", "the distance is also one of sharpness"),
-        ("crop", "pictures were cut in another way than those the model learned from"),
-    ):
-        mine, other = own[name], reference[name]
-        if other is None:
-            silent.append(f"its {name}")
-        elif mine is None:
-            sentences.append(f"The {name} of the model's own images is not known.")
-        elif mine != other:
-            sentences.append(
-                f"The {name} differs ({_short(mine)}; reference: {_short(other)}): {consequence}."
-            )
-    sentences += _of_sources(own["source"], reference["source"], silent)
-    sentences += _of_numbers(own, reference, silent)
-    if silent:
-        sentences.append(
-            f"The reference does not say {_listed(silent)}: whether they fit is not known."
-        )
-    return sentences
-
-
-def _features_of(own: Mapping, reference: Mapping) -> dict[str, tuple[Any, Any]]:
-    """What differs in the descriptions of the features, by name."""
-    mine, other = own["features"] or {}, reference["features"] or {}
-    # Features of other kinds have nothing in common, and what foreign files know are these three.
-    names = (
-        ("kind", "resize", "fingerprint") if mine.get("kind") == other.get("kind") else ("kind",)
-    )
-    pairs = {name: (mine.get(name), other.get(name)) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _of_sources(mine: Any, other: Any, silent: list[str]) -> Iterator[str]:
-    if other is None:
-        silent.append("which images it is of")
-    elif mine is None:
-        yield "Which images the model was trained on is not known: perhaps not the reference's."
-    elif mine != other:
-        names = [*mine, *(name for name in other if name not in mine)]
-        differ = [name for name in names if mine.get(name) != other.get(name)]
-        yield (
-            "The reference is not of the images that the model was trained on: they differ in "
-            f"{_listed(differ)}."
-        )
-
-
-def _of_numbers(own: Mapping, reference: Mapping, silent: list[str]) -> Iterator[str]:
-    count, others = own["num_images"], reference["num_images"]
-    if count is None:
-        yield "The number of images measured is not known."
-    elif count < ENOUGH:
-        yield (
-            f"Only {count:,} images were measured: distances grow as images become fewer, so this "
-            f"compares with results of {count:,} images only, not with published ones of "
-            f"{ENOUGH:,}."
-        )
-    if others is None:
-        silent.append("its number of images")
-    elif others < ENOUGH:
-        yield f"The reference has only {others:,} images, which adds to the distance, too."
-    mine, theirs = own["class_counts"], reference["class_counts"]
-    if mine is None:
-        yield "How many images of each class were measured is not known."
-    elif max(mine) - min(mine) > 1:
-        yield (f"Classes are not balanced: {min(mine):,} to {max(mine):,} images of each class.")
-    elif max(mine) > min(mine):
-        yield f"The number of images is no multiple of the {len(mine):,} classes."
-    if theirs is None:
-        silent.append("how many images of each class it has")
-    elif mine is not None and len(mine) != len(theirs):
-        yield f"The reference has {len(theirs):,} classes, the measured images {len(mine):,}."
-    elif mine is not None and max(theirs) > 2 * min(theirs):
-        yield (
-            f"The reference's classes are of very different sizes, {min(theirs):,} to "
-            f"{max(theirs):,} images."
-        )
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:16]}..."
 
 
 def sample_images(path: str | os.PathLike, batch_size: int) -> Iterator[np.ndarray]:

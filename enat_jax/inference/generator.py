@@ -23,11 +23,9 @@ import jax
 import numpy as np
 
 from enat_jax.checkpoints import hub, model_files
-from enat_jax.data import tokens as token_data
-from enat_jax.inference import model_card, sampling, tokenizer
-from enat_jax.models import enat, nat
+from enat_jax.inference import masked_scores, model_card, sampling, tokenizer
+from enat_jax.models import enat, nat, transformers
 from enat_jax.runtime import files, sharding
-from enat_jax.training import enat_task, masked_tokens
 
 FORMAT = "enat_jax model 2"
 BATCH_SIZE = 100  # images per call of the sampler, at most, where nothing else is said
@@ -70,7 +68,7 @@ class Generator:
     @functools.cached_property
     def fingerprint(self):
         """SHA-256 of the transformer's weights in float32, hexadecimal."""
-        return self.saved_fingerprint or token_data.fingerprint(self.params)
+        return self.saved_fingerprint or model_files.fingerprint(self.params)
 
     def with_settings(self, **changes):
         """The same model with other sampler settings, for instance ``guidance_scale=3.0``."""
@@ -151,10 +149,10 @@ class Generator:
         tokens = np.asarray(tokens, np.int32)
         if not 0 <= num_visible < self.model.num_tokens:
             raise ValueError(f"{num_visible=} must lie in [0, {self.model.num_tokens})")
-        order = np.asarray(masked_tokens.random_order(jax.random.key(seed), tokens.shape))
+        order = np.asarray(masked_scores.random_order(jax.random.key(seed), tokens.shape))
         mesh, params = self._placed
         rows = [sharding.place(x, mesh) for x in (tokens, self._checked(labels), order)]
-        scores = masked_tokens.scores(self.model, params, *rows, int(num_visible))
+        scores = masked_scores.scores(self.model, params, *rows, int(num_visible))
         return tuple(np.asarray(x)[: len(tokens)] for x in scores)
 
     def save(self, directory, formats=model_files.WEIGHTS):
@@ -169,7 +167,7 @@ class Generator:
             OSError: it cannot be written.
         """
         directory = pathlib.Path(directory)
-        if self.saved_fingerprint not in (None, token_data.fingerprint(self.params)):
+        if self.saved_fingerprint not in (None, model_files.fingerprint(self.params)):
             raise ValueError("weights were rounded when they were loaded: save those on disk")
         metadata = {"format": FORMAT, "fingerprint": self.fingerprint}
         model_files.save_weights(directory / "transformer", self.params, formats, metadata)
@@ -220,7 +218,7 @@ class Generator:
         directory = pathlib.Path(directory)
         description = _description(directory)
         try:
-            model = enat_task.MODELS[description["kind"]](
+            model = transformers.MODELS[description["kind"]](
                 **model_files.settings_from(description["model"])
             )
             settings = sampling.Settings(**description["sampler"])
@@ -231,7 +229,7 @@ class Generator:
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{directory / 'model.json'} is damaged: {error!r}") from error
         params = model_files.load_weights(directory / "transformer")
-        if token_data.fingerprint(params) != expected:
+        if model_files.fingerprint(params) != expected:
             raise ValueError(f"the weights in {directory} are not those that were saved: damaged")
         codec = tokenizer.Tokenizer.load(directory / "tokenizer", dtype, devices)
         if codec.fingerprint != expected_tokenizer:

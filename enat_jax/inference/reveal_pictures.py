@@ -18,8 +18,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from enat_jax.runtime import files
-from enat_jax.training import metric_writer
+from enat_jax.runtime import files, png
 
 MOST_IMAGES = 16  # that ``spread`` chooses
 MOST_FRAMES = 32  # that ``draw`` keeps beside the first, evenly over the steps
@@ -145,7 +144,7 @@ def strip(reveal):
 
 def write_strip(path, reveal):
     """Write ``strip`` as a PNG file; raises OSError, which names ``path``."""
-    metric_writer.write_png(path, strip(reveal))
+    png.write_png(path, strip(reveal))
 
 
 def write_gif(path, reveal):
@@ -156,7 +155,7 @@ def write_gif(path, reveal):
     shown = _outlined(reveal, range(len(reveal.steps)))
     shown = np.concatenate([shown, _large(_colour(reveal.guesses[-1:]))])
     columns = int(np.ceil(np.sqrt(shown.shape[1])))
-    pictures = [metric_writer.grid(images, columns, GAP) for images in shown]
+    pictures = [png.grid(images, columns, GAP) for images in shown]
     last = len(reveal.steps) - 1
     captions = [_caption(reveal, min(i, last)) for i in range(len(pictures))]
     pictures = _with_palette([_captioned(*pair) for pair in zip(pictures, captions, strict=True)])

@@ -10,7 +10,8 @@ import numpy as np
 from enat_jax.checkpoints import model_files
 from enat_jax.data import images, tokens
 from enat_jax.inference import tokenizer
-from enat_jax.training import metric_writer, vqgan_task
+from enat_jax.models import vqgan
+from enat_jax.runtime import png
 
 CHUNK = 65_536  # records in memory at a time
 MEASURED = 256  # images whose reconstruction error is measured
@@ -34,7 +35,7 @@ def code_use(token_set: tokens.TokenSet) -> CodeUse:
         indices = np.arange(start, min(start + CHUNK, len(token_set)))
         codes = token_set.rows[indices]["tokens"]
         counts += np.bincount(codes.ravel(), minlength=len(counts))
-    _, perplexity = vqgan_task.code_statistics(counts)
+    _, perplexity = vqgan.code_statistics(counts)
     return CodeUse(int((counts > 0).sum()), len(counts), float(perplexity))
 
 
@@ -113,9 +114,7 @@ def inspect(
             f"{values['absolute_error']:.4f} of 1"
         )
         pictures = _interleaved(originals[:SHOWN], decoded[:SHOWN])
-    metric_writer.write_png(
-        out / "reconstructions.png", metric_writer.grid(pictures, min(COLUMNS, len(rows)))
-    )
+    png.write_png(out / "reconstructions.png", png.grid(pictures, min(COLUMNS, len(rows))))
     model_files.write_json(out / "inspection.json", values)
     return "\n".join([*lines, f"pictures in {out / 'reconstructions.png'}"])
 

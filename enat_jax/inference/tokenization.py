@@ -17,8 +17,7 @@ import numpy as np
 
 from enat_jax.data import decoding, image_data, images, tokens
 from enat_jax.inference import tokenizer
-from enat_jax.runtime import sharding
-from enat_jax.training import metric_writer
+from enat_jax.runtime import progress, sharding
 
 SEED = 0  # of augmented copies
 
@@ -91,7 +90,7 @@ def tokenize(
     waiting = collections.deque()  # results on their way from the devices
     with (
         _Loader(source, plan, todo, skip_errors) as loader,
-        metric_writer.Progress(total, 1, unit="image") as progress,
+        progress.Progress(total, 1, unit="image") as bar,
     ):
 
         def collect() -> None:
@@ -101,7 +100,7 @@ def tokenize(
             times.tokenizer += time.perf_counter() - start
             shards.add(items, found)
             times.num_images += sum(item is not None for item in items)
-            progress.update(times.num_images)
+            bar.update(times.num_images)
 
         try:
             for items, batch in _batches(loader, source, plan, todo, len(mesh.devices.flat), times):

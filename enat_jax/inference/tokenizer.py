@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from enat_jax.checkpoints import model_files
-from enat_jax.data import tokens
 from enat_jax.models import vqgan
 from enat_jax.runtime import sharding
 
@@ -51,7 +50,7 @@ class Tokenizer:
     @functools.cached_property
     def fingerprint(self):
         """SHA-256 of the weights in float32, hexadecimal."""
-        return self.saved_fingerprint or tokens.fingerprint(self.params)
+        return self.saved_fingerprint or model_files.fingerprint(self.params)
 
     def with_dtype(self, dtype):
         """The same with weights and computation in ``dtype``, "float32" or "bfloat16"."""
@@ -121,7 +120,7 @@ class Tokenizer:
             OSError: it cannot be written.
         """
         directory = pathlib.Path(directory)
-        if self.saved_fingerprint not in (None, tokens.fingerprint(self.params)):
+        if self.saved_fingerprint not in (None, model_files.fingerprint(self.params)):
             raise ValueError("weights were rounded when they were loaded: save those on disk")
         metadata = {"format": FORMAT, "fingerprint": self.fingerprint}
         model_files.save_weights(directory / "params", self.params, formats, metadata)
@@ -161,7 +160,7 @@ class Tokenizer:
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{directory / 'tokenizer.json'} is damaged: {error!r}") from error
         params = model_files.load_weights(directory / "params")
-        if tokens.fingerprint(params) != fingerprint:
+        if model_files.fingerprint(params) != fingerprint:
             raise ValueError(f"the weights in {directory} are not those that were saved: damaged")
         devices = tuple(jax.local_devices() if devices is None else devices)
         found = cls(model, params, image_size, provenance, devices, fingerprint)

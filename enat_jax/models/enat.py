@@ -11,47 +11,9 @@ Padding never changes a result. Without a count every slot is real and no mask i
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from enat_jax.models import layers
-
-
-def key_mask(*windows):
-    """Which key slots are real: bool [b or 1, 1, 1, sum of sizes], None if all are.
-
-    Each window is ``(size, start, stop)``: slots ``start <= i < stop`` are real; start and stop
-    are None (no bound), scalars or int32 [b].
-    """
-    if all(start is None and stop is None for _, start, stop in windows):
-        return None
-    parts = []
-    for size, start, stop in windows:
-        slot = jnp.arange(size)
-        real = jnp.ones((1, size), bool)
-        if start is not None:
-            real &= slot >= jnp.reshape(start, (-1, 1))
-        if stop is not None:
-            real &= slot < jnp.reshape(stop, (-1, 1))
-        parts.append(real)
-    rows = max(part.shape[0] for part in parts)
-    parts = [jnp.broadcast_to(part, (rows, part.shape[1])) for part in parts]
-    return jnp.concatenate(parts, axis=1)[:, None, None]
-
-
-def append(cache, new, num_cached):
-    """Write ``new`` [b, n, d] behind the first ``num_cached`` rows of ``cache`` [b, p, d].
-
-    Returns [b, p + n, d]: room for the whole window wherever it starts, so the write never clamps.
-    ``num_cached`` None: the whole cache is real and this is a concatenation.
-    """
-    if num_cached is None:
-        return jnp.concatenate([cache, new], axis=1)
-    buffer = jnp.pad(cache, ((0, 0), (0, new.shape[1]), (0, 0)))
-    write = jax.lax.dynamic_update_slice_in_dim
-    if jnp.ndim(num_cached) == 0:
-        return write(buffer, new, num_cached, axis=1)
-    return jax.vmap(write, in_axes=(0, 0, 0, None))(buffer, new, num_cached, 0)
 
 
 class ReuseProjection(nn.Module):
@@ -181,9 +143,9 @@ class ENAT(nn.Module):
             return empty if cache is None else cache
         x = self.embed(ids, positions, deterministic)
         p = 0 if cache is None else cache.shape[1]
-        mask = key_mask((p, None, num_cached), (n, None, num_new))
+        mask = layers.key_mask((p, None, num_cached), (n, None, num_new))
         x, _ = self.encoder(x, modulation[: self.encoder_layers], cache, mask)
-        return x if cache is None else append(cache, x, num_cached)
+        return x if cache is None else layers.append(cache, x, num_cached)
 
     def decode(
         self,
@@ -233,7 +195,7 @@ class ENAT(nn.Module):
         ids = jnp.full_like(positions, self.codebook_size)
         y = self.embed(ids, positions, deterministic)
         first = None if num_masked is None else m - num_masked
-        mask = key_mask((p, None, num_visible), (m, first, None))
+        mask = layers.key_mask((p, None, num_visible), (m, first, None))
         y, _ = self.decoder(y, modulation[self.encoder_layers :], cache if p else None, mask)
         return y
 

@@ -372,3 +372,40 @@ class Modulation(nn.Module):
         bias = jnp.zeros((self.num_layers, self.num_vectors, self.width))
         gates = jnp.array([self.num_vectors - 4, self.num_vectors - 1])
         return bias.at[:, gates].set(self.gate_bias).reshape(shape)
+
+
+def key_mask(*windows):
+    """Which key slots are real: bool [b or 1, 1, 1, sum of sizes], None if all are.
+
+    Each window is ``(size, start, stop)``: slots ``start <= i < stop`` are real; start and stop
+    are None (no bound), scalars or int32 [b].
+    """
+    if all(start is None and stop is None for _, start, stop in windows):
+        return None
+    parts = []
+    for size, start, stop in windows:
+        slot = jnp.arange(size)
+        real = jnp.ones((1, size), bool)
+        if start is not None:
+            real &= slot >= jnp.reshape(start, (-1, 1))
+        if stop is not None:
+            real &= slot < jnp.reshape(stop, (-1, 1))
+        parts.append(real)
+    rows = max(part.shape[0] for part in parts)
+    parts = [jnp.broadcast_to(part, (rows, part.shape[1])) for part in parts]
+    return jnp.concatenate(parts, axis=1)[:, None, None]
+
+
+def append(cache, new, num_cached):
+    """Write ``new`` [b, n, d] behind the first ``num_cached`` rows of ``cache`` [b, p, d].
+
+    Returns [b, p + n, d]: room for the whole window wherever it starts, so the write never clamps.
+    ``num_cached`` None: the whole cache is real and this is a concatenation.
+    """
+    if num_cached is None:
+        return jnp.concatenate([cache, new], axis=1)
+    buffer = jnp.pad(cache, ((0, 0), (0, new.shape[1]), (0, 0)))
+    write = jax.lax.dynamic_update_slice_in_dim
+    if jnp.ndim(num_cached) == 0:
+        return write(buffer, new, num_cached, axis=1)
+    return jax.vmap(write, in_axes=(0, 0, 0, None))(buffer, new, num_cached, 0)

@@ -8,7 +8,7 @@ over visible and masked tokens together.
 import flax.linen as nn
 import jax.numpy as jnp
 
-from enat_jax.models import enat, layers
+from enat_jax.models import layers
 
 # Who reads from whom, as (queries are visible, keys are visible): paper Figure 2.
 QUADRANTS = {
@@ -160,7 +160,7 @@ class NAT(nn.Module):
         ids = jnp.full_like(positions, self.codebook_size)
         x = jnp.concatenate([cache, self.embed(ids, positions, deterministic)], axis=1)
         first = None if num_masked is None else m - num_masked
-        mask = enat.key_mask((p, None, num_visible), (m, first, None))
+        mask = layers.key_mask((p, None, num_visible), (m, first, None))
         if self.disabled_attention != "none":
             allowed = quadrant_mask(self.disabled_attention, p, m)
             mask = allowed if mask is None else mask & allowed

@@ -189,3 +189,15 @@ class VQGAN(nn.Module):
         """Reconstruction of images [b, H, W, c]; touches every parameter, so initialise with it."""
         _, codes = self.quantize(self.encode(images))
         return self.decode(codes)
+
+
+def count_codes(ids: jax.Array, codebook_size: int) -> jax.Array:
+    """How many of the positions of `ids` [...] each code wins, float32 [v]."""
+    return jnp.zeros((codebook_size,), jnp.float32).at[ids.ravel()].add(1.0)
+
+
+def code_statistics(counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Share of codes with any count, in [0, 1], and perplexity, in [1, v], of counts [v]."""
+    share = counts / counts.sum()
+    entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-30)), 0.0))
+    return (counts > 0).mean(), jnp.exp(entropy)

@@ -8,7 +8,6 @@ CPU, where running out of memory kills the process, nothing else is ever tried.
 import dataclasses
 import functools
 import gc
-import pathlib
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -19,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from enat_jax.profiling import timing
+from enat_jax.runtime import memory
 from enat_jax.schedules import costs
 
 GIB = 2**30
-CPU_SHARE = 0.8  # of the memory available: what jax does not count needs some, and so do others
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "OUT_OF_MEMORY", "ALLOC_FAILED")
 
 
@@ -31,38 +30,6 @@ class DoesNotFit(Exception):
 
 
 # --- memory ---------------------------------------------------------------------------------
-
-
-def available_memory(meminfo: pathlib.Path = pathlib.Path("/proc/meminfo")) -> int | None:
-    """Bytes that new programs may take without swapping; None: this system does not say.
-
-    Limits of a container are not seen.
-    """
-    if not meminfo.exists():
-        return None
-    lines = [x for x in meminfo.read_text().splitlines() if x.startswith("MemAvailable:")]
-    return int(lines[0].split()[1]) * 1024 if lines else None
-
-
-def free_bytes() -> int | None:
-    """What new arrays may take on the first device; None: an accelerator that does not say.
-
-    Raises:
-        ValueError: a CPU whose memory is unknown: a batch too large would kill the process.
-    """
-    device = jax.local_devices()[0]
-    stats = device.memory_stats() or {}
-    if "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
-    if device.platform != "cpu":
-        return None
-    available = available_memory()
-    if available is None:
-        raise ValueError(
-            "this system does not say how much memory is available, and a batch that does not fit "
-            "would kill the process: choose the batch by a number"
-        )
-    return int(CPU_SHARE * available)
 
 
 def program_bytes(compiled: jax.stages.Compiled) -> int | None:
@@ -174,7 +141,7 @@ class Fit:
         return {"batch": self.batch, "own_peak": self.own_peak, "tries": tries}
 
 
-def fit(attempt, *, first, most, free=free_bytes, tell=lambda line: None) -> Fit:
+def fit(attempt, *, first, most, free=memory.free_bytes, tell=lambda line: None) -> Fit:
     """The largest of ``first`` doubled or halved, and ``most``, that fits.
 
     Args:
@@ -238,7 +205,7 @@ def _first_line(error):
 
 
 def fit_sampler(
-    model, settings, segments, *, codec=None, first, most, tell, free=free_bytes, **how
+    model, settings, segments, *, codec=None, first, most, tell, free=memory.free_bytes, **how
 ) -> Fit:
     """``fit`` of ``timing.measure_sampler``; the result is its list.
 
@@ -259,7 +226,7 @@ def fit_sampler(
     return fit(attempt, first=first, most=most, tell=tell, free=free)
 
 
-def fit_training(task, *, max_timed, first, most, tell, free=free_bytes, **how) -> Fit:
+def fit_training(task, *, max_timed, first, most, tell, free=memory.free_bytes, **how) -> Fit:
     """The largest batch whose step fits in every shape; the result is a ``TrainingMeasurement``.
 
     First comes the shape with the most padded work, which is that with the most to remember; the

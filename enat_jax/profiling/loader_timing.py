@@ -14,7 +14,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from enat_jax.data import loader, records, tokens
-from enat_jax.training import monitoring
+from enat_jax.runtime import memory
 
 LEAST_SECONDS = 1.0  # of one timing
 PER_FILE = 4096  # records of an ArrayRecord file; more make its random reads slower
@@ -92,7 +92,7 @@ def _measure(
     rates = tuple(_rate(batches, batch_size, seconds) for _ in range(repeats))
     record = records.dtype(token_set.grid[0] * token_set.grid[1], token_set.codebook_size)
     return LoaderMeasurement(
-        len(token_set), len(token_set) * record.itemsize, rates, monitoring.resident_peak() / 2**20
+        len(token_set), len(token_set) * record.itemsize, rates, memory.resident_peak() / 2**20
     )
 
 

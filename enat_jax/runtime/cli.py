@@ -20,9 +20,11 @@ With the environment variable ENAT_JAX_TRACEBACK=1 mistakes show their traceback
 """
 
 import argparse
+import json
 import os
 import sys
 import traceback
+from typing import Any
 
 from absl import app, flags
 
@@ -138,3 +140,13 @@ def _message(error):
     if isinstance(error, KeyError) and error.args and " " in str(error.args[0]):
         return error.args[0]  # a sentence is for the user, a bare key is a bug
     return None
+
+
+def name_value(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

@@ -16,14 +16,11 @@ import optax
 
 from enat_jax.data import loader, token_data, tokens
 from enat_jax.evaluation import accumulate, during_training
-from enat_jax.inference import sampling, tokenizer
-from enat_jax.models import enat, nat
+from enat_jax.inference import masked_scores, sampling, tokenizer
+from enat_jax.models import enat, nat, transformers
 from enat_jax.runtime import sharding
 from enat_jax.schedules import costs, reveal, shape_buckets
 from enat_jax.training import masked_tokens, optim, train_state
-
-MODELS = {"enat": enat.ENAT, "nat": nat.NAT}
-VISIBLE_SHARES = (1 / 16, 1 / 4, 1 / 2, 3 / 4)  # of the tokens, in evaluation
 
 # What is divided over the mesh, see ``sharding.Sharding``. The layers of a stack are axis 0. In and
 # out of a block alternate over "tensor": only the second product of a pair is summed over it.
@@ -172,7 +169,7 @@ class Task:
         drop_key, order_key, dropout_key = jax.random.split(key, 3)
         dropped = jax.random.uniform(drop_key, batch["labels"].shape) < self.training.label_drop
         labels = jnp.where(dropped, self.model.num_classes, batch["labels"])
-        order = masked_tokens.random_order(order_key, batch["tokens"].shape)
+        order = masked_scores.random_order(order_key, batch["tokens"].shape)
         batch = {
             "ids": jnp.take_along_axis(batch["tokens"], order, axis=1),
             "positions": order,
@@ -207,7 +204,7 @@ class Task:
     @property
     def evaluated(self):
         """Names of the numbers that ``evaluate`` gives."""
-        shares = VISIBLE_SHARES if self.held_out is not None else ()
+        shares = masked_scores.VISIBLE_SHARES if self.held_out is not None else ()
         kinds = ("loss", "accuracy")
         held_out = (f"held_out/{kind}_{share:.4g}_visible" for share in shares for kind in kinds)
         return (*held_out, *(self.quality.names if self.quality else ()))
@@ -229,11 +226,11 @@ class Task:
         # Evenly over the set, which is sorted by class.
         rows = self.held_out.gather(np.linspace(0, len(self.held_out) - 1, n).astype(np.int64))
         order = np.asarray(
-            masked_tokens.random_order(jax.random.key(self.seed), rows["tokens"].shape)
+            masked_scores.random_order(jax.random.key(self.seed), rows["tokens"].shape)
         )
         rows = [sharding.place(x, mesh) for x in (rows["tokens"], rows["labels"], order)]
-        for share in VISIBLE_SHARES:
-            scores = masked_tokens.scores(self.model, state.ema_params, *rows, round(l * share))
+        for share in masked_scores.VISIBLE_SHARES:
+            scores = masked_scores.scores(self.model, state.ema_params, *rows, round(l * share))
             for values in sharding.to_host(scores):
                 yield float(values[:n].mean())
 
@@ -283,15 +280,15 @@ def make(config, batch_size=None):
     codec = tokenizer.Tokenizer.load(data.tokenizer)
     settings = config.model.to_dict()
     kind = settings.pop("kind")
-    if kind not in MODELS:
-        raise ValueError(f"model.kind={kind!r} is unknown: one of {sorted(MODELS)}")
+    if kind not in transformers.MODELS:
+        raise ValueError(f"model.kind={kind!r} is unknown: one of {sorted(transformers.MODELS)}")
     token_set = token_data.open_tokens(data.tokens, settings, codec)
     held_out = (
         token_data.open_tokens(data.held_out_tokens, settings, codec)
         if data.held_out_tokens
         else None
     )
-    model = MODELS[kind](
+    model = transformers.MODELS[kind](
         **token_data.sizes(token_set) | {k: v for k, v in settings.items() if v is not None}
     )
     splits = reveal.SplitDistribution(**config.mask.to_dict())

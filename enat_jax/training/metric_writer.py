@@ -3,26 +3,22 @@
 Only process 0 writes; on the others everything here but the pictures does nothing.
 """
 
-import io
 import json
 import logging
 import math
 import os
 import pathlib
 import secrets
-import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
-import tqdm
-from PIL import Image, PngImagePlugin
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from enat_jax.runtime import files
+from enat_jax.runtime import files, png
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +97,7 @@ class MetricWriter:
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Writes pictures, uint8 `[h, w, c]` with c = 1 or 3, to TensorBoard and W&B."""
-        pictures = {name: _checked(picture) for name, picture in images.items()}
+        pictures = {name: png.checked(picture) for name, picture in images.items()}
         if not self._active:
             return
         for name, picture in pictures.items():
@@ -192,7 +188,7 @@ class _WandbRun:
 
     def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
         def log():
-            images = {name: self._package.Image(_plain(x)) for name, x in pictures.items()}
+            images = {name: self._package.Image(png.as_pillow(x)) for name, x in pictures.items()}
             self._run.log({"step": step, **images})
 
         self._try(log)
@@ -214,168 +210,6 @@ class _WandbRun:
         self._warned = True
 
 
-class Progress:
-    """A progress bar with loss, images per second and the time left.
-
-    On a terminal a bar; elsewhere, in a log file say, a plain line every `interval` seconds and
-    one at the end.
-
-    Args:
-      num_steps: of the whole run.
-      images_per_step: the global batch size.
-      initial_step: where this run goes on.
-      stream: standard error if None.
-      interval: least seconds between two plain lines.
-      unit: what the plain lines call a step.
-    """
-
-    def __init__(
-        self,
-        num_steps: int,
-        images_per_step: int,
-        initial_step: int = 0,
-        stream: TextIO | None = None,
-        interval: float = 10.0,
-        unit: str = "step",
-    ):
-        self._unit = unit
-        self._stream = sys.stderr if stream is None else stream
-        self._num_steps = num_steps
-        self._images_per_step = images_per_step
-        self._step = self._shown_step = initial_step
-        self._start = self._shown_time = time.monotonic()
-        self._initial_step = initial_step
-        self._interval = interval
-        self._loss: float | None = None
-        self._active = jax.process_index() == 0
-        self._bar = None
-        if self._active and self._stream.isatty():
-            self._bar = tqdm.tqdm(
-                total=num_steps,
-                initial=initial_step,
-                file=self._stream,
-                dynamic_ncols=True,
-                bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
-                "[{elapsed}<{remaining}{postfix}]",
-            )
-
-    def update(self, step: int, loss: float | None = None) -> None:
-        """Says that `step` steps are done.
-
-        Args:
-          step: counted from the start of the whole run.
-          loss: the latest, where it is at hand: fetching it at every step would wait for the
-            device. The last one given stays shown.
-        """
-        self._loss = self._loss if loss is None else float(loss)
-        advance, self._step = step - self._step, step
-        if self._bar is not None:
-            # The rate is tqdm's own, a moving average, so that both figures agree.
-            rate = self._bar.format_dict["rate"]
-            images = "" if rate is None else f"{rate * self._images_per_step:.0f} images/s"
-            self._bar.set_postfix_str(_joined(self._loss_text(), images), refresh=False)
-            self._bar.update(advance)
-        elif self._active and time.monotonic() - self._shown_time >= self._interval:
-            self._print_line()
-
-    def close(self) -> None:
-        """Leaves the bar as it stands, or prints the last line."""
-        if self._bar is not None:
-            self._bar.close()
-        elif self._active and self._step > self._shown_step:
-            self._print_line()
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.close()
-
-    def _loss_text(self) -> str:
-        return "" if self._loss is None else f"loss {self._loss:.4g}"
-
-    def _print_line(self) -> None:
-        now = time.monotonic()
-        rate = (self._step - self._shown_step) / max(now - self._shown_time, 1e-9)
-        left = (self._num_steps - self._step) / rate if rate > 0 else math.inf
-        remaining = tqdm.tqdm.format_interval(left) if math.isfinite(left) else "?"
-        line = _joined(
-            f"{self._unit} {self._step}/{self._num_steps}",
-            self._loss_text(),
-            f"{rate * self._images_per_step:.0f} images/s",
-            f"{tqdm.tqdm.format_interval(now - self._start)} elapsed",
-            f"{remaining} left",
-        )
-        print(line, file=self._stream, flush=True)
-        self._shown_step, self._shown_time = self._step, now
-
-
-def grid(images: np.ndarray, columns: int, pad: int = 2, background: int = 255) -> np.ndarray:
-    """Lays out images in rows, `pad` pixels of `background` between and around them.
-
-    Args:
-      images: uint8 `[n, h, w, c]`, n > 0.
-      columns: images in a row, positive.
-      pad: pixels, not negative.
-      background: also of the places that the last row leaves empty.
-
-    Returns:
-      uint8 `[H, W, c]`.
-    """
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
-        raise ValueError(f"{images.dtype=}, {images.shape=}: need uint8 [n, h, w, c], n > 0")
-    if columns < 1 or pad < 0:
-        raise ValueError(f"{columns=} must be positive and {pad=} not negative")
-    n, height, width, channels = images.shape
-    rows = -(-n // columns)
-    shape = (rows * (height + pad) + pad, columns * (width + pad) + pad, channels)
-    canvas = np.full(shape, background, np.uint8)
-    for i, image in enumerate(images):
-        top = pad + i // columns * (height + pad)
-        left = pad + i % columns * (width + pad)
-        canvas[top : top + height, left : left + width] = image
-    return canvas
-
-
-def write_png(
-    path: str | os.PathLike, image: np.ndarray, text: Mapping[str, str] | None = None
-) -> None:
-    """Writes a picture, uint8 `[h, w, c]` with c = 1 or 3, whole or not at all, creating parents.
-
-    `text` goes into text chunks. The same arguments make the same bytes. Does not wait for the
-    disk, which thousands of pictures would feel. Raises OSError, which names `path`.
-    """
-    content, chunks = io.BytesIO(), PngImagePlugin.PngInfo()
-    for key, value in (text or {}).items():
-        chunks.add_text(key, value)
-    Image.fromarray(_plain(_checked(image))).save(content, "PNG", pnginfo=chunks)
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_bytes(content.getvalue())
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        error.filename = str(path)  # a full disk names none, others name `unfinished`
-        raise
-
-
-def _checked(picture: np.ndarray) -> np.ndarray:
-    picture = np.asarray(picture)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] not in (1, 3):
-        raise ValueError(
-            f"a picture of {picture.dtype} {picture.shape}: need uint8 [h, w, c] with c = 1 or 3"
-        )
-    return picture
-
-
-def _plain(picture: np.ndarray) -> np.ndarray:
-    """As Pillow and W&B want it: grey without an axis of channels."""
-    return picture[..., 0] if picture.shape[-1] == 1 else picture
-
-
 def _lines_until(path: pathlib.Path, step: int) -> list[dict]:
     """The lines of a metrics file up to a step; a line cut off by a kill is dropped."""
     if not path.exists():
@@ -392,7 +226,3 @@ def _lines_until(path: pathlib.Path, step: int) -> list[dict]:
         if keep:
             kept.append(line)
     return kept
-
-
-def _joined(*parts: str) -> str:
-    return ", ".join(part for part in parts if part)

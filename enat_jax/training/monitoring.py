@@ -5,15 +5,14 @@ Times and memory are those of this process. The metrics of a step stay on the de
 """
 
 import contextlib
-import pathlib
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
 import numpy as np
+
+from enat_jax.runtime import memory
 
 MASKED_PERCENT = (0, 25, 50, 75, 100)  # bounds of the ranges whose losses are told apart
 _OTHER = "other"  # training outside all contexts
@@ -173,10 +172,10 @@ class Monitor:
         fetched = jax.device_get([step.metrics for step in self._steps])
         self._switch(outer)
         found = _means(fetched) | self._speed() | self._work()
-        device = device_peak()
+        device = memory.device_peak()
         if device is not None:
             found["device_memory_bytes"] = float(device)
-        found["host_memory_bytes"] = float(resident_peak())
+        found["host_memory_bytes"] = float(memory.resident_peak())
         self._begin()
         return found
 
@@ -234,29 +233,3 @@ def _means(steps: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
-
-
-def device_peak() -> int | None:
-    """Most bytes that one of this process's devices ever had in use; None: they do not tell."""
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [x["peak_bytes_in_use"] for x in stats if "peak_bytes_in_use" in x]
-    return max(peaks) if peaks else None
-
-
-def peak_memory() -> tuple[int, str]:
-    """(bytes, of what): of a device where the backend tells, else of the process."""
-    peak = device_peak()
-    if peak is not None:
-        return peak, "device memory in use"
-    return resident_peak(), "resident memory of the process"
-
-
-def resident_peak() -> int:
-    """Largest resident set of this process so far, in bytes."""
-    status = pathlib.Path("/proc/self/status")
-    if status.exists():  # what getrusage says begins with that of the process that started it
-        (line,) = [x for x in status.read_text().splitlines() if x.startswith("VmHWM:")]
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # macOS counts bytes, others KiB.
-    return peak * (1 if sys.platform == "darwin" else 1024)

@@ -176,8 +176,8 @@ class Task:
             + self.loss.codebook_weight * metrics["codebook_loss"]
             + self.loss.commitment_weight * metrics["commitment_loss"]
         )
-        counts = count_codes(ids, self.model.codebook_size)
-        usage, perplexity = code_statistics(counts)
+        counts = vqgan.count_codes(ids, self.model.codebook_size)
+        usage, perplexity = vqgan.code_statistics(counts)
         metrics |= {"loss": loss, "codebook_usage": usage, "codebook_perplexity": perplexity}
         return loss, (metrics, counts)
 
@@ -236,7 +236,7 @@ class Task:
             absolute += np.abs(error).sum()
             pixels += error.size
             counts += np.bincount(ids.ravel(), minlength=self.model.codebook_size)
-        usage, perplexity = code_statistics(counts)
+        usage, perplexity = vqgan.code_statistics(counts)
         psnr = -10 * np.log10(squared / pixels)
         values = (squared / pixels, absolute / pixels, psnr, usage, perplexity)
         yield from zip(self.evaluated, map(float, values), strict=True)
@@ -283,18 +283,6 @@ def _swap_some(decoded: jax.Array, codes: jax.Array, share: float, key: jax.Arra
     flat = codes.reshape(-1, codes.shape[-1])
     others = jax.random.permutation(order_key, flat).reshape(codes.shape)
     return jnp.where(swap[..., None], others, decoded)
-
-
-def count_codes(ids: jax.Array, codebook_size: int) -> jax.Array:
-    """How many of the positions of `ids` [...] each code wins, float32 [v]."""
-    return jnp.zeros((codebook_size,), jnp.float32).at[ids.ravel()].add(1.0)
-
-
-def code_statistics(counts: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Share of codes with any count, in [0, 1], and perplexity, in [1, v], of counts [v]."""
-    share = counts / counts.sum()
-    entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-30)), 0.0))
-    return (counts > 0).mean(), jnp.exp(entropy)
 
 
 def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Task:

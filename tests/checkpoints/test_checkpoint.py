@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 import pytest
 import several
 
-from enat_jax.checkpoints import checkpoint
+from enat_jax.checkpoints import checkpoint, model_files
 
 META = {"model": {"width": 64, "sizes": (1, 2)}, "seed": 0}
 
@@ -519,22 +519,22 @@ PARAMS = {
 
 
 def test_params_come_back_as_numpy(tmp_path):
-    checkpoint.save_params(tmp_path / "model" / "params", PARAMS)
-    loaded = checkpoint.load_params(tmp_path / "model" / "params")
+    model_files.save_params(tmp_path / "model" / "params", PARAMS)
+    loaded = model_files.load_params(tmp_path / "model" / "params")
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(loaded))
     assert loaded["encoder"]["kernel"].dtype == jnp.bfloat16
     assert_equal(loaded, PARAMS)
 
 
 def test_params_replace_earlier_ones_and_leave_nothing_behind(tmp_path):
-    checkpoint.save_params(tmp_path / "params", {"a": np.zeros(2), "b": np.zeros(2)})
-    checkpoint.save_params(tmp_path / "params", {"a": np.ones(2)})
-    assert_equal(checkpoint.load_params(tmp_path / "params"), {"a": np.ones(2)})
+    model_files.save_params(tmp_path / "params", {"a": np.zeros(2), "b": np.zeros(2)})
+    model_files.save_params(tmp_path / "params", {"a": np.ones(2)})
+    assert_equal(model_files.load_params(tmp_path / "params"), {"a": np.ones(2)})
     assert [p.name for p in tmp_path.iterdir()] == ["params"]
 
 
 def test_params_killed_between_the_two_renames_are_the_earlier_ones(tmp_path, monkeypatch):
-    checkpoint.save_params(tmp_path / "params", {"a": np.zeros(2)})
+    model_files.save_params(tmp_path / "params", {"a": np.zeros(2)})
     rename = pathlib.Path.rename
 
     def killed(self, target):
@@ -545,19 +545,19 @@ def test_params_killed_between_the_two_renames_are_the_earlier_ones(tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(pathlib.Path, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
-            checkpoint.save_params(tmp_path / "params", {"a": np.ones(2)})
-    assert_equal(checkpoint.load_params(tmp_path / "params"), {"a": np.zeros(2)})
-    checkpoint.save_params(tmp_path / "params", {"a": np.full(2, 2.0)})
-    assert_equal(checkpoint.load_params(tmp_path / "params"), {"a": np.full(2, 2.0)})
+            model_files.save_params(tmp_path / "params", {"a": np.ones(2)})
+    assert_equal(model_files.load_params(tmp_path / "params"), {"a": np.zeros(2)})
+    model_files.save_params(tmp_path / "params", {"a": np.full(2, 2.0)})
+    assert_equal(model_files.load_params(tmp_path / "params"), {"a": np.full(2, 2.0)})
 
 
 @reads_damaged_data
 def test_missing_or_damaged_params_say_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="no parameters at"):
-        checkpoint.load_params(tmp_path / "params")
+        model_files.load_params(tmp_path / "params")
     (tmp_path / "params").mkdir()
     with pytest.raises(ValueError, match="cannot be read"):
-        checkpoint.load_params(tmp_path / "params")
+        model_files.load_params(tmp_path / "params")
 
 
 def test_params_of_eight_devices_load_on_one(tmp_path):
@@ -573,7 +573,7 @@ def test_params_of_eight_devices_load_on_one(tmp_path):
     subprocess.run(
         [*python(script)], env={**os.environ, "JAX_PLATFORMS": "cpu", **flags}, check=True
     )
-    assert_equal(checkpoint.load_params(tmp_path / "params"), {"a": np.arange(16.0)})
+    assert_equal(model_files.load_params(tmp_path / "params"), {"a": np.arange(16.0)})
 
 
 def python(script):
@@ -617,7 +617,7 @@ def kill_while_saving(tmp_path, rounds):
         assert reached - 1 <= step <= reached + 1
         for leaf in state.values():
             np.testing.assert_array_equal(leaf, step)
-        params = checkpoint.load_params(tmp_path / "params")["a"]
+        params = model_files.load_params(tmp_path / "params")["a"]
         np.testing.assert_array_equal(params, params[0, 0])
         start = step + 1
     assert not list((tmp_path / "run").glob("*.damaged"))

@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 
+from enat_jax.checkpoints import model_files
 from enat_jax.data import tokens
 
 PLAN = tokens.Plan(
@@ -233,11 +234,11 @@ def test_a_feature_file_of_the_reference_is_a_token_set(tmp_path):
 def test_a_fingerprint_tells_any_change():
     params = {"a": np.arange(4.0), "b": {"c": np.ones((2, 2), np.float32)}}
     same = {"b": {"c": np.ones((2, 2), np.float32)}, "a": np.arange(4.0)}
-    assert tokens.fingerprint(params) == tokens.fingerprint(same)
+    assert model_files.fingerprint(params) == model_files.fingerprint(same)
     others = [
         {**params, "a": np.array([0.0, 1.0, 2.0, 3.5])},
         {**params, "a": np.arange(4.0).reshape(2, 2)},
         {**params, "a": np.arange(4.0, dtype=np.float32)},
         {"d": params["a"], "b": params["b"]},
     ]
-    assert len({tokens.fingerprint(p) for p in [params, *others]}) == 5
+    assert len({model_files.fingerprint(p) for p in [params, *others]}) == 5

@@ -167,16 +167,16 @@ def test_a_state_of_something_else_or_damaged_is_refused(tmp_path):
 
 def test_a_directory_belongs_to_one_evaluation(tmp_path):
     settings = {"seed": 0, "sampler": {"num_steps": 8, "interval": (0.0, 1.0)}}
-    evaluation_files.begin(tmp_path / "out", settings)
-    evaluation_files.begin(tmp_path / "out", settings)
+    accumulate.begin(tmp_path / "out", settings)
+    accumulate.begin(tmp_path / "out", settings)
     with pytest.raises(ValueError, match=r"sampler\.num_steps is 8, now it would be 16 \(and 1"):
-        evaluation_files.begin(
+        accumulate.begin(
             tmp_path / "out", {"seed": 1, "sampler": settings["sampler"] | {"num_steps": 16}}
         )
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="holds something else"):
-        evaluation_files.begin(tmp_path / "theirs", settings)
+        accumulate.begin(tmp_path / "theirs", settings)
     assert [x.name for x in (tmp_path / "theirs").iterdir()] == ["thesis.tex"]
 
 
@@ -201,9 +201,9 @@ def test_hosts_that_begin_at_the_same_time_do_not_refuse_each_other(tmp_path, mo
         found = exists(path)
         if path.name == "plan.json" and not other:
             other.append(path)
-            evaluation_files.begin(tmp_path, {"num": 9})
+            accumulate.begin(tmp_path, {"num": 9})
         return found
 
     monkeypatch.setattr(pathlib.Path, "exists", claimed_after)
-    evaluation_files.begin(tmp_path, {"num": 9})
+    accumulate.begin(tmp_path, {"num": 9})
     assert (tmp_path / "plan.json").read_text() == '{\n  "num": 9\n}\n'

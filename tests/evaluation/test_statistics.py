@@ -6,7 +6,7 @@ import pytest
 import scipy.linalg
 
 from enat_jax.data import images
-from enat_jax.evaluation import features
+from enat_jax.evaluation import cards, features
 from enat_jax.evaluation import statistics as image_statistics
 from enat_jax.evaluation.statistics import Statistics
 from enat_jax.metrics import fid
@@ -223,7 +223,7 @@ def test_directories_single_arrays_and_absent_files(tmp_path):
 
 
 def compared(own=None, reference=None):
-    return image_statistics.incompatible(DESCRIPTION | (own or {}), DESCRIPTION | (reference or {}))
+    return cards.incompatible(DESCRIPTION | (own or {}), DESCRIPTION | (reference or {}))
 
 
 def features_with(**changes):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from enat_jax.checkpoints import checkpoint
+from enat_jax.checkpoints import model_files
 from enat_jax.inference import sampling
 from enat_jax.inference.generator import Generator
 
@@ -227,7 +227,7 @@ def test_settings_of_another_version(copied):
 
 
 def test_other_weights_than_were_saved(copied):
-    checkpoint.save_params(copied / "transformer", tiny.make_generator(seed=1).params)
+    model_files.save_params(copied / "transformer", tiny.make_generator(seed=1).params)
     with pytest.raises(ValueError, match="not those that were saved"):
         Generator.load(copied)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from enat_jax.checkpoints import checkpoint
+from enat_jax.checkpoints import model_files
 from enat_jax.inference import tokenizer
 
 
@@ -104,7 +104,7 @@ def test_a_loaded_tokenizer_is_the_same(codec, images, tmp_path):
 
 def test_other_weights_than_were_saved(codec, tmp_path):
     codec.save(tmp_path)
-    checkpoint.save_params(tmp_path / "params", tiny.make_tokenizer(seed=1).params)
+    model_files.save_params(tmp_path / "params", tiny.make_tokenizer(seed=1).params)
     with pytest.raises(ValueError, match="not those that were saved: damaged"):
         tokenizer.Tokenizer.load(tmp_path)
 

@@ -10,8 +10,8 @@ import pytest
 import tiny
 import tiny_config
 
-from enat_jax import benchmark
-from enat_jax.profiling import batch_fit, timing
+from enat_jax.profiling import batch_fit, setup, timing
+from enat_jax.runtime import memory
 
 KIB = 1024
 SMALL = (8, 8, 8)
@@ -118,8 +118,8 @@ def test_a_try_that_fails_leaves_no_array_behind():
 def test_available_memory_is_read(tmp_path):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:  2000 kB\nMemFree:  10 kB\nMemAvailable:    1000 kB\n")
-    assert batch_fit.available_memory(meminfo) == 1000 * KIB
-    assert batch_fit.available_memory(tmp_path / "none") is None
+    assert memory.available_memory(meminfo) == 1000 * KIB
+    assert memory.available_memory(tmp_path / "none") is None
 
 
 def test_what_is_free(monkeypatch):
@@ -127,7 +127,7 @@ def test_what_is_free(monkeypatch):
         device = types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
         monkeypatch.setattr(batch_fit.jax, "local_devices", lambda: [device])
         monkeypatch.setattr(batch_fit, "available_memory", lambda: available)
-        return batch_fit.free_bytes()
+        return memory.free_bytes()
 
     assert of("gpu", {"bytes_limit": 100, "bytes_in_use": 30}) == 70
     assert of("tpu", None) is None
@@ -166,7 +166,7 @@ def test_the_sampler_is_fitted():
 
 
 def training_task():
-    return benchmark.make_task(ml_collections.ConfigDict(tiny_config.config()), 1)
+    return setup.make_task(ml_collections.ConfigDict(tiny_config.config()), 1)
 
 
 def test_training_must_fit_in_the_largest_shape(monkeypatch):

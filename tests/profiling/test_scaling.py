@@ -7,7 +7,7 @@ import ml_collections
 import pytest
 
 from enat_jax import benchmark
-from enat_jax.profiling import collectives, scaling, scaling_report
+from enat_jax.profiling import collectives, scaling, scaling_report, setup
 from enat_jax.schedules import costs
 from enat_jax.training import enat_task
 
@@ -35,7 +35,7 @@ TOY = scaling.Hardware("toy", flops=1e6, memory_bytes=2e5, bandwidth=1e5, source
 
 @pytest.fixture(scope="module")
 def task():
-    return benchmark.make_task(ml_collections.ConfigDict(CONFIG), 16)
+    return setup.make_task(ml_collections.ConfigDict(CONFIG), 16)
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import pytest
 import tiny
 import tiny_config
 
-from enat_jax import benchmark
 from enat_jax.models import nat
-from enat_jax.profiling import timing
+from enat_jax.profiling import setup, timing
+from enat_jax.runtime import matrix_rate
 from enat_jax.schedules import costs, shape_buckets
 
 SMALL = (32, 48, 32)
@@ -87,7 +87,7 @@ def test_the_baseline_can_be_timed_too():
 def test_shares_of_the_shapes_add_up(mask, reuse_probability):
     values = ml_collections.ConfigDict(tiny_config.config())
     values.mask = mask | {"reuse_probability": reuse_probability}
-    task = benchmark.make_task(values, 2, max_shapes=5)
+    task = setup.make_task(values, 2, max_shapes=5)
     probability, exact = timing.shape_shares(task)
     assert probability.sum() == pytest.approx(1)
     cost = functools.partial(costs.training_cost, costs.dims_of(task.model))
@@ -98,7 +98,7 @@ def test_shares_of_the_shapes_add_up(mask, reuse_probability):
 
 
 def test_the_training_step_is_timed():
-    task = benchmark.make_task(ml_collections.ConfigDict(tiny_config.config()), 2)
+    task = setup.make_task(ml_collections.ConfigDict(tiny_config.config()), 2)
     found = timing.measure_training(task, max_timed=1, repeats=1, matmul_shape=SMALL)
     probability, exact = timing.shape_shares(task)
     assert found.shapes == 3 and found.padding > 0
@@ -118,8 +118,8 @@ def test_the_matrix_rate_is_that_of_all_devices_at_once(monkeypatch, count):
         return lambda: 0.5
 
     monkeypatch.setattr(timing, "timer", timer)
-    monkeypatch.setattr(timing, "RATE_SHAPE_CPU", (3, 5, 7))
-    rate = timing.matrix_rate("float32", jax.local_devices()[:count], seconds=0.25)
+    monkeypatch.setattr(matrix_rate, "RATE_SHAPE_CPU", (3, 5, 7))
+    rate = matrix_rate.matrix_rate("float32", jax.local_devices()[:count], seconds=0.25)
     assert rate == count * 3 * 5 * 7 / 0.5
     ((product, least),) = products
     assert least == 0.25
@@ -128,5 +128,5 @@ def test_the_matrix_rate_is_that_of_all_devices_at_once(monkeypatch, count):
 
 
 def test_the_matrix_rate_of_this_machine(monkeypatch):
-    monkeypatch.setattr(timing, "RATE_SHAPE_CPU", SMALL)
-    assert 0 < timing.matrix_rate("bfloat16", seconds=0.01) < math.inf
+    monkeypatch.setattr(matrix_rate, "RATE_SHAPE_CPU", SMALL)
+    assert 0 < matrix_rate.matrix_rate("bfloat16", seconds=0.01) < math.inf

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from enat_jax import benchmark
 from enat_jax.models import vqgan
+from enat_jax.profiling import setup
 from enat_jax.runtime import sharding
 from enat_jax.training import enat_task, vqgan_task
 
@@ -89,7 +89,7 @@ def abstract_params(name):
         init = vqgan.VQGAN(**config.model.to_dict()).init
         inputs, rules = (array(1, 16, 16, 3),), vqgan_task.RULES
     else:
-        model = benchmark.make_model(config)
+        model = setup.make_model(config)
         init = model.init
         ids = jax.ShapeDtypeStruct((1, model.num_tokens), np.int32)
         inputs, rules = (ids, jax.ShapeDtypeStruct((1,), np.int32)), enat_task.RULES

@@ -10,6 +10,7 @@ import pytest
 from flax import traverse_util
 from references import Golden, order_of, perturbed, rows
 
+from enat_jax.inference import masked_scores
 from enat_jax.models import conversion, enat, losses
 from enat_jax.schedules import reveal, shape_buckets
 from enat_jax.training import masked_tokens
@@ -128,7 +129,7 @@ def test_the_masked_mean_ignores_padding_even_nan():
 
 
 def test_random_orders_are_permutations_and_uniform():
-    order = np.asarray(masked_tokens.random_order(jax.random.key(0), (3000, 5)))
+    order = np.asarray(masked_scores.random_order(jax.random.key(0), (3000, 5)))
     assert (np.sort(order, axis=1) == np.arange(5)).all()
     first = np.bincount(order[:, 0], minlength=5)
     assert np.abs(first - 600).max() < 4 * np.sqrt(600)
@@ -136,7 +137,7 @@ def test_random_orders_are_permutations_and_uniform():
 
 def test_masked_scores_see_what_they_are_given():
     params, batch = perturbed(MODEL), random_batch()
-    score = functools.partial(masked_tokens.scores, MODEL, params)
+    score = functools.partial(masked_scores.scores, MODEL, params)
     loss, hits = score(batch["ids"], batch["labels"], batch["positions"], num_visible=5)
     chex.assert_shape([loss, hits], (4, 11))
     # What is masked must not matter for the prediction of another masked token.

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from enat_jax.runtime import memory
 from enat_jax.training import monitoring
 
 
@@ -223,18 +224,18 @@ class Device:
 def test_memory_of_the_fullest_device(monkeypatch):
     stats = [{"peak_bytes_in_use": 100}, {"peak_bytes_in_use": 300}, {"bytes_in_use": 900}, None]
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(x) for x in stats])
-    assert monitoring.device_peak() == 300
-    assert monitoring.peak_memory() == (300, "device memory in use")
+    assert memory.device_peak() == 300
+    assert memory.peak_memory() == (300, "device memory in use")
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(None)])
-    assert monitoring.device_peak() is None
-    size, what = monitoring.peak_memory()
+    assert memory.device_peak() is None
+    size, what = memory.peak_memory()
     assert what == "resident memory of the process" and size > 2**20
 
 
 def test_memory_is_in_bytes_wherever_it_is_read(monkeypatch):
-    before = monitoring.resident_peak()
+    before = memory.resident_peak()
     monkeypatch.setattr(monitoring.pathlib.Path, "exists", lambda path: False)
-    assert before / 2 < monitoring.resident_peak() < 100 * before
+    assert before / 2 < memory.resident_peak() < 100 * before
 
 
 def test_the_documented_names_are_those_of_a_summary(clock, monkeypatch):

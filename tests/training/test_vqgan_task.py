@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from enat_jax.inference import tokenizer
+from enat_jax.models import vqgan
 from enat_jax.runtime import sharding
 from enat_jax.training import train_step, vqgan_task
 
@@ -138,9 +139,9 @@ def test_gradients_pass_straight_through(task, start):
 
 
 def test_code_statistics_of_known_counts():
-    usage, perplexity = vqgan_task.code_statistics(jnp.array([5.0, 5.0, 0.0, 0.0]))
+    usage, perplexity = vqgan.code_statistics(jnp.array([5.0, 5.0, 0.0, 0.0]))
     np.testing.assert_allclose([usage, perplexity], [0.5, 2.0], rtol=1e-6)
-    counts = vqgan_task.count_codes(jnp.array([[0, 3], [3, 3]]), 4)
+    counts = vqgan.count_codes(jnp.array([[0, 3], [3, 3]]), 4)
     np.testing.assert_array_equal(counts, [1, 0, 0, 3])
 
 

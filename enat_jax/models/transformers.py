@@ -1,0 +1,5 @@
+"""TODO."""
+
+from enat_jax.models import enat, nat
+
+MODELS = {"enat": enat.ENAT, "nat": nat.NAT}

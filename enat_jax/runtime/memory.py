@@ -1,0 +1,68 @@
+"""Memory of the process and of its devices: what was used at most, and what is free."""
+
+import pathlib
+import resource
+import sys
+
+import jax
+
+
+def device_peak() -> int | None:
+    """Most bytes that one of this process's devices ever had in use; None: they do not tell."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [x["peak_bytes_in_use"] for x in stats if "peak_bytes_in_use" in x]
+    return max(peaks) if peaks else None
+
+
+def peak_memory() -> tuple[int, str]:
+    """(bytes, of what): of a device where the backend tells, else of the process."""
+    peak = device_peak()
+    if peak is not None:
+        return peak, "device memory in use"
+    return resident_peak(), "resident memory of the process"
+
+
+def resident_peak() -> int:
+    """Largest resident set of this process so far, in bytes."""
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():  # what getrusage says begins with that of the process that started it
+        (line,) = [x for x in status.read_text().splitlines() if x.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts bytes, others KiB.
+    return peak * (1 if sys.platform == "darwin" else 1024)
+
+
+CPU_SHARE = 0.8  # of the memory available: what jax does not count needs some, and so do others
+
+
+def available_memory(meminfo: pathlib.Path = pathlib.Path("/proc/meminfo")) -> int | None:
+    """Bytes that new programs may take without swapping; None: this system does not say.
+
+    Limits of a container are not seen.
+    """
+    if not meminfo.exists():
+        return None
+    lines = [x for x in meminfo.read_text().splitlines() if x.startswith("MemAvailable:")]
+    return int(lines[0].split()[1]) * 1024 if lines else None
+
+
+def free_bytes() -> int | None:
+    """What new arrays may take on the first device; None: an accelerator that does not say.
+
+    Raises:
+        ValueError: a CPU whose memory is unknown: a batch too large would kill the process.
+    """
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    if device.platform != "cpu":
+        return None
+    available = available_memory()
+    if available is None:
+        raise ValueError(
+            "this system does not say how much memory is available, and a batch that does not fit "
+            "would kill the process: choose the batch by a number"
+        )
+    return int(CPU_SHARE * available)
