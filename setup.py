@@ -23,6 +23,7 @@ INSTALL_REQUIRES = [
     "importlib_resources>=6.4",  # Reason: TFDS imports it through etils but does not declare it.
     "pillow>=11.0",  # Reason: TFDS and tensorboardX decode and encode images with it, undeclared.
     "safetensors>=0.8",  # Reason: weights in the format that every framework reads.
+    "jaxtyping>=0.3.7",  # Reason: annotations of arrays that say their shapes; nothing is checked.
     "scipy>=1.14",  # Reason: matrix square roots and statistics; jax installs it in any case.
     "tensorboardX>=2.6.4,<3",  # Reason: writes TensorBoard files without TensorFlow.
     "tqdm>=4.66",  # Reason: the progress bar of the training loop.
@@ -47,6 +48,7 @@ EXTRAS_REQUIRE = {
         "pytest>=9.0",
         "pytest-xdist>=3.8",  # Reason: tests compile most of the time, in one thread each.
         "pre-commit>=4.0",  # Reason: runs ruff before each commit.
+        "mypy>=2.4,<3",  # Reason: checks the types; launch/test.sh runs it.
         "ruff>=0.17,<0.18",  # Reason: linter and formatter; a new minor version formats anew.
         SCIKIT_LEARN,
         HUGGINGFACE_HUB,

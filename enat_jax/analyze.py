@@ -31,7 +31,7 @@ from enat_jax.models import nat
 from enat_jax.runtime import cli, files, progress
 from enat_jax.schedules import paper_costs
 
-MOST_MAPS = 16
+MAX_MAPS = 16
 
 
 # --- similarity of features -----------------------------------------------------------------
@@ -53,8 +53,8 @@ def _load(directory):
 
 
 def _run_similarity(options):
-    if options.maps > MOST_MAPS:
-        raise ValueError(f"--maps {options.maps}: one plot has room for {MOST_MAPS} samples")
+    if options.maps > MAX_MAPS:
+        raise ValueError(f"--maps {options.maps}: one plot has room for {MAX_MAPS} samples")
     plots.require()
     model = _load(options.model)
     if options.steps is not None:
@@ -71,7 +71,7 @@ def _run_similarity(options):
         )
     text = similarity.similarity_markdown(result)
     model_files.write_json(options.out / "similarity.json", result)
-    files.write(options.out / "similarity.md", text.encode())
+    files.write_atomically(options.out / "similarity.md", text.encode())
     plots.similarities(options.out / "similarity.png", result)
     pictures = model.tokenizer.decode(maps["tokens"])
     grid = model.tokenizer.grid
@@ -108,7 +108,9 @@ def _run_quadrants(options):
     }
     options.out.mkdir(parents=True, exist_ok=True)
     model_files.write_json(options.out / "quadrants.json", result)
-    files.write(options.out / "quadrants.md", quadrants.quadrants_markdown(result).encode())
+    files.write_atomically(
+        options.out / "quadrants.md", quadrants.quadrants_markdown(result).encode()
+    )
     print(quadrants.quadrants_markdown(result))
 
 
@@ -117,7 +119,7 @@ def _run_costs(options):
     rows = paper_costs.rows()
     options.out.mkdir(parents=True, exist_ok=True)
     model_files.write_json(options.out / "costs.json", rows)
-    files.write(options.out / "costs.md", paper_costs.markdown(rows).encode())
+    files.write_atomically(options.out / "costs.md", paper_costs.markdown(rows).encode())
     plots.costs(options.out / "costs.png", rows)
     print(paper_costs.markdown(rows))
 

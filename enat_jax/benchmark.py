@@ -128,7 +128,7 @@ def _train(config, options):
         task = dataclasses.replace(task, batch_size=fit.batch)
         found = fit.result
     else:
-        found = timing.measure_training(task, **how)
+        found = timing.time_training(task, **how)
     if options.trace is not None:
         batch_fit.trace_training(task, options.trace)
     return task.model, found, fit
@@ -164,7 +164,7 @@ def _profile(options, overrides):
             config, options.dtype
         )  # a mistake in it would otherwise be one in every row
     setup.load_config(options.tokenizer_config)
-    rows = profile_rows.plan(
+    rows = profile_rows.list_rows(
         configs,
         options.tokenizer_config,
         dtype=options.dtype,
@@ -245,7 +245,7 @@ def _scaling(config, options):
     stream = sys.stderr if options.json == "-" else sys.stdout
     found = []
     for sizes in layouts:
-        found.append(scaling.measure(task, rules, sizes, shapes_of_each=options.shapes))
+        found.append(scaling.compile_layout(task, rules, sizes, shapes_of_each=options.shapes))
         print(f"compiled for {found[-1].name}", file=sys.stderr)
     text = scaling_report.report(found, scaling.HARDWARE, assumptions, table)
     model = _describe(config.model.kind, task.model)
@@ -284,7 +284,7 @@ def _sampler(config, options):
         fit = batch_fit.fit_sampler(model, settings, segments, **_bounds(options), **how)
         found = fit.result
     else:
-        found = timing.measure_sampler(model, settings, options.batch, segments, **how)
+        found = timing.time_sampler(model, settings, options.batch, segments, **how)
     return model, dataclasses.asdict(settings), found, fit
 
 

@@ -158,7 +158,7 @@ def _evaluate(
         _show(cards.read(flags.out), flags.out)
         return
     compared = passes.statistics_of_reference(reference, network, flags.out, hosts)
-    found = passes.measure(subject, network, flags.out / "images", hosts, "images")
+    found = passes.run_passes(subject, network, flags.out / "images", hosts, "images")
     if found is None or compared is None:
         print(f"this host's part is finished; {flags.out} is complete when the others' are")
         return
@@ -184,7 +184,7 @@ def _card(
     own = subject.statistics(found)
     own.save(flags.out / "images.npz")
     begun = time.perf_counter()
-    metrics, unmeasured = measures.measure(
+    metrics, unmeasured = measures.evaluate_set(
         own,
         compared,
         found.rows,
@@ -262,7 +262,7 @@ def make_reference(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
         {**subject.plan.identity, "keep": flags.keep, "num_hosts": hosts.number},
         f"remove {work}, or name another file",
     )
-    collected = passes.measure(subject, network, work, hosts, "reference")
+    collected = passes.run_passes(subject, network, work, hosts, "reference")
     if collected is None:
         print(f"this host's part is finished; {path} is written when the others' are")
         return

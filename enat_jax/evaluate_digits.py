@@ -85,7 +85,7 @@ class Context:
     loss_error: float
 
 
-def measure(
+def digit_row(
     name: str,
     features: np.ndarray,
     labels: np.ndarray,
@@ -115,7 +115,7 @@ def measure(
 
 def measure_held_out(reference: Reference) -> Quality:
     """The row of held-out digits, all but the accuracy marked as true by definition."""
-    row = measure("real, held out", reference.held_out, reference.held_out_labels, reference)
+    row = digit_row("real, held out", reference.held_out, reference.held_out_labels, reference)
     return dataclasses.replace(row, by_definition=tuple(COLUMNS)[1:])
 
 
@@ -248,7 +248,7 @@ class Evaluation:
 
     num: int
     seed: int
-    digit_quality: list[Quality]
+    quality: list[Quality]
     found_copies: float
     context: dict[str, list[Context]]
     verdicts: dict[str, str]
@@ -290,21 +290,21 @@ def evaluate(
     subset = digit_quality.balanced_subset(training[1], num, rng)
 
     real = reference.training[subset], training[1][subset]
-    rows = [measure_held_out(reference), measure("real, training", *real, reference, subset)]
+    rows = [measure_held_out(reference), digit_row("real, training", *real, reference, subset)]
     if held_out_tokens is None:
         held_out_tokens = codec.encode(held_out[0])
     rebuilt = _features(codec.decode(held_out_tokens))
-    rows.append(measure("held out, reconstructed", rebuilt, held_out[1], reference))
+    rows.append(digit_row("held out, reconstructed", rebuilt, held_out[1], reference))
     batch = training_tokens.gather(np.arange(len(training_tokens)))
     drawn = digit_quality.independent_tokens(
         batch["tokens"], batch["labels"], labels, training_tokens.codebook_size, rng
     )
-    rows.append(measure("control", _features(codec.decode(drawn)), labels, reference))
+    rows.append(digit_row("control", _features(codec.decode(drawn)), labels, reference))
 
     contexts, verdicts = {}, {}
     for name, model in models.items():
         _say(f"{name}: drawing {num} images")
-        rows.append(measure(name, _features(model.sample(labels, seed=seed)), labels, reference))
+        rows.append(digit_row(name, _features(model.sample(labels, seed=seed)), labels, reference))
         _say(f"{name}: masked tokens of {len(held_out[1])} held-out digits")
         own_tokens = held_out_tokens if model is first else model.tokenizer.encode(held_out[0])
         scores = masked_scores(model, own_tokens, held_out[1], num_draws, seed)

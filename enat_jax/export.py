@@ -65,7 +65,7 @@ def write(model, out, formats, dtype=None):
         if "compiled" in formats:
             computing = model if dtype is None else model.with_dtype(dtype)
             program, description = compiled_sampler.make(computing)
-            files.write(directory / "sampler.jaxexport", program)
+            files.write_atomically(directory / "sampler.jaxexport", program)
             model_files.write_json(directory / "sampler.json", description)
         if draws:
             model.write_readme(directory, compiled=(directory / "sampler.json").is_file())

@@ -87,7 +87,9 @@ def prepare(
             for split, tar in tar_files.items():
                 pictures = _scanned(tar, split, unfinished / f"index-{split}.npz")
                 _check_number(tar, split, len(pictures), allow_incomplete)
-                shards[split] = imagenet_records.plan(split, tar, pictures, directory, num_shards)
+                shards[split] = imagenet_records.plan_shards(
+                    split, tar, pictures, directory, num_shards
+                )
             _keep_plan(unfinished, shards)
             everything = [shard for of_split in shards.values() for shard in of_split]
             _write_missing(everything, processes)
@@ -164,7 +166,7 @@ def _scanned(tar: pathlib.Path, split: str, cache: pathlib.Path) -> imagenet.Pic
     pictures = imagenet.scan(tar, split, imagenet_records.validation_ids())
     content = io.BytesIO()
     np.savez(content, stamp=stamp, **{field: getattr(pictures, field) for field in fields})
-    files.write(cache, content.getvalue())
+    files.write_atomically(cache, content.getvalue())
     return pictures
 
 

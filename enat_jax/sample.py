@@ -28,8 +28,8 @@ from enat_jax.checkpoints import model_files
 from enat_jax.inference import generator, reveal_pictures, sampling
 from enat_jax.runtime import cli, files, png, progress
 
-MOST_IMAGES = 10**7  # of a directory
-MOST_NAME = 180  # bytes of a class name in a file's name, which has 255 and needs some for a while
+MAX_IMAGES = 10**7  # of a directory
+MAX_NAME = 180  # bytes of a class name in a file's name, which has 255 and needs some for a while
 GRID_COLUMNS = 50  # most images of a label in `grid.png`, its first
 GRID_IMAGES = 2500  # most images of `grid.png`, in whole rows, and
 GRID_PIXELS = 1 << 25  # most pixels
@@ -127,7 +127,7 @@ class Images:
     def path(self, number):
         """File of an image."""
         name = re.sub(r"[^\w-]+", "_", self._class_name(self.labels[number // self.num]))[:60]
-        name = name.encode()[:MOST_NAME].decode(errors="ignore")  # a letter takes up to 4 bytes
+        name = name.encode()[:MAX_NAME].decode(errors="ignore")  # a letter takes up to 4 bytes
         return self.out / f"{number:05d}_{name}.png"
 
     def text(self, number):
@@ -202,12 +202,12 @@ def sample(model, labels, num, out, *, seed=0, batch_size=generator.BATCH_SIZE):
         raise ValueError(f"{seed=} must be a whole number from 0 to 2**32 - 1")
     images = Images(model, labels, num, seed, pathlib.Path(out))
     # Not len, which has a limit of its own.
-    if num * len(labels) > MOST_IMAGES:
+    if num * len(labels) > MAX_IMAGES:
         raise ValueError(
-            f"{num=} images of {len(labels)} labels are more than the {MOST_IMAGES:,} that a "
+            f"{num=} images of {len(labels)} labels are more than the {MAX_IMAGES:,} that a "
             "directory may have: use several, each with a seed of its own"
         )
-    with files.only_one(images.out):
+    with files.lock_directory(images.out):
         _claim(images)
         _draw_missing(images, min(batch_size, len(images)))
         columns = min(num, GRID_COLUMNS)
@@ -351,7 +351,7 @@ def _parser():
         default=[],
         metavar="gif,strip",
         help="also show step by step how images come about, in reveal.gif, reveal.png or both: of "
-        f"{reveal_pictures.MOST_IMAGES} images at most, the first of each label, then the second",
+        f"{reveal_pictures.MAX_IMAGES} images at most, the first of each label, then the second",
     )
     add("--steps", type=int, help="sampling steps; this and what follows: default, the model's")
     add("--guidance-scale", type=float)

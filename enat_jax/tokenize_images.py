@@ -29,7 +29,7 @@ def make_plan(
     source: images.Source,
     location: dict[str, Any],
     flags: argparse.Namespace,
-) -> tokens.Plan:
+) -> tokens.TokenSetSpec:
     """What the command line asks for; raises ValueError if the images do not suit the tokenizer."""
     height, width, channels = source.image_shape
     needed = (*model.image_size, model.model.image_channels)
@@ -44,7 +44,7 @@ def make_plan(
     preprocessing = {"source": source.identity(), "ignored_files": source.ignored}
     if flags.copies > 1:
         preprocessing["augmentation_seed"] = tokenization.SEED
-    return tokens.Plan(
+    return tokens.TokenSetSpec(
         num_images=len(source),
         copies=flags.copies,
         flips=flips,
@@ -79,7 +79,7 @@ def _refuse_within(out: pathlib.Path, source: str) -> None:
 def _tokenize(
     model: tokenizer.Tokenizer,
     source: images.Source,
-    plan: tokens.Plan,
+    plan: tokens.TokenSetSpec,
     flags: argparse.Namespace,
     host_index: int,
     num_hosts: int,

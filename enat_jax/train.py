@@ -63,8 +63,8 @@ def train(config, workdir, devices=None, from_step=None):
     built = train_config.build(config)
     with contextlib.ExitStack() as held:
         # The first process holds the directory for all.
-        only_one = functools.partial(held.enter_context, files.only_one(workdir))
-        agreement.on_first(only_one)
+        only_one = functools.partial(held.enter_context, files.lock_directory(workdir))
+        agreement.broadcast_from_first(only_one)
         return _train(config, workdir, built, devices, from_step)
 
 
@@ -74,7 +74,9 @@ def _train(config, workdir, built, devices, from_step):
     # --- state: its shapes first, so that it is created or restored in shards ---------------
     mesh = sharding.make_mesh(policy, devices)
     rules = train_config.TASKS[config.task].RULES if policy.rules is None else policy.rules
-    steps = train_step.Steps(task, mesh, rules, seed=config.seed, accumulate=loop.accumulate)
+    steps = train_step.CompiledSteps(
+        task, mesh, rules, seed=config.seed, accumulate=loop.accumulate
+    )
     best = checkpoint.Best(loop.best_metric, loop.best_mode) if loop.best_metric else None
     checkpointer = checkpoint.Checkpointer(
         workdir / "checkpoints", loop.save_every, loop.keep, loop.keep_every, best

@@ -1,12 +1,15 @@
 """What must hold before the first test: devices, flags, and which tests this machine can run."""
 
+import atexit
 import importlib.metadata
 import importlib.util
 import os
+import shutil
+import tempfile
 
-# Read when jax is first imported, hence here. Eight CPU devices, so that every test may shard; no
-# persistent compilation cache, so that no test depends on what ran before it; machine code that is
-# quickly made rather than fast, because tests compile far longer than they compute.
+# Read when jax is first imported, hence here. Eight CPU devices, so that every test may shard;
+# machine code that is quickly made rather than fast, because tests compile far longer than they
+# compute.
 _FLAGS = {"--xla_force_host_platform_device_count": 8, "--xla_backend_optimization_level": 0}
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     _FLAGS["--xla_cpu_use_fusion_emitters"] = "false"  # unknown to later versions, which would stop
@@ -14,7 +17,13 @@ for _flag, _value in _FLAGS.items():
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# The processes of a run share what they have compiled: workers of pytest-xdist and programs that
+# tests start inherit these. It ends with the run, unless the caller names a directory to keep.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.mkdtemp(prefix="enat_jax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -9,7 +9,7 @@ import tiny
 
 from enat_jax import analyze
 from enat_jax.evaluation import quadrants, similarity
-from enat_jax.inference import generator
+from enat_jax.inference import generator, masked_scores
 from enat_jax.models import nat
 from enat_jax.schedules import paper_costs
 
@@ -35,7 +35,7 @@ def by_hand(model, labels, first):
     index = first + np.arange(2)
     args = model.model, model.params
     tokens, step = similarity.draw(*args, model.settings, labels, index, seed=3)
-    return tokens, similarity.measure(*args, tokens, step, labels, 3)
+    return tokens, similarity.step_similarity(*args, tokens, step, labels, 3)
 
 
 def test_numbers_are_of_all_samples_and_classes_take_turns(model, measured):
@@ -144,7 +144,7 @@ def of_nat():
 def test_losses_without_a_quadrant_are_compared_image_by_image(of_nat, monkeypatch):
     """In batches of two, of which the last reaches back."""
     model, codes, labels = of_nat
-    monkeypatch.setattr(analyze, "VISIBLE_SHARES", (1 / 4,))
+    monkeypatch.setattr(masked_scores, "VISIBLE_SHARES", (1 / 4,))
     done = []
     found = quadrants.quadrant_losses(model, codes, labels, batch_size=2, progress=done.append)
     assert done == list(range(1, 11))

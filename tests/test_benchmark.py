@@ -41,7 +41,7 @@ def test_columns_are_aligned():
 def quick(monkeypatch):
     """One small matrix product: the program measures the same things, faster."""
     monkeypatch.setattr(timing, "MATMUL_SHAPE", SMALL)
-    for name in ("measure_sampler", "measure_training"):
+    for name in ("time_sampler", "time_training"):
         small = functools.partial(getattr(timing, name), matmul_shape=SMALL)
         monkeypatch.setattr(timing, name, small)
     monkeypatch.setattr(benchmark.jax.config, "update", lambda *_: None)
@@ -228,7 +228,7 @@ def test_wrong_numbers(config_file, capsys, arguments):
 
 def test_the_loader_is_timed_on_sets_of_several_sizes(tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loader_timing, "LEAST_SECONDS", 0.02)
+        patched.setattr(loader_timing, "MIN_SECONDS", 0.02)
         patched.setattr(loader_timing, "PER_FILE", 100)
         benchmark.main(
             ["loader", "--records", "300,600", "--tokens", "16", "--batch", "64", "--repeats", "2"]

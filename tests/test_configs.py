@@ -71,7 +71,7 @@ def test_config_builds(path):
     splits = reveal.SplitDistribution(**config.mask.to_dict())
     model = transformers.MODELS[settings.pop("kind")](**settings)
     assert model.reuse or not splits.reuse_probability
-    sampling.plan(sampler, model)
+    sampling.make_schedule(sampler, model)
     ids = jnp.zeros((1, model.num_tokens), jnp.int32)
     count = parameters(model, ids, jnp.zeros((1,), jnp.int32))
     if path.stem in MILLIONS:

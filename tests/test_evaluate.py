@@ -372,7 +372,7 @@ def test_other_settings_are_refused_with_what_differs(card, model, pictures, tmp
 
 
 def test_a_full_disk_is_one_line_and_can_be_continued(card, model, tmp_path, capsys, monkeypatch):
-    written = files.write
+    written = files.write_atomically
 
     def full(path, content):
         if path.name == "state.npz":
@@ -382,7 +382,7 @@ def test_a_full_disk_is_one_line_and_can_be_continued(card, model, tmp_path, cap
     arguments = ["--model", model, "--reference", card / "reference.npz", *FEATURES, "--num", 9]
     arguments += ["--out", tmp_path / "out", "--replicates", 0, "--steps", 2]
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write", full)
+        patch.setattr(files, "write_atomically", full)
         with pytest.raises(SystemExit):
             cli.run(evaluate.main, [str(x) for x in arguments])
     lines = capsys.readouterr().err.splitlines()

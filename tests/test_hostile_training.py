@@ -49,7 +49,7 @@ def test_a_full_disk_is_an_error_and_no_endless_wait(tmp_path):
     program = f"""
 import os, pathlib, resource, signal, time
 import numpy as np
-from enat_jax import metric_writer
+from enat_jax.training import metric_writer
 writer = metric_writer.MetricWriter({str(tmp_path)!r})
 noise = np.random.default_rng(0).integers(0, 256, (200, 200, 1), np.uint8)
 writer.images(0, {{"noise": noise}})  # now the event file is the larger one, by 40 kB
@@ -203,7 +203,7 @@ class Overflowing:
 
 def test_an_update_that_overflows_is_not_made():
     mesh = sharding.make_mesh(sharding.Sharding(), jax.devices()[:1])
-    steps = train_step.Steps(Overflowing(), mesh, (), seed=0)
+    steps = train_step.CompiledSteps(Overflowing(), mesh, (), seed=0)
     batch = sharding.global_batch({"x": np.ones((8, 4), np.float32)}, mesh)
     state, metrics = steps(steps.init(), [batch], 0)
     np.testing.assert_array_equal(state.params["w"], np.ones(4))

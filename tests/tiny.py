@@ -89,7 +89,7 @@ def token_set(
 
 def write_tokens(directory, made):
     """Writes a token set as tokenization does; returns the directory."""
-    plan = tokens.Plan(
+    plan = tokens.TokenSetSpec(
         num_images=len(made),
         copies=1,
         flips=False,

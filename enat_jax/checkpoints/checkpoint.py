@@ -74,7 +74,7 @@ class Checkpointer:
             ),
         )
         if self._best is not None:
-            for step, metrics in agreement.on_first(self._saved_metrics):
+            for step, metrics in agreement.broadcast_from_first(self._saved_metrics):
                 self._best.note(step, metrics)
 
     def save(
@@ -106,7 +106,7 @@ class Checkpointer:
         if not (force or step % self._save_every == 0) or step in self._steps():
             return False
         self.wait()
-        metrics = agreement.on_first(functools.partial(manifest.finite, metrics or {}))
+        metrics = agreement.broadcast_from_first(functools.partial(manifest.finite, metrics or {}))
         described = manifest.make(state, meta, metrics)
         if self._best is not None:
             self._best.note(step, metrics)
@@ -146,7 +146,7 @@ class Checkpointer:
         """
         _require_shardings(abstract_state)
         self.wait()
-        steps = agreement.on_first(self._steps)
+        steps = agreement.broadcast_from_first(self._steps)
         if step is not None:
             if step not in steps:
                 raise ValueError(f"no checkpoint of step {step} in {self._directory}: {steps=}")
@@ -218,7 +218,7 @@ class Checkpointer:
     def _read(self, step, abstract_state, expected_meta):
         """The state of `step`; raises `_Damaged`, or ValueError if it is another one's."""
         path = self._directory / str(step)
-        described, damage = agreement.on_first(functools.partial(manifest.read, path))
+        described, damage = agreement.broadcast_from_first(functools.partial(manifest.read, path))
         if damage:
             raise _Damaged(damage)
         differences = manifest.differences(described, expected_meta, abstract_state)
@@ -230,7 +230,7 @@ class Checkpointer:
         state = _read_arrays(path, abstract_state)
         changed = manifest.changed(described, state)
         failure = _Damaged(f"the contents of {changed} have changed") if changed else None
-        agreement.raise_together(failure, minor=_Damaged)
+        agreement.raise_on_all(failure, minor=_Damaged)
         return state
 
     def _set_aside(self, reasons: Mapping[int, str | None], used: int) -> None:
@@ -247,7 +247,9 @@ class Checkpointer:
                 names.append(name.name)
             return names
 
-        for (step, reason), name in zip(reasons.items(), agreement.on_first(rename), strict=True):
+        for (step, reason), name in zip(
+            reasons.items(), agreement.broadcast_from_first(rename), strict=True
+        ):
             if reason:
                 _log.error(
                     "CHECKPOINT DAMAGED: step %d in %s cannot be read (%s). Going on from step "
@@ -303,7 +305,7 @@ def _read_arrays(path: pathlib.Path, abstract_state: Any) -> Any:
             failure = OSError(f"{path} cannot be read: {model_files.first_line(cause)}")
     finally:
         handler.close()
-    agreement.raise_together(failure, minor=_Damaged)
+    agreement.raise_on_all(failure, minor=_Damaged)
     return state
 
 

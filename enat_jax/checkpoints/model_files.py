@@ -105,7 +105,7 @@ def write_json(path, values):
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(values, indent=2, sort_keys=True) + "\n"
-    files.write(path, text.encode())
+    files.write_atomically(path, text.encode())
 
 
 def read_json(path, expected_format, advice):

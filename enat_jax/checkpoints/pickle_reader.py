@@ -11,7 +11,7 @@ import pickletools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-MOST_OPERATIONS = 2_000_000  # some forty make a tensor; bounds memory to some hundred MB
+MAX_OPERATIONS = 2_000_000  # some forty make a tensor; bounds memory to some hundred MB
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
@@ -78,12 +78,12 @@ class _Machine:
         self.below: list[list] = []  # stacks that marks have set aside
         self.memo: dict[int, Any] = {}
         self.persistent: list[Persistent] = []
-        self.left = MOST_OPERATIONS
+        self.left = MAX_OPERATIONS
 
     def spend(self, operations: int) -> None:
         self.left -= operations
         if self.left < 0:
-            raise ValueError(f"the pickle has more than {MOST_OPERATIONS:,} instructions")
+            raise ValueError(f"the pickle has more than {MAX_OPERATIONS:,} instructions")
 
     def push(self, value: Any) -> None:
         self.stack.append(value)

@@ -21,7 +21,7 @@ from enat_jax.checkpoints.pickle_reader import Call, Global, Persistent
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the old format
 _PROTOCOL = 1001  # second one
-MOST_PICKLE = 2**26  # bytes
+MAX_PICKLE = 2**26  # bytes
 _MOST_DEPTH = 8  # of dictionaries in dictionaries
 _COPIES = 4  # of the file's size that its tensors may take together: tied weights count twice
 
@@ -68,8 +68,8 @@ def read_zip(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("written on a big-endian machine: save it anew on another one")
-        if members[pickles[0]].file_size > MOST_PICKLE:
-            raise ValueError(f"its pickle is larger than {MOST_PICKLE:,} bytes")
+        if members[pickles[0]].file_size > MAX_PICKLE:
+            raise ValueError(f"its pickle is larger than {MAX_PICKLE:,} bytes")
         value = pickle_reader.load(archive.read(pickles[0])).value
         weights = _weights(value, part)
         held: dict[str, bytes] = {}
@@ -89,7 +89,7 @@ def read_legacy(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
     data = memoryview(np.memmap(path, np.uint8, mode="r"))
     position, pickles = 0, []
     for _ in range(5):
-        pickles.append(pickle_reader.load(bytes(data[position : position + MOST_PICKLE])))
+        pickles.append(pickle_reader.load(bytes(data[position : position + MAX_PICKLE])))
         position += pickles[-1].end
         if pickles[0].value != MAGIC:
             raise ValueError(

@@ -96,7 +96,7 @@ def write_safetensors(
     except (safetensors.SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot hold these tensors ({_one_line(error)})") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, content)
+    files.write_atomically(path, content)
 
 
 def _reader(head: bytes, size: int):

@@ -2,8 +2,8 @@
 
 What is in a record, the order of the records, the number of files and their names come from TFDS's
 code for its data set "imagenet2012", as far as that runs without TensorFlow: all but the reading of
-the tar files and the encoding of pictures. `plan` says which record goes into which file, `write`
-writes one file, `describe` adds what TFDS needs to read them.
+the tar files and the encoding of pictures. `plan_shards` says which record goes into which file,
+`write` writes one file, `describe` adds what TFDS needs to read them.
 
 Serialised records differ from TFDS's in the order of their fields, which TFDS leaves to chance.
 """
@@ -51,7 +51,7 @@ def validation_ids() -> list[str]:
     return path.read_text(encoding="utf-8").split()
 
 
-def plan(
+def plan_shards(
     split: str,
     tar: pathlib.Path,
     pictures: imagenet.Pictures,

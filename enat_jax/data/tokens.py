@@ -35,7 +35,7 @@ MADE_BY = "python -m enat_jax.tokenize_images"
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TokenSetSpec:
     """What is to be made: a row of items, each an image in one of its `copies`, cut into shards.
 
     Item i is copy i % copies of image i // copies. An item gives one record, or two with `flips`,
@@ -103,7 +103,7 @@ class Plan:
         return values | {"digest": plans.digest(values)}
 
 
-def begin(directory: str | os.PathLike, plan: Plan) -> list[int]:
+def begin(directory: str | os.PathLike, plan: TokenSetSpec) -> list[int]:
     """Writes the plan, or checks that `directory` was begun with the same.
 
     Returns the unfinished shards.
@@ -116,7 +116,7 @@ def begin(directory: str | os.PathLike, plan: Plan) -> list[int]:
     if not path.exists():
         _refuse_other_files(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        files.write(path, files.json_bytes(wanted))
+        files.write_atomically(path, files.json_bytes(wanted))
     # Even of its own plan: another process may have begun at the same moment.
     _read_plan(directory, wanted)
     return [s for s in range(plan.num_shards) if not plan.path(directory, s, ".json").exists()]
@@ -124,7 +124,7 @@ def begin(directory: str | os.PathLike, plan: Plan) -> list[int]:
 
 def write_shard(
     directory: str | os.PathLike,
-    plan: Plan,
+    plan: TokenSetSpec,
     shard: int,
     rows: np.ndarray,
     keys: Sequence[str],
@@ -143,11 +143,13 @@ def write_shard(
         "keys": list(keys),
         "skipped": list(skipped),
     }
-    files.write(plan.path(directory, shard, ".npy"), content)
-    files.write(plan.path(directory, shard, ".json"), files.json_bytes(description, indent=None))
+    files.write_atomically(plan.path(directory, shard, ".npy"), content)
+    files.write_atomically(
+        plan.path(directory, shard, ".json"), files.json_bytes(description, indent=None)
+    )
 
 
-def finish(directory: str | os.PathLike, plan: Plan) -> bool:
+def finish(directory: str | os.PathLike, plan: TokenSetSpec) -> bool:
     """Writes `metadata.json` if all shards are finished; whether they are.
 
     Any process may call it, at any time and again: it always writes the same.
@@ -180,7 +182,7 @@ def finish(directory: str | os.PathLike, plan: Plan) -> bool:
     }
     path, content = directory / "metadata.json", files.json_bytes(metadata)
     if not path.exists() or path.read_bytes() != content:
-        files.write(path, content)
+        files.write_atomically(path, content)
     for path in directory.iterdir():
         if files.is_unfinished(path):
             path.unlink(missing_ok=True)  # of a process that was killed

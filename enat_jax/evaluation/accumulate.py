@@ -44,7 +44,7 @@ Load = Callable[[int, int], Batch]  # images start to stop - 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PassSpec:
     """What passes through the features.
 
     Attributes:
@@ -145,7 +145,7 @@ def host_directory(directory: pathlib.Path, host_index: int, num_hosts: int) -> 
 def run(
     load: Load,
     network: features.Features,
-    plan: Plan,
+    plan: PassSpec,
     directory: pathlib.Path,
     *,
     host_index: int = 0,
@@ -172,7 +172,7 @@ def run(
         ValueError: features are not finite; another process is at work.
     """
     directory = host_directory(directory, host_index, num_hosts)
-    with files.only_one(directory), contextlib.ExitStack() as held:
+    with files.lock_directory(directory), contextlib.ExitStack() as held:
         first, end = plan.share(host_index, num_hosts)
         totals = _read_state(directory / STATE, plan) or Totals.empty(plan.num_classes)
         done, saved, row_files = first + totals.num_images, time.monotonic(), {}
@@ -216,7 +216,7 @@ def run(
 
 
 def in_memory(
-    load: Load, network: features.Features, plan: Plan, *, read_ahead: bool = False
+    load: Load, network: features.Features, plan: PassSpec, *, read_ahead: bool = False
 ) -> Collected:
     """The same in one go, for few images: what `run` and `collect` give, without files."""
     totals, kept = Totals.empty(plan.num_classes), {}
@@ -230,7 +230,7 @@ def in_memory(
     return Collected(totals, {name: np.concatenate(rows) for name, rows in kept.items()})
 
 
-def collect(plan: Plan, directory: pathlib.Path, num_hosts: int = 1) -> Collected | None:
+def collect(plan: PassSpec, directory: pathlib.Path, num_hosts: int = 1) -> Collected | None:
     """What all hosts found, merged in their order; None: not all of them have finished."""
     parts = []
     for i in range(num_hosts):
@@ -251,7 +251,7 @@ def collect(plan: Plan, directory: pathlib.Path, num_hosts: int = 1) -> Collecte
     return Collected(totals, joined)
 
 
-def _ranges(plan: Plan, first: int, end: int) -> list[tuple[int, int]]:
+def _ranges(plan: PassSpec, first: int, end: int) -> list[tuple[int, int]]:
     return [(i, min(i + plan.chunk, end)) for i in range(first, end, plan.chunk)]
 
 
@@ -281,14 +281,14 @@ def _check(found: Mapping[str, np.ndarray], start: int, stop: int) -> None:
             )
 
 
-def _kept(found, batch: Batch, plan: Plan, start: int, stop: int) -> dict[str, np.ndarray]:
+def _kept(found, batch: Batch, plan: PassSpec, start: int, stop: int) -> dict[str, np.ndarray]:
     rows = {"pool": found["pool"][plan.kept(start, stop)], **batch.rows}
     if "probabilities" in found:
         rows["probabilities"] = found["probabilities"]
     return rows
 
 
-def _num_rows(name: str, plan: Plan, first: int, end: int) -> int:
+def _num_rows(name: str, plan: PassSpec, first: int, end: int) -> int:
     """How many rows of a name the images first to end - 1 have."""
     if name != "pool":
         return end - first
@@ -298,7 +298,9 @@ def _num_rows(name: str, plan: Plan, first: int, end: int) -> int:
 # --- what has been summed, in a file --------------------------------------------------------------
 
 
-def _write_state(path: pathlib.Path, plan: Plan, totals: Totals, sizes: Mapping[str, int]) -> None:
+def _write_state(
+    path: pathlib.Path, plan: PassSpec, totals: Totals, sizes: Mapping[str, int]
+) -> None:
     """`sizes`: bytes of the files of rows, by name."""
     arrays = {"class_counts": totals.class_counts}
     for name, value in totals.moments.items():
@@ -307,10 +309,10 @@ def _write_state(path: pathlib.Path, plan: Plan, totals: Totals, sizes: Mapping[
     arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     content = io.BytesIO()
     np.savez(content, **arrays)
-    files.write(path, content.getvalue())
+    files.write_atomically(path, content.getvalue())
 
 
-def _read_state(path: pathlib.Path, plan: Plan) -> Totals | None:
+def _read_state(path: pathlib.Path, plan: PassSpec) -> Totals | None:
     """None if there is none.
 
     Raises:

@@ -59,9 +59,9 @@ Z = 1.96  # of a 95% interval of a normal distribution
 def write(directory: pathlib.Path, card: Card) -> None:
     """Write `card.md` and then `card.json`; a directory that has the latter is finished."""
     directory.mkdir(parents=True, exist_ok=True)
-    files.write(directory / "card.md", markdown(card).encode())
+    files.write_atomically(directory / "card.md", markdown(card).encode())
     # In its own order, which is that of the tables.
-    files.write(directory / "card.json", files.json_bytes(card))
+    files.write_atomically(directory / "card.json", files.json_bytes(card))
 
 
 def read(path: str | os.PathLike) -> Card:

@@ -70,10 +70,12 @@ class SampleQuality:
 
     def measure(self, load: accumulate.Load, num_classes: int) -> Iterator[tuple[str, float]]:
         """Numbers by name; `load` draws samples."""
-        plan = accumulate.Plan(self.num, num_classes, self.num, {})
+        plan = accumulate.PassSpec(self.num, num_classes, self.num, {})
         found = accumulate.in_memory(load, self.network, plan)
         own = found.statistics(self._description)
-        metrics, _ = measures.measure(own, self.reference, found.rows, self.network, replicates=0)
+        metrics, _ = measures.evaluate_set(
+            own, self.reference, found.rows, self.network, replicates=0
+        )
         for name in self.names:
             yield name, metrics[name.removeprefix("samples/")]["value"]
 
@@ -87,7 +89,7 @@ class SampleQuality:
             batch = self.source.gather(np.arange(start, stop))
             return accumulate.Batch(batch["images"], batch["labels"])
 
-        plan = accumulate.Plan(len(self.source), len(self.source.class_names), self.keep, {})
+        plan = accumulate.PassSpec(len(self.source), len(self.source.class_names), self.keep, {})
         found = accumulate.in_memory(load, self.network, plan, read_ahead=True)
         return found.statistics(self._description)
 

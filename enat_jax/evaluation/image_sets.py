@@ -31,7 +31,7 @@ class ImageSet:
 
     load: accumulate.Load
     read_ahead: bool
-    plan: accumulate.Plan
+    plan: accumulate.PassSpec
     shape: tuple[int, int, int]
     description: dict[str, Any]
 
@@ -66,7 +66,7 @@ def of_generator(
     # Numbers against other images than the model was trained on mean something else.
     trained_on = model.provenance.get("data", {}).get("preprocessing", {}).get("source")
     trained_on = _without_augmentation(trained_on) if trained_on else None
-    plan = accumulate.Plan(num, classes, num, _plan_identity({"model": identity}, network))
+    plan = accumulate.PassSpec(num, classes, num, _plan_identity({"model": identity}, network))
     return ImageSet(load, False, plan, shape, _description(network, trained_on, shape, num))
 
 
@@ -79,7 +79,7 @@ def of_source(source: images.Source, keep: int, network: features.Features) -> I
 
     identity, shape = _without_augmentation(source.identity()), source.image_shape
     num, classes = len(source), len(source.class_names)
-    plan = accumulate.Plan(num, classes, keep, _plan_identity(identity, network))
+    plan = accumulate.PassSpec(num, classes, keep, _plan_identity(identity, network))
     return ImageSet(load, True, plan, shape, _description(network, identity, shape, num))
 
 
@@ -101,7 +101,7 @@ def of_tokenizer(
     identity, shape = _without_augmentation(source.identity()), source.image_shape
     num, classes = len(source), len(source.class_names)
     made = {"tokenizer": codec.fingerprint, "source": identity}
-    plan = accumulate.Plan(num, classes, num, _plan_identity(made, network))
+    plan = accumulate.PassSpec(num, classes, num, _plan_identity(made, network))
     return ImageSet(load, True, plan, shape, _description(network, identity, shape, num))
 
 

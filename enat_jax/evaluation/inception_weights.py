@@ -132,7 +132,7 @@ def download(
             f"try again, or {advice}"
         )
     directory.mkdir(parents=True, exist_ok=True)
-    files.write(path, content)
+    files.write_atomically(path, content)
     return path
 
 

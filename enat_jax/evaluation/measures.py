@@ -21,7 +21,7 @@ SPLITS = 10  # of the Inception score, by convention
 NEIGHBOURS = {"precision": 3, "density": 5}  # Kynkäänniemi et al. and ADM; Naeem et al.
 
 
-def measure(
+def evaluate_set(
     own: statistics.Statistics,
     reference: statistics.Statistics,
     rows: Mapping[str, np.ndarray],

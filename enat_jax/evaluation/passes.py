@@ -22,7 +22,7 @@ class Hosts:
     save_every: float
 
 
-def measure(
+def run_passes(
     subject: image_sets.ImageSet,
     network: features.Features,
     directory: pathlib.Path,
@@ -97,7 +97,7 @@ def statistics_of_reference(
     path = out / "reference.npz"
     if path.exists():
         return statistics.Statistics.load(path)
-    collected = measure(reference.images, network, out / "reference", hosts, "reference")
+    collected = run_passes(reference.images, network, out / "reference", hosts, "reference")
     if collected is None:
         return None
     made = reference.images.statistics(collected)

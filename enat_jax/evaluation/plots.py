@@ -12,7 +12,7 @@ from enat_jax.runtime import files
 # Blue, orange and grey are told apart with any colour vision.
 COLOURS = {"already visible": "#0072b2", "newly revealed": "#d55e00", "masked": "#7f7f7f"}
 GREY = 128  # of cells that are masked
-MOST_MAPS = 10  # steps that are shown of an image, evenly spread
+MAX_MAPS = 10  # steps that are shown of an image, evenly spread
 COUNTS = (
     ("paper", "paper, as rounded", "#7f7f7f"),
     ("recount", "recounted", "#0072b2"),
@@ -46,7 +46,7 @@ def _write(path, figure):
     figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, content.getvalue())
+    files.write_atomically(path, content.getvalue())
 
 
 def _curve(axes, steps, values, label, **style):
@@ -109,7 +109,7 @@ def maps(path, adjacent, group, pictures, grid):
         grid: rows and columns of tokens.
     """
     n, num_passes, _ = adjacent.shape
-    passes = np.linspace(0, num_passes - 1, min(num_passes, MOST_MAPS)).round().astype(int)
+    passes = np.linspace(0, num_passes - 1, min(num_passes, MAX_MAPS)).round().astype(int)
     # Of the few places below it nothing more is to be seen than that they are.
     low = min(0.99, float(np.quantile(adjacent, 0.02)))
     figure = _figure(0.9 * (len(passes) + 1) + 0.8, 1.8 * n + 0.5)

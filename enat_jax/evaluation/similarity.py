@@ -72,14 +72,14 @@ def draw(model, params, settings, labels, image_index, seed):
         ``(tokens, step)``, int32 [b, l] in raster order: the sampler's tokens, and the step (from
         0) that revealed each.
     """
-    static, inputs = sampling.plan(settings, model)
+    static, inputs = sampling.make_schedule(settings, model)
     trace = sampling.trace_tokens(
         model, static, inputs, params, labels, image_index, jax.random.key(seed)
     )
     return np.asarray(trace.tokens[-1]), np.asarray(trace.visible).argmax(axis=0).astype(np.int32)
 
 
-def measure(model, params, tokens, step, labels, num_steps):
+def step_similarity(model, params, tokens, step, labels, num_steps):
     """Similarities of the passes of ``num_steps`` sampling steps.
 
     Args:
@@ -312,7 +312,7 @@ def similarities(model, num, *, seed=0, num_maps=MAPS, batch_size=BATCH_SIZE, pr
         tokens, step = draw(
             network, model.params, settings, part, start + np.arange(size, dtype=np.int32), seed
         )
-        found = measure(network, model.params, tokens, step, part, settings.num_steps)
+        found = step_similarity(network, model.params, tokens, step, part, settings.num_steps)
         kept = slice(0, min(size, num - start))
         found = Similarities(*(x if x is None else x[kept] for x in found))
         parts.append(_of_images(found))

@@ -114,7 +114,7 @@ class Statistics:
             arrays["kept"] = np.asarray(self.pool, np.float32)
         content = io.BytesIO()
         np.savez(content, **arrays)
-        files.write(pathlib.Path(path), content.getvalue())
+        files.write_atomically(pathlib.Path(path), content.getvalue())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Self:

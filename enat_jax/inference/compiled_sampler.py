@@ -44,7 +44,7 @@ def make(generator):
     codec = generator.tokenizer
     kept = {"transformer": generator.params, "tokenizer": codec.params}
     kept = {k: _shapes(traverse_util.flatten_dict(v, sep="/")) for k, v in kept.items()}
-    static, inputs = sampling.plan(generator.settings, generator.model)
+    static, inputs = sampling.make_schedule(generator.settings, generator.model)
     model = generator.model.clone(attention="xla")  # cuDNN's kernels are of one platform alone
     rows, columns = codec.grid
 

@@ -196,7 +196,7 @@ class Generator:
         """Write `README.md`; ``compiled``: whether the directory has a compiled sampler."""
         size = sum(x.size for x in jax.tree.leaves(self.params))
         text = model_card.text(self.description, self.tokenizer.image_size, size, compiled)
-        files.write(pathlib.Path(directory) / "README.md", text.encode())
+        files.write_atomically(pathlib.Path(directory) / "README.md", text.encode())
 
     @classmethod
     def load(cls, directory, dtype=None, devices=None):
@@ -260,7 +260,7 @@ class Generator:
         index = np.arange(len(labels)) if index is None else np.asarray(index)
         mesh, params = self._placed
         rows = [sharding.place(x, mesh) for x in (labels, index.astype(np.int32))]
-        static, inputs = sampling.plan(self.settings, self.model)
+        static, inputs = sampling.make_schedule(self.settings, self.model)
         found = sampling.trace_tokens(self.model, static, inputs, params, *rows, _key(seed))
         return sampling.Trace(*(np.asarray(x)[:, : len(labels)] for x in found))
 

@@ -1,6 +1,6 @@
 """How images come about, step by step, as pictures: a GIF, a strip, or arrays for a notebook.
 
-    from enat_jax import reveal_pictures
+    from enat_jax.inference import reveal_pictures
     found = reveal_pictures.draw(generator, labels=[3, 7], seed=0)
     reveal_pictures.write_gif("reveal.gif", found)
     reveal_pictures.write_strip("reveal.png", found)
@@ -20,10 +20,10 @@ import PIL.ImageFont
 
 from enat_jax.runtime import files, png
 
-MOST_IMAGES = 16  # that ``spread`` chooses
-MOST_FRAMES = 32  # that ``draw`` keeps beside the first, evenly over the steps
-MOST_COLUMNS = 8  # of a strip beside the first
-MOST_ROWS = 8  # images of a strip
+MAX_IMAGES = 16  # that ``spread`` chooses
+MAX_FRAMES = 32  # that ``draw`` keeps beside the first, evenly over the steps
+MAX_COLUMNS = 8  # of a strip beside the first
+MAX_ROWS = 8  # images of a strip
 SIDE = 128  # least pixels of an image's shorter side, in whole multiples of its own
 GREY, HINT = 128, 0.15  # what is masked, and how much of the guess shows through
 OUTLINE = (255, 128, 0)
@@ -66,13 +66,13 @@ def spread(num_labels, num):
     """Which of ``num`` images a label to show: the first of each label, then the second, ...
 
     Returns:
-        int [at most MOST_IMAGES], numbers of images that are numbered label by label.
+        int [at most MAX_IMAGES], numbers of images that are numbered label by label.
     """
-    k = np.arange(min(MOST_IMAGES, num_labels * num))
+    k = np.arange(min(MAX_IMAGES, num_labels * num))
     return k % num_labels * num + k // num_labels
 
 
-def draw(generator, labels, seed=0, index=None, most_frames=MOST_FRAMES):
+def draw(generator, labels, seed=0, index=None, most_frames=MAX_FRAMES):
     """Generate one image per label and keep what the steps leave.
 
     Args:
@@ -116,10 +116,10 @@ def strip(reveal):
     Of each of the first 8 images two rows: what has been revealed, and all that is guessed. Of more
     than 8 steps an even selection.
     """
-    chosen = np.unique(np.rint(np.linspace(0, len(reveal.steps) - 1, MOST_COLUMNS + 1)).astype(int))
+    chosen = np.unique(np.rint(np.linspace(0, len(reveal.steps) - 1, MAX_COLUMNS + 1)).astype(int))
     shown, guesses = _outlined(reveal, chosen), _large(_colour(reveal.guesses[chosen[1:] - 1]))
     _, n, height, width, _ = shown.shape
-    n = min(n, MOST_ROWS)
+    n = min(n, MAX_ROWS)
     down, right = 2 * height + 3 * GAP, width + GAP
     canvas = np.full((LINE * 2 + n * down, MARGIN + len(chosen) * right, 3), 255, np.uint8)
     for row in range(n):
@@ -171,7 +171,7 @@ def write_gif(path, reveal):
     )
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, content.getvalue())
+    files.write_atomically(path, content.getvalue())
 
 
 WRITERS = {"gif": write_gif, "strip": write_strip}

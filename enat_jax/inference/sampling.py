@@ -18,9 +18,9 @@ import numpy as np
 from enat_jax.schedules import costs, reveal
 
 SCHEDULES = ("linear", "constant", "cosine", "interval")  # of guidance
-MOST_STEPS = 4096  # four times the tokens of the largest model; the rest would reveal nothing
-MOST_VALUE = 1e6  # of temperatures and the guidance scale; float32 overflows far beyond it
-MOST_BODIES = 16  # compiled without being asked for; more cost more time than padding does
+MAX_STEPS = 4096  # four times the tokens of the largest model; the rest would reveal nothing
+MAX_VALUE = 1e6  # of temperatures and the guidance scale; float32 overflows far beyond it
+MAX_BODIES = 16  # compiled without being asked for; more cost more time than padding does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +61,12 @@ class Settings:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-        if self.num_steps > MOST_STEPS:
-            raise ValueError(f"num_steps={self.num_steps} must be at most {MOST_STEPS}")
+        if self.num_steps > MAX_STEPS:
+            raise ValueError(f"num_steps={self.num_steps} must be at most {MAX_STEPS}")
         for name in ("guidance_scale", "token_temperature", "mask_temperature"):
             value = getattr(self, name)
-            if not math.isfinite(value) or not 0 <= value <= MOST_VALUE:
-                raise ValueError(f"{name}={value!r} must be a number from 0 to {MOST_VALUE:,.0f}")
+            if not math.isfinite(value) or not 0 <= value <= MAX_VALUE:
+                raise ValueError(f"{name}={value!r} must be a number from 0 to {MAX_VALUE:,.0f}")
         if self.guidance_schedule not in SCHEDULES:
             raise ValueError(
                 f"guidance_schedule={self.guidance_schedule!r} is none of {', '.join(SCHEDULES)}"
@@ -118,7 +118,7 @@ class StepInputs(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Schedule:
     """The static part of a schedule, one compiled sampler per value.
 
     Attributes:
@@ -134,12 +134,12 @@ class Plan:
     noisy_order: bool
 
 
-def plan(settings, model):
+def make_schedule(settings, model):
     """Schedule of ``settings`` for a model: ``(Plan, StepInputs)``; host arithmetic only."""
     t = settings.num_steps
     steps = reveal.sampling_steps(model.num_tokens, t, model.reuse)
     cost = functools.partial(_window_cost, costs.dims_of(model))
-    segments = reveal.cut_segments(steps, settings.num_segments or min(t, MOST_BODIES), cost)
+    segments = reveal.cut_segments(steps, settings.num_segments or min(t, MAX_BODIES), cost)
     s = np.arange(t)
     remaining = 1 - (s + 1) / t
     guidance = settings.guidance_weights()
@@ -152,7 +152,7 @@ def plan(settings, model):
     )
     guided = tuple(bool(guidance[x.start : x.stop].any()) for x in segments)
     return (
-        Plan(
+        Schedule(
             segments,
             guided,
             settings.token_temperature == 0,
@@ -175,7 +175,7 @@ def make(model, settings):
 
     Samplers that differ in guidance or temperatures only share one compilation.
     """
-    static, inputs = plan(settings, model)
+    static, inputs = make_schedule(settings, model)
 
     def sample(params, labels, image_index, key):
         return sample_tokens(model, static, inputs, params, labels, image_index, key)
@@ -185,7 +185,7 @@ def make(model, settings):
 
 @functools.partial(jax.jit, static_argnames=("model", "static"))
 def sample_tokens(model, static, inputs, params, labels, image_index, key):
-    """Tokens of a batch of images; see ``make``. ``static``, ``inputs``: from ``plan``."""
+    """Tokens of a batch of images; see ``make``. ``static``, ``inputs``: from ``make_schedule``."""
     order, ids, _ = _run(model, static, inputs, params, labels, image_index, key, trace=False)
     return _in_raster_order(order, ids)
 

@@ -26,7 +26,7 @@ SEED = 0  # of augmented copies
 class Times:
     """Seconds that the main loop spent waiting, and pictures it got through."""
 
-    decoding: float = 0.0  # waiting for pictures to be read, decoded and cropped
+    pictures: float = 0.0  # waiting for pictures to be read, decoded and cropped
     tokenizer: float = 0.0  # waiting for the devices
     writing: float = 0.0
     total: float = 0.0
@@ -65,7 +65,7 @@ def source_settings(model: tokenizer.Tokenizer, source: str) -> dict[str, Any]:
 def tokenize(
     model: tokenizer.Tokenizer,
     source: images.Source,
-    plan: tokens.Plan,
+    plan: tokens.TokenSetSpec,
     directory: pathlib.Path,
     *,
     skip_errors: bool = False,
@@ -119,7 +119,7 @@ def tokenize(
     return times
 
 
-def _encoder(model: tokenizer.Tokenizer, plan: tokens.Plan, mesh):
+def _encoder(model: tokenizer.Tokenizer, plan: tokens.TokenSetSpec, mesh):
     """images uint8 [b, h, w, c] -> tokens [b, views, l], over all devices of the mesh."""
     params = jax.device_put(model.params, sharding.replicated(mesh))
 
@@ -135,7 +135,9 @@ def _encoder(model: tokenizer.Tokenizer, plan: tokens.Plan, mesh):
 class _Loader:
     """Reads the items of shards ahead of their use, in threads: decoding does without the GIL."""
 
-    def __init__(self, source: images.Source, plan: tokens.Plan, todo: list[int], skip: bool):
+    def __init__(
+        self, source: images.Source, plan: tokens.TokenSetSpec, todo: list[int], skip: bool
+    ):
         self._source = source
         self._plan = plan
         self._skip = skip
@@ -180,7 +182,7 @@ Item = tuple[int, int, decoding.Example | decoding.UnreadableImage]  # shard, it
 def _batches(
     loader: _Loader,
     source: images.Source,
-    plan: tokens.Plan,
+    plan: tokens.TokenSetSpec,
     todo: list[int],
     num_devices: int,
     times: Times,
@@ -210,7 +212,7 @@ def _batches(
 class _Shards:
     """Collects the records of shards and writes each when it is complete."""
 
-    def __init__(self, plan: tokens.Plan, directory: pathlib.Path, times: Times):
+    def __init__(self, plan: tokens.TokenSetSpec, directory: pathlib.Path, times: Times):
         self._plan = plan
         self._directory = directory
         self._times = times

@@ -207,7 +207,7 @@ def _first_line(error):
 def fit_sampler(
     model, settings, segments, *, codec=None, first, most, tell, free=memory.free_bytes, **how
 ) -> Fit:
-    """``fit`` of ``timing.measure_sampler``; the result is its list.
+    """``fit`` of ``timing.time_sampler``; the result is its list.
 
     Args:
         model, settings, segments, codec, how: see there.
@@ -218,7 +218,7 @@ def fit_sampler(
 
     def attempt(batch, check):
         check.arrays(params)
-        found = timing.measure_sampler(
+        found = timing.time_sampler(
             model, settings, batch, segments, codec=codec, check=check, **how
         )
         return found, found[0].images_per_second[0]
@@ -234,7 +234,7 @@ def fit_training(task, *, max_timed, first, most, tell, free=memory.free_bytes, 
 
     Args:
         task: ``tasks.enat.Task`` of any batch size.
-        max_timed, how: see ``timing.measure_training``; first, most, tell, free: see ``fit``.
+        max_timed, how: see ``timing.time_training``; first, most, tell, free: see ``fit``.
     """
     cost = functools.partial(costs.training_cost, costs.dims_of(task.model))
     largest = int(np.argmax([int(cost(*bucket.windows)) for bucket in task.buckets]))
@@ -243,7 +243,7 @@ def fit_training(task, *, max_timed, first, most, tell, free=memory.free_bytes, 
     def measured(batch, check, **which):
         check.arrays(state)
         resized = dataclasses.replace(task, batch_size=batch)
-        return timing.measure_training(resized, check=check, **which, **how)
+        return timing.time_training(resized, check=check, **which, **how)
 
     def attempt_largest(batch, check):
         (found,) = measured(batch, check, chosen=[largest]).timed

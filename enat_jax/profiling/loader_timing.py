@@ -16,14 +16,14 @@ from array_record.python import array_record_module
 from enat_jax.data import loader, records, tokens
 from enat_jax.runtime import memory
 
-LEAST_SECONDS = 1.0  # of one timing
+MIN_SECONDS = 1.0  # of one timing
 PER_FILE = 4096  # records of an ArrayRecord file; more make its random reads slower
 
 
 def make_tokens(directory: pathlib.Path, num_records: int, num_tokens: int) -> tokens.TokenSet:
     """A token set of random tokens, 1024 codes and 1000 classes."""
     side = round(num_tokens**0.5)
-    plan = tokens.Plan(
+    plan = tokens.TokenSetSpec(
         num_images=num_records,
         copies=1,
         flips=False,
@@ -77,7 +77,7 @@ def measure_loader(
     """
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        arguments = directory, batch_size, repeats, workers, LEAST_SECONDS
+        arguments = directory, batch_size, repeats, workers, MIN_SECONDS
         return pool.submit(_measure, *arguments).result()
 
 
@@ -130,7 +130,7 @@ def compare_formats(
     }
     rates = {name: [] for name in readers}
     for name in itertools.chain.from_iterable([readers] * repeats):
-        rates[name].append(_rate(readers[name], batch_size, LEAST_SECONDS))
+        rates[name].append(_rate(readers[name], batch_size, MIN_SECONDS))
     return {name: tuple(found) for name, found in rates.items()}
 
 

@@ -50,7 +50,7 @@ class Row:
 # --- what to measure ------------------------------------------------------------------------
 
 
-def plan(configs, tokenizer_config, *, dtype, most, repeats, shapes, overrides=()):
+def list_rows(configs, tokenizer_config, *, dtype, most, repeats, shapes, overrides=()):
     """The rows for some configs, what matters most first: all baselines, then one setting each.
 
     Args:
@@ -137,7 +137,7 @@ def profile(rows, out, *, dtype, minutes, row_minutes, trace=None, call=run, clo
     """Measure rows that are not in ``out`` yet; every row is written as soon as it is there.
 
     Args:
-        rows: of ``plan``; out: directory of ``profile.json`` and ``profile.md``.
+        rows: of ``list_rows``; out: directory of ``profile.json`` and ``profile.md``.
         dtype: of the matrix rate in the header.
         minutes: after which no row is begun; None: no limit. row_minutes: that a row may take.
         trace: directory for a trace of the fastest training step of each config; None: no traces.
@@ -258,7 +258,7 @@ def _find(rows, row):
 
 def _write(path, saved):
     model_files.write_json(path, saved)
-    files.write(path.with_suffix(".md"), profile_report.markdown(saved).encode())
+    files.write_atomically(path.with_suffix(".md"), profile_report.markdown(saved).encode())
 
 
 def _now():

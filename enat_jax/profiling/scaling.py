@@ -240,7 +240,7 @@ def chosen_buckets(task, shapes_of_each):
     return [(task.buckets[i], float(shares[i]), float(exact[i])) for i in chosen]
 
 
-def measure(task, rules, sizes, *, shapes_of_each):
+def compile_layout(task, rules, sizes, *, shapes_of_each):
     """Compile the most probable shapes of a task's step in one layout.
 
     Args:
@@ -257,7 +257,7 @@ def measure(task, rules, sizes, *, shapes_of_each):
     """
     devices = cpu_devices(math.prod(sizes.values()))
     mesh = sharding.make_mesh(sharding.Sharding(**sizes), devices)
-    steps = train_step.Steps(task, mesh, rules, seed=0)
+    steps = train_step.CompiledSteps(task, mesh, rules, seed=0)
     shapes = tuple(
         _compile(task, steps, len(devices), bucket, probability, exact)
         for bucket, probability, exact in chosen_buckets(task, shapes_of_each)

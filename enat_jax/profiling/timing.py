@@ -82,7 +82,9 @@ class Measurement:
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in names}
 
 
-def measure(function, work, dtype, *, repeats=5, matmul_shape=MATMUL_SHAPE, check=None, **fields):
+def time_in_turns(
+    function, work, dtype, *, repeats=5, matmul_shape=MATMUL_SHAPE, check=None, **fields
+):
     """Time ``work(compiled)`` and, in turns with it, the machine's matrix product.
 
     Taking turns lets the drift of a shared machine hit both alike.
@@ -124,7 +126,7 @@ def measure(function, work, dtype, *, repeats=5, matmul_shape=MATMUL_SHAPE, chec
 # --- the sampler ----------------------------------------------------------------------------
 
 
-def measure_sampler(model, settings, batch_size, segments, *, codec=None, **how):
+def time_sampler(model, settings, batch_size, segments, *, codec=None, **how):
     """Time the sampler for several numbers of segments.
 
     Args:
@@ -133,7 +135,7 @@ def measure_sampler(model, settings, batch_size, segments, *, codec=None, **how)
         batch_size: images a call.
         segments: numbers of segments; above ``num_steps`` means ``num_steps``.
         codec: ``vqgan.VQGAN`` whose decoder is part of the call; None: tokens only.
-        how: ``repeats``, ``matmul_shape`` and ``check`` of ``measure``.
+        how: ``repeats``, ``matmul_shape`` and ``check`` of ``time_in_turns``.
 
     Returns:
         list of ``Measurement``, one for each different number of segments.
@@ -155,14 +157,16 @@ def measure_sampler(model, settings, batch_size, segments, *, codec=None, **how)
     )
     found = []
     for count in dict.fromkeys(min(count, settings.num_steps) for count in segments):
-        static, inputs = sampling.plan(dataclasses.replace(settings, num_segments=count), model)
+        static, inputs = sampling.make_schedule(
+            dataclasses.replace(settings, num_segments=count), model
+        )
         padded = costs.padded_sampling_cost(
             dims, static.segments, static.guided, batch_size=batch_size
         )
         arguments = (params, codec_params, inputs, labels, index, key)
         sample = jax.jit(functools.partial(_sample, model, static, codec, side))
         found.append(
-            measure(
+            time_in_turns(
                 functools.partial(sample.lower, *arguments),
                 lambda compiled, arguments=arguments: compiled(*arguments),
                 model.dtype,
@@ -285,7 +289,7 @@ def shape_shares(task):
 
 
 def training_inputs(task):
-    """``(steps, state, batch)`` for one device: ``train_step.Steps``, fresh state, random batch."""
+    """``(steps, state, batch)`` for one device: a fresh state and a random batch."""
     b, model = task.batch_size, task.model
     rng = np.random.default_rng(0)
     batch = {
@@ -293,7 +297,7 @@ def training_inputs(task):
         "labels": rng.integers(model.num_classes, size=b, dtype=np.int32),
     }
     mesh = sharding.make_mesh(sharding.Sharding(), jax.local_devices()[:1])
-    steps = train_step.Steps(task, mesh, (), seed=0)
+    steps = train_step.CompiledSteps(task, mesh, (), seed=0)
     return steps, steps.init(), sharding.global_batch(batch, mesh)
 
 
@@ -303,14 +307,14 @@ def traced_of(bucket):
     return {**{k: np.int32(v) for k, v in counts.items()}, "index": np.uint32(0)}
 
 
-def measure_training(task, *, max_timed=4, chosen=None, **how):
+def time_training(task, *, max_timed=4, chosen=None, **how):
     """Time the training step in its most probable shapes, or in chosen ones.
 
     Args:
         task: ``tasks.enat.Task``, see ``make_task``.
         max_timed: how many shapes; each is compiled. More than there are means all.
         chosen: indices of the buckets to time; None: those of the most probable.
-        how: ``repeats``, ``matmul_shape`` and ``check`` of ``measure``.
+        how: ``repeats``, ``matmul_shape`` and ``check`` of ``time_in_turns``.
 
     Returns:
         ``TrainingMeasurement``.
@@ -331,7 +335,7 @@ def measure_training(task, *, max_timed=4, chosen=None, **how):
             return state, metrics
 
         timed.append(
-            measure(
+            time_in_turns(
                 functools.partial(steps.lower, bucket.windows),
                 work,
                 model.dtype,

@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
-def on_first(function: Callable[[], Any]) -> Any:
+def broadcast_from_first(function: Callable[[], Any]) -> Any:
     """What `function` returns on the first process, on every one; the others do not call it.
 
     Args:
@@ -38,7 +38,7 @@ def on_first(function: Callable[[], Any]) -> Any:
     return outcome["value"]
 
 
-def raise_together(failure: Exception | None, minor: type[Exception]) -> None:
+def raise_on_all(failure: Exception | None, minor: type[Exception]) -> None:
     """Raises on every process if any process comes with a failure, of the same kind on all.
 
     Args:

@@ -17,7 +17,7 @@ import numpy as np
 _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]+\.unfinished")
 
 
-def write(path: pathlib.Path, content: bytes) -> None:
+def write_atomically(path: pathlib.Path, content: bytes) -> None:
     """Whole or not at all, even if the machine stops; several processes may write the same.
 
     Raises OSError, which names `path`.
@@ -42,7 +42,7 @@ def write(path: pathlib.Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def only_one(directory: pathlib.Path) -> Iterator[None]:
+def lock_directory(directory: pathlib.Path) -> Iterator[None]:
     """Within, `directory` belongs to this process; it is created if missing.
 
     The system lets go of it when the process ends, however that happens. On a file system without
@@ -65,7 +65,7 @@ def only_one(directory: pathlib.Path) -> Iterator[None]:
 
 
 def is_unfinished(path: pathlib.Path) -> bool:
-    """Whether it is a temporary file of `write`, left behind by a process that was killed."""
+    """Whether it is a temporary file of `write_atomically`, left by a process that was killed."""
     return _UNFINISHED.fullmatch(path.name) is not None
 
 

@@ -37,7 +37,7 @@ def mask_counts(num_tokens, num_steps):
     return counts
 
 
-class Steps(NamedTuple):
+class StepCounts(NamedTuple):
     """Token counts of the sampling steps, int64 [t] each."""
 
     num_cached: np.ndarray  # visible before the step, features kept from earlier steps
@@ -55,7 +55,7 @@ def sampling_steps(num_tokens, num_steps, reuse=True):
     counts = mask_counts(num_tokens, num_steps)
     visible = num_tokens - counts[:-1]
     cached = np.concatenate([[0], visible[:-1]]) if reuse else np.zeros_like(visible)
-    return Steps(cached, visible - cached, counts[:-1], counts[1:])
+    return StepCounts(cached, visible - cached, counts[:-1], counts[1:])
 
 
 class Windows(NamedTuple):
@@ -92,7 +92,7 @@ def cut_segments(steps, num_segments, cost):
     """Cut the sampling steps into runs such that the padded work is least.
 
     Args:
-        steps: ``Steps`` of t steps.
+        steps: ``StepCounts`` of t steps.
         num_segments: how many runs; more than t means t. One run compiles one body that pays
             for the largest step every time, t runs pay exactly and compile t bodies.
         cost: ``cost(windows) -> float``, work of one step with these window sizes; elementwise,

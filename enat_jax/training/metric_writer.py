@@ -65,7 +65,7 @@ class MetricWriter:
         for line in kept:
             if line["step"] == resume_step:
                 self._written |= line.keys() - {"step", "time"}
-        files.write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        files.write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._lines = path.open("a", encoding="utf-8")
         self._events = _Events(workdir, 0 if resume_step is None else resume_step + 1)
 
@@ -181,7 +181,7 @@ class _WandbRun:
                 raise ValueError(f"Weights & Biases does not start: {error}") from error
             self._warn(error)  # a training that was interrupted goes on by itself, at night, too
         if not known:
-            files.write(path, f"{run_id}\n".encode())
+            files.write_atomically(path, f"{run_id}\n".encode())
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._try(lambda: self._run.log({"step": step, **values}))

@@ -30,7 +30,7 @@ import optax
 from enat_jax.runtime import sharding
 
 
-class Steps:
+class CompiledSteps:
     """The initial state and the steps of a run, compiled when first needed.
 
     Args:

@@ -406,7 +406,7 @@ def test_a_state_of_other_things_than_arrays_is_refused_by_name(tmp_path):
 FULL_DISK = """
     import pathlib, resource, sys
     import jax, jax.numpy as jnp
-    from enat_jax import checkpoint
+    from enat_jax.checkpoints import checkpoint
     directory = pathlib.Path(sys.argv[1])
     def state(step):
         return {"a": jax.random.normal(jax.random.key(step), (300, 300))}
@@ -564,7 +564,7 @@ def test_params_of_eight_devices_load_on_one(tmp_path):
     script = f"""
         import jax, jax.numpy as jnp
         from jax.sharding import AxisType, NamedSharding, PartitionSpec
-        from enat_jax import checkpoint
+        from enat_jax.checkpoints import checkpoint
         mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
         array = jax.device_put(jnp.arange(16.0), NamedSharding(mesh, PartitionSpec("data")))
         checkpoint.save_params({str(tmp_path / "params")!r}, {{"a": array}})
@@ -583,7 +583,7 @@ def python(script):
 SAVE_FOREVER = """
     import itertools, sys
     import jax.numpy as jnp
-    from enat_jax import checkpoint
+    from enat_jax.checkpoints import checkpoint
     directory, start = sys.argv[1], int(sys.argv[2])
     with checkpoint.Checkpointer(directory, save_every=1) as checkpointer:
         for step in itertools.count(start):

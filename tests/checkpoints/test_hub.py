@@ -27,7 +27,7 @@ TOKEN = "hf_of_the_owner"
 # The client reads its environment when it is imported, so it lives in a process of its own.
 CALL = """
 import json, sys
-from enat_jax import hub
+from enat_jax.checkpoints import hub
 function, *arguments = sys.argv[1:]
 try:
     print(json.dumps({"result": str(getattr(hub, function)(*arguments))}))

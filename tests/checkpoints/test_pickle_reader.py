@@ -99,7 +99,7 @@ def test_deep_nesting_is_no_recursion():
 
 
 def test_instructions_are_counted(monkeypatch):
-    monkeypatch.setattr(pickle_reader, "MOST_OPERATIONS", 1000)
+    monkeypatch.setattr(pickle_reader, "MAX_OPERATIONS", 1000)
     assert pickle_reader.load(b"N" * 999 + b".").value is None
     with pytest.raises(ValueError, match="more than 1,000 instructions"):
         pickle_reader.load(b"N" * 1000 + b".")

@@ -283,7 +283,7 @@ def test_zip_bombs_and_other_archives(tmp_path):
 
 def test_a_pickle_that_is_too_large(tmp_path, monkeypatch):
     path = written(tmp_path, writer.zip_bytes(ARRAYS))
-    monkeypatch.setattr(torch_files, "MOST_PICKLE", 100)
+    monkeypatch.setattr(torch_files, "MAX_PICKLE", 100)
     refused(path, "larger than 100 bytes")
 
 

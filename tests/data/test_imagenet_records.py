@@ -23,7 +23,7 @@ def tars(tmp_path_factory):
 def plan(tars, directory, split="train", num_shards=None):
     tar = tars / imagenet.TAR_FILES[split]
     pictures = imagenet.scan(tar, split, imagenet_records.validation_ids())
-    return imagenet_records.plan(split, tar, pictures, directory, num_shards)
+    return imagenet_records.plan_shards(split, tar, pictures, directory, num_shards)
 
 
 def parsed(path):
@@ -71,7 +71,7 @@ def test_sizes_are_known_without_making_the_record(tmp_path, size, label):
     pictures = imagenet.Pictures(
         np.array([b"n01440764_12.JPEG"]), np.array([label]), np.array([0]), np.array([size])
     )
-    (shard,) = imagenet_records.plan("train", tar, pictures, tmp_path, None)
+    (shard,) = imagenet_records.plan_shards("train", tar, pictures, tmp_path, None)
     assert shard.num_bytes == len(record)
 
 
@@ -83,7 +83,7 @@ def test_the_number_of_files_is_tfds_s_for_the_size_of_the_real_data_set(tmp_pat
     names = np.array([f"ILSVRC2012_val_{i:08d}.JPEG".encode() for i in range(1, n + 1)])
     values = np.zeros(n, np.int64)
     pictures = imagenet.Pictures(names, values, values, values + 134_000)
-    shards = imagenet_records.plan("validation", tar, pictures, tmp_path, None)
+    shards = imagenet_records.plan_shards("validation", tar, pictures, tmp_path, None)
     assert len(shards) == 64
     assert {len(shard.pictures) for shard in shards} == {781, 782}
     assert shards[63].path.name == "imagenet2012-validation.array_record-00063-of-00064"

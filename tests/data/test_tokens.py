@@ -10,7 +10,7 @@ import pytest
 from enat_jax.checkpoints import model_files
 from enat_jax.data import tokens
 
-PLAN = tokens.Plan(
+PLAN = tokens.TokenSetSpec(
     num_images=10,
     copies=1,
     flips=True,

@@ -6,13 +6,13 @@ import pathlib
 import numpy as np
 import pytest
 
-from enat_jax.evaluation import accumulate, evaluation_files
+from enat_jax.evaluation import accumulate
 from enat_jax.runtime import files
 
 NUM, CLASSES = 37, 3
 PIXELS = np.random.default_rng(0).integers(0, 256, (NUM, 2, 2, 1)).astype(np.uint8)
 LABELS = np.arange(NUM) % CLASSES
-PLAN = accumulate.Plan(NUM, CLASSES, keep=10, identity={"seed": 0}, chunk=5)
+PLAN = accumulate.PassSpec(NUM, CLASSES, keep=10, identity={"seed": 0}, chunk=5)
 
 
 def load(start, stop):
@@ -127,7 +127,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, undisturbed, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write", full)
+        patch.setattr(files, "write_atomically", full)
         with pytest.raises(OSError, match=r"No space left on device: .*state\.npz"):
             run(tmp_path)
     asked = []
@@ -139,7 +139,7 @@ def test_a_disk_that_is_full_for_features_names_the_file(tmp_path, monkeypatch):
     def full(file, data, at):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(evaluation_files.os, "pwrite", full)
+    monkeypatch.setattr(files.os, "pwrite", full)
     with pytest.raises(OSError, match=r"No space left on device: .*pool\.npy"):
         run(tmp_path)
 
@@ -156,7 +156,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
 
 def test_a_state_of_something_else_or_damaged_is_refused(tmp_path):
     run(tmp_path)
-    other = accumulate.Plan(NUM, CLASSES, keep=10, identity={"seed": 1}, chunk=5)
+    other = accumulate.PassSpec(NUM, CLASSES, keep=10, identity={"seed": 1}, chunk=5)
     with pytest.raises(ValueError, match="of another evaluation: name another --out"):
         run(tmp_path, plan=other)
     state = tmp_path / "00000-of-00001" / "state.npz"

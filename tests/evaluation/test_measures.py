@@ -34,7 +34,7 @@ def distance(first, second):
 
 def test_features_of_inception_give_all_that_is_published():
     probabilities = np.full((60, 3), 0.05) + 0.85 * np.eye(3)[np.arange(60) % 3]
-    found, missing = measures.measure(
+    found, missing = measures.evaluate_set(
         statistics(OWN, OWN[:, :2]),
         statistics(REAL, REAL[:, :2]),
         {"pool": OWN, "probabilities": probabilities},
@@ -55,7 +55,7 @@ def test_features_of_inception_give_all_that_is_published():
 
 
 def test_intervals_are_around_the_values_and_within_what_is_possible():
-    found, _ = measures.measure(statistics(OWN), statistics(REAL), {}, OTHER, replicates=20)
+    found, _ = measures.evaluate_set(statistics(OWN), statistics(REAL), {}, OTHER, replicates=20)
     entry = found["frechet_distance"]
     assert entry["title"] == "Distance by colours"
     spread = 1.96 * entry["standard_error"]
@@ -65,31 +65,33 @@ def test_intervals_are_around_the_values_and_within_what_is_possible():
         assert 0 <= found[name]["low"] <= found[name]["value"] <= found[name]["high"] <= 1
     # 60 images are 15 times the 4 features: no replicates are needed.
     assert entry["replicates"] == 0
-    few = measures.measure(statistics(OWN[:15]), statistics(REAL), {}, OTHER, replicates=20)
+    few = measures.evaluate_set(statistics(OWN[:15]), statistics(REAL), {}, OTHER, replicates=20)
     assert few[0]["frechet_distance"]["replicates"] == 20
 
 
 def test_without_replicates_there_are_no_intervals_and_that_is_said():
-    found, missing = measures.measure(statistics(OWN), statistics(REAL), {}, OTHER, replicates=0)
+    found, missing = measures.evaluate_set(
+        statistics(OWN), statistics(REAL), {}, OTHER, replicates=0
+    )
     assert all(entry["low"] is None for entry in found.values())
     assert missing == ["Intervals were not asked for: small differences may be chance."]
 
 
 def test_what_a_reference_does_not_hold_is_said():
     reference = statistics(REAL, kept=False)
-    found, missing = measures.measure(
+    found, missing = measures.evaluate_set(
         statistics(OWN, OWN), reference, {"pool": OWN}, INCEPTION, replicates=20
     )
     assert list(found) == ["fid"]
     assert "sFID is not measured: the reference has no spatial features." in missing
     assert any("holds no features of single images" in sentence for sentence in missing)
-    _, missing = measures.measure(statistics(OWN[:5]), statistics(REAL), {}, OTHER)
+    _, missing = measures.evaluate_set(statistics(OWN[:5]), statistics(REAL), {}, OTHER)
     assert any("more than 5 images on both sides" in sentence for sentence in missing)
 
 
 def test_reconstructions_have_names_of_their_own_and_a_psnr():
     rows = {"squared_error": np.full((60, 1), 0.01, np.float32)}
-    found, _ = measures.measure(
+    found, _ = measures.evaluate_set(
         statistics(OWN), statistics(REAL), rows, INCEPTION, reconstructed=True
     )
     assert list(found)[:2] == ["rfid", "psnr"] and found["rfid"]["title"] == "rFID"

@@ -28,12 +28,12 @@ def random_params(model):
 
 @pytest.fixture(scope="module")
 def of_enat():
-    return similarity.measure(ENAT, random_params(ENAT), TOKENS, STEP, LABELS, num_steps=3)
+    return similarity.step_similarity(ENAT, random_params(ENAT), TOKENS, STEP, LABELS, num_steps=3)
 
 
 @pytest.fixture(scope="module")
 def of_nat():
-    return similarity.measure(NAT, random_params(NAT), TOKENS, STEP, LABELS, num_steps=3)
+    return similarity.step_similarity(NAT, random_params(NAT), TOKENS, STEP, LABELS, num_steps=3)
 
 
 def expected_features(model, tokens, visible, cache=None):
@@ -116,7 +116,7 @@ def test_predictions_with_and_without_reuse_overlap(of_enat):
 def test_a_model_without_reuse_has_nothing_to_say_of_it(of_nat):
     assert of_nat.reused is None and of_nat.overlap is None and of_nat.same_code is None
     params = random_params(DISENTANGLED)
-    found = similarity.measure(DISENTANGLED, params, TOKENS, STEP, LABELS, num_steps=3)
+    found = similarity.step_similarity(DISENTANGLED, params, TOKENS, STEP, LABELS, num_steps=3)
     assert found.reused is None and np.isfinite(found.adjacent).all()
 
 
@@ -135,9 +135,9 @@ def test_drawn_images_are_the_samplers():
 def test_other_numbers_of_steps_are_refused():
     params = random_params(ENAT)
     with pytest.raises(ValueError, match="num_steps=1: a similarity of adjacent steps needs two"):
-        similarity.measure(ENAT, params, TOKENS, STEP, LABELS, num_steps=1)
+        similarity.step_similarity(ENAT, params, TOKENS, STEP, LABELS, num_steps=1)
     with pytest.raises(ValueError, match="not revealed in 4 steps"):
-        similarity.measure(ENAT, params, TOKENS, STEP, LABELS, num_steps=4)
+        similarity.step_similarity(ENAT, params, TOKENS, STEP, LABELS, num_steps=4)
 
 
 GROUP = np.array([[[2, 1, 2, 2], [2, 0, 1, 1]]])

@@ -161,7 +161,7 @@ def test_tokens_follow_the_predicted_distribution():
     n, tau = 3000, 1.5
     # The first of two steps has remaining = 1/2.
     settings = sampling.Settings(2, 0.0, token_temperature=2 * tau, mask_temperature=0.0)
-    static, inputs = sampling.plan(settings, SMALL)
+    static, inputs = sampling.make_schedule(settings, SMALL)
     modulation = SMALL.apply({"params": params}, jnp.array([1]), method="condition")
     logits = SMALL.apply(
         {"params": params}, jnp.arange(16)[None], modulation, jnp.zeros((1, 0, 16)),
@@ -260,7 +260,7 @@ def test_guidance_schedules(schedule, weights):
         4, 2.0, guidance_schedule=schedule, guidance_interval=[0.25, 0.75], num_segments=4
     )
     assert hash(settings) == hash(dataclasses.replace(settings, guidance_interval=(0.25, 0.75)))
-    static, inputs = sampling.plan(settings, SMALL)
+    static, inputs = sampling.make_schedule(settings, SMALL)
     np.testing.assert_allclose(inputs.guidance, weights, rtol=1e-6)
     assert static.guided == tuple(weight > 0 for weight in weights)
     # Nothing is padded here, so this is counted exactly.
@@ -276,13 +276,13 @@ def test_unguided_segments_change_no_token(params):
     settings = dataclasses.replace(NOISY, num_steps=3, num_segments=1, **interval)
     expected = generate(SMALL, params, settings, [0, 1, 2])
     settings = dataclasses.replace(settings, num_segments=3)
-    assert sampling.plan(settings, SMALL)[0].guided == (False, True, False)
+    assert sampling.make_schedule(settings, SMALL)[0].guided == (False, True, False)
     np.testing.assert_array_equal(generate(SMALL, params, settings, [0, 1, 2]), expected)
 
 
 def test_more_steps_than_tokens_and_what_each_leaves(params):
     settings = dataclasses.replace(NOISY, num_steps=20, num_segments=2)
-    static, inputs = sampling.plan(settings, SMALL)
+    static, inputs = sampling.make_schedule(settings, SMALL)
     labels, index = np.array([0, 3], np.int32), np.array([0, 1])
     trace = sampling.trace_tokens(SMALL, static, inputs, params, labels, index, jax.random.key(0))
     tokens, visible = np.asarray(trace.tokens), np.asarray(trace.visible)
@@ -300,9 +300,11 @@ def test_more_steps_than_tokens_and_what_each_leaves(params):
 
 
 def test_many_steps_have_few_bodies_unless_asked_for():
-    assert len(sampling.plan(sampling.Settings(16), SMALL)[0].segments) == 16
-    assert len(sampling.plan(sampling.Settings(40), SMALL)[0].segments) == 16
-    assert len(sampling.plan(sampling.Settings(40, num_segments=40), SMALL)[0].segments) == 40
+    assert len(sampling.make_schedule(sampling.Settings(16), SMALL)[0].segments) == 16
+    assert len(sampling.make_schedule(sampling.Settings(40), SMALL)[0].segments) == 16
+    assert (
+        len(sampling.make_schedule(sampling.Settings(40, num_segments=40), SMALL)[0].segments) == 40
+    )
     before = time.process_time()
-    sampling.plan(sampling.Settings(1000), SMALL)
+    sampling.make_schedule(sampling.Settings(1000), SMALL)
     assert time.process_time() - before < 10  # one by one, its 500,000 runs take a minute

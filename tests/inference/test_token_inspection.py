@@ -27,7 +27,7 @@ def directory(model, tmp_path):
     (tmp_path / "pictures" / "notes.txt").write_text("not a picture")
     location = {"source": str(tmp_path / "pictures"), "split": "all", "size": 8, "channels": 1}
     source = images.open_source(**location)
-    plan = tokens.Plan(
+    plan = tokens.TokenSetSpec(
         num_images=21,
         copies=1,
         flips=True,

@@ -46,7 +46,7 @@ def model():
 
 def plan_for(model, source, **settings):
     defaults = {"copies": 1, "flips": True, "batch_size": 4, "shard_items": 8}
-    return tokens.Plan(
+    return tokens.TokenSetSpec(
         num_images=len(source),
         grid=model.grid,
         codebook_size=model.model.codebook_size,

@@ -126,7 +126,7 @@ def test_what_is_free(monkeypatch):
     def of(platform, stats, available=None):
         device = types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
         monkeypatch.setattr(batch_fit.jax, "local_devices", lambda: [device])
-        monkeypatch.setattr(batch_fit, "available_memory", lambda: available)
+        monkeypatch.setattr(memory, "available_memory", lambda: available)
         return memory.free_bytes()
 
     assert of("gpu", {"bytes_limit": 100, "bytes_in_use": 30}) == 70
@@ -151,7 +151,7 @@ def fit_sampler(free):
 
 
 def test_a_model_larger_than_the_memory_is_never_made(monkeypatch):
-    monkeypatch.setattr(timing, "measure_sampler", None)  # not called
+    monkeypatch.setattr(timing, "time_sampler", None)  # not called
     with pytest.raises(ValueError, match="not even a batch of 1 fits: needs"):
         fit_sampler(1000)
 
@@ -179,7 +179,7 @@ def test_training_must_fit_in_the_largest_shape(monkeypatch):
         one = types.SimpleNamespace(images_per_second=(3.0, 2.0, 4.0))
         return types.SimpleNamespace(timed=(one,), images_per_second=5.0)
 
-    monkeypatch.setattr(timing, "measure_training", measure)
+    monkeypatch.setattr(timing, "time_training", measure)
     task = training_task()
     largest = max(range(3), key=lambda i: sum(task.buckets[i].windows))
     lines = []

@@ -31,7 +31,7 @@ MACHINE = {
 
 def rows(*names):
     configs = {f"configs/{name}.py": CONFIG for name in names or ("a",)}
-    return profile_rows.plan(
+    return profile_rows.list_rows(
         configs,
         "codec.py",
         dtype="bfloat16",
@@ -131,7 +131,7 @@ def test_the_baseline_is_what_the_config_says():
             "sampler": {"num_steps": 4, "num_segments": 2},
         }
     )
-    planned = profile_rows.plan(
+    planned = profile_rows.list_rows(
         {"c.py": config}, "codec.py", dtype="float32", most=1, repeats=1, shapes=1
     )
     names = lambda task: [x.setting for x in planned if x.task == task]  # noqa: E731

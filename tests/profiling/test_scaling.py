@@ -41,7 +41,7 @@ def task():
 @pytest.fixture(scope="module")
 def layouts(task):
     sizes = scaling.parse_layouts("data=8;data=2,fsdp=4")
-    return [scaling.measure(task, enat_task.RULES, x, shapes_of_each=1) for x in sizes]
+    return [scaling.compile_layout(task, enat_task.RULES, x, shapes_of_each=1) for x in sizes]
 
 
 def shape(**changes):
@@ -157,7 +157,7 @@ def test_fully_sharded_state_is_smaller_and_gathers_what_data_parallel_does_not(
 def test_batches_that_cannot_be_divided(task):
     sizes = scaling.parse_layouts("data=3")[0]
     with pytest.raises(ValueError, match="cannot be divided among 3 devices"):
-        scaling.measure(task, enat_task.RULES, sizes, shapes_of_each=1)
+        scaling.compile_layout(task, enat_task.RULES, sizes, shapes_of_each=1)
 
 
 def test_warnings_of_libraries_are_kept_apart(capfd):

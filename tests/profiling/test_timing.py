@@ -42,7 +42,7 @@ def test_expectations_weigh_steps_by_their_probability():
 
 
 def test_the_sampler_is_timed_for_every_number_of_segments():
-    found = timing.measure_sampler(
+    found = timing.time_sampler(
         tiny.TRANSFORMER, TWO_STEPS, 2, [1, 2, 9], repeats=2, matmul_shape=SMALL
     )
     assert [x.label["segments"] for x in found] == [1, 2]  # 9 is 2, the number of steps
@@ -60,14 +60,14 @@ def test_the_sampler_is_timed_for_every_number_of_segments():
 
 
 def test_the_image_decoder_can_be_part_of_it():
-    (found,) = timing.measure_sampler(
+    (found,) = timing.time_sampler(
         tiny.TRANSFORMER, ONE_STEP, 2, [1], codec=tiny.CODEC, repeats=1, matmul_shape=SMALL
     )
     dims = costs.dims_of(tiny.TRANSFORMER)
     decoder = 2 * costs.image_decoder_cost(tiny.CODEC, 4, 4)
     assert found.exact == costs.exact_sampling_cost(dims, 1, batch_size=2) + decoder
     with pytest.raises(ValueError, match="codebook_size=9 is not the transformer's, 8"):
-        timing.measure_sampler(
+        timing.time_sampler(
             tiny.TRANSFORMER, ONE_STEP, 1, [1], codec=tiny.CODEC.clone(codebook_size=9)
         )
 
@@ -77,7 +77,7 @@ def test_the_baseline_can_be_timed_too():
         num_tokens=16, codebook_size=8, num_classes=3, width=16, num_heads=2, num_layers=1
     )
     settings = dataclasses.replace(TWO_STEPS, guidance_scale=0.0)
-    (found,) = timing.measure_sampler(model, settings, 1, [2], repeats=1, matmul_shape=SMALL)
+    (found,) = timing.time_sampler(model, settings, 1, [2], repeats=1, matmul_shape=SMALL)
     assert found.padding == 0
     assert found.exact == costs.exact_sampling_cost(costs.dims_of(model), 2, guided=False)
 
@@ -99,7 +99,7 @@ def test_shares_of_the_shapes_add_up(mask, reuse_probability):
 
 def test_the_training_step_is_timed():
     task = setup.make_task(ml_collections.ConfigDict(tiny_config.config()), 2)
-    found = timing.measure_training(task, max_timed=1, repeats=1, matmul_shape=SMALL)
+    found = timing.time_training(task, max_timed=1, repeats=1, matmul_shape=SMALL)
     probability, exact = timing.shape_shares(task)
     assert found.shapes == 3 and found.padding > 0
     assert found.probabilities == (probability.max(),) and found.share == probability.max()
@@ -117,7 +117,7 @@ def test_the_matrix_rate_is_that_of_all_devices_at_once(monkeypatch, count):
         products.append((work(), least))
         return lambda: 0.5
 
-    monkeypatch.setattr(timing, "timer", timer)
+    monkeypatch.setattr(matrix_rate, "timer", timer)
     monkeypatch.setattr(matrix_rate, "RATE_SHAPE_CPU", (3, 5, 7))
     rate = matrix_rate.matrix_rate("float32", jax.local_devices()[:count], seconds=0.25)
     assert rate == count * 3 * 5 * 7 / 0.5

@@ -98,7 +98,7 @@ def program(tmp_path):
         from absl import flags
         from ml_collections import config_flags
 
-        from enat_jax import cli, exits
+        from enat_jax.runtime import cli, exits
 
         CONFIG = config_flags.DEFINE_config_file("config")
         LABEL = flags.DEFINE_integer("label", 0, "class")

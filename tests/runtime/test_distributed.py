@@ -162,7 +162,7 @@ def test_a_second_interrupt_comes_at_once():
 def test_a_second_sigterm_ends_the_process():
     script = """
 import os, signal
-from enat_jax import distributed
+from enat_jax.runtime import distributed
 with distributed.Preemption():
     os.kill(os.getpid(), signal.SIGTERM)
     print("first", flush=True)

@@ -75,7 +75,7 @@ def test_a_lone_process_ends_as_ever():
 def test_the_last_words_and_the_output_before_them_are_not_lost():
     script = """
 import sys
-from enat_jax import exits
+from enat_jax.runtime import exits
 sys.stdout.write("half a line")
 exits.end_without("the end", stacks=True)
 """
@@ -91,7 +91,7 @@ exits.end_without("the end", stacks=True)
 
 
 def test_programs_start_without_jax():
-    script = "import sys; from enat_jax import cli; sys.exit('jax' in sys.modules)"
+    script = "import sys; from enat_jax.runtime import cli; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], env=several.environment(), check=True)
 
 

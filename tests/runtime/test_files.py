@@ -11,8 +11,8 @@ from enat_jax.runtime import files
 
 
 def test_a_file_appears_whole(tmp_path):
-    files.write(tmp_path / "a.json", b"one")
-    files.write(tmp_path / "a.json", b"two")
+    files.write_atomically(tmp_path / "a.json", b"one")
+    files.write_atomically(tmp_path / "a.json", b"two")
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_bytes() == b"two"
 
@@ -23,11 +23,11 @@ def test_an_error_names_the_file_and_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left") as caught:
-        files.write(tmp_path / "a.json", b"one")
+        files.write_atomically(tmp_path / "a.json", b"one")
     assert caught.value.filename == str(tmp_path / "a.json")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(FileNotFoundError) as caught:
-        files.write(tmp_path / "gone" / "a.json", b"one")
+        files.write_atomically(tmp_path / "gone" / "a.json", b"one")
     assert caught.value.filename == str(tmp_path / "gone" / "a.json")
 
 
@@ -41,19 +41,19 @@ def test_another_process_may_tidy_up_what_it_takes_for_a_leftover(tmp_path, monk
 
     monkeypatch.setattr(pathlib.Path, "replace", tidied)
     with pytest.raises(FileNotFoundError):
-        files.write(tmp_path / "a.json", b"one")
+        files.write_atomically(tmp_path / "a.json", b"one")
     (tmp_path / "a.json").write_bytes(b"one")
-    files.write(tmp_path / "a.json", b"one")
+    files.write_atomically(tmp_path / "a.json", b"one")
     assert (tmp_path / "a.json").read_bytes() == b"one"
 
 
 def test_many_write_the_same(tmp_path):
     path, wrong = tmp_path / "a.json", []
-    files.write(path, b"x" * 10_000)
+    files.write_atomically(path, b"x" * 10_000)
 
     def work():
         for _ in range(20):
-            files.write(path, b"x" * 10_000)
+            files.write_atomically(path, b"x" * 10_000)
             wrong.extend([1] if path.read_bytes() != b"x" * 10_000 else [])
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -86,9 +86,9 @@ def test_what_is_no_json_is_said_with_advice(tmp_path, content):
 
 
 def test_a_directory_belongs_to_one_process_at_a_time(tmp_path):
-    with files.only_one(tmp_path / "run"):
+    with files.lock_directory(tmp_path / "run"):
         with pytest.raises(ValueError, match="another process is at work in .*run"):
-            with files.only_one(tmp_path / "run"):
+            with files.lock_directory(tmp_path / "run"):
                 pass
-    with files.only_one(tmp_path / "run"):
+    with files.lock_directory(tmp_path / "run"):
         pass

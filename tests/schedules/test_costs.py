@@ -120,7 +120,7 @@ def test_without_guidance_one_branch_is_counted():
 )
 def test_the_padded_count_is_what_the_sampler_computes(model, num_segments):
     settings = sampling.Settings(num_steps=6, num_segments=num_segments)
-    plan, _ = sampling.plan(settings, model)
+    plan, _ = sampling.make_schedule(settings, model)
     sampler = sampling.make(model, settings)
     labels = jnp.zeros(2, int)
     counted = multiply_adds(sampler, small_params(model), labels, labels, jax.random.key(0))

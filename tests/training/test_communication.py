@@ -23,7 +23,7 @@ def communicated(data, fsdp, tensor):
     """Collectives of a bfloat16 step that reuses features, as accelerators would do them."""
     task = make_task(dtype="bfloat16", encoder_layers=ENCODER)
     mesh = sharding.make_mesh(sharding.Sharding(data, fsdp, tensor))
-    steps = train_step.Steps(task, mesh, enat_task.RULES, seed=0)
+    steps = train_step.CompiledSteps(task, mesh, enat_task.RULES, seed=0)
     windows = max((bucket.windows for bucket in task.buckets), key=lambda w: w.num_cached)
     found = collectives.find(steps.lower(windows).compile().as_text())
     found = [x.on_accelerator() for x in found]

@@ -51,7 +51,7 @@ def train(task, policy, devices=8, num_steps=3, accumulate=1, steps=None):
     """(final state, metrics of each step) as numpy, and the Steps, to be used again."""
     mesh = sharding.make_mesh(policy, jax.devices()[:devices])
     rules = enat_task.RULES if isinstance(task, enat_task.Task) else vqgan_task.RULES
-    steps = steps or train_step.Steps(task, mesh, rules, seed=0, accumulate=accumulate)
+    steps = steps or train_step.CompiledSteps(task, mesh, rules, seed=0, accumulate=accumulate)
     state, history = steps.init(), []
     batches = task.batches(0)
     for step in range(num_steps):
@@ -178,7 +178,7 @@ def test_each_shape_is_compiled_once_and_nothing_else():
     """Whatever the counts, over steps that visit every shape: as many compilations as shapes."""
     task = make_task(batch_size=8)
     mesh = sharding.make_mesh(sharding.Sharding())
-    steps = train_step.Steps(task, mesh, enat_task.RULES, seed=0)
+    steps = train_step.CompiledSteps(task, mesh, enat_task.RULES, seed=0)
     state, batches = steps.init(), task.batches(0)
     compilations = []
     listen = lambda name, seconds, **_: compilations.append(name)  # noqa: E731

@@ -44,7 +44,7 @@ MESH = sharding.make_mesh(sharding.Sharding(), jax.devices()[:1])
 
 @pytest.fixture(scope="module")
 def step(task):
-    steps = train_step.Steps(task, MESH, vqgan_task.RULES, seed=1)
+    steps = train_step.CompiledSteps(task, MESH, vqgan_task.RULES, seed=1)
 
     def one(state, batch, index):
         state = jax.tree.map(jnp.copy, state)  # what goes in is overwritten
