@@ -52,7 +52,7 @@ VISIBLE = (Fraction(1, 16), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4))
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Real digits as features `[n, d]` and labels `[n]`: what everything is compared with."""
+    """Real digits as features ``[n, d]`` and labels ``[n]``: what everything is compared with."""
 
     training: np.ndarray
     training_labels: np.ndarray
@@ -92,9 +92,9 @@ def digit_row(
     reference: Reference,
     own: np.ndarray | None = None,
 ) -> Quality:
-    """Measures images, given as features `[n, d]` with the classes `[n]` they ought to show.
+    """Measures images, given as features ``[n, d]`` with the classes ``[n]`` they ought to show.
 
-    `own` is for training digits: the index of each among the training digits.
+    ``own`` is for training digits: the index of each among the training digits.
     """
     training, held_out = reference.training, reference.held_out
     return Quality(
@@ -126,17 +126,18 @@ def masked_scores(
     num_draws: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns accuracy and loss of masked tokens, one figure for each part of `VISIBLE` and image.
+    """Returns accuracy and loss of masked tokens, one figure for each part of ``VISIBLE`` and
+    image.
 
     Args:
-      model: predicts masked tokens.
-      held_out_tokens: int `[n, l]`.
-      labels: int `[n]`.
-      num_draws: random orders that are averaged, positive.
-      seed: of the first order.
+        model: predicts masked tokens.
+        held_out_tokens: int ``[n, l]``.
+        labels: int ``[n]``.
+        num_draws: random orders that are averaged, positive.
+        seed: of the first order.
 
     Returns:
-      float64 `[parts, n]`, twice.
+        float64 ``[parts, n]``, twice.
     """
     if num_draws < 1:
         raise ValueError(f"{num_draws=} must be positive")
@@ -151,7 +152,7 @@ def masked_scores(
 
 
 def context(accuracy: np.ndarray, loss: np.ndarray, num_tokens: int) -> list[Context]:
-    """Averages what `masked_scores` gave over the images; the errors are over images, too."""
+    """Averages what ``masked_scores`` gave over the images; the errors are over images, too."""
     rows = []
     for part, count, *scores in zip(VISIBLE, _num_visible(num_tokens), accuracy, loss, strict=True):
         figures = [figure for values in scores for figure in _mean_and_error(values)]
@@ -244,7 +245,7 @@ def context_table(evaluation: "Evaluation") -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """All that was measured. `found_copies`: share of reconstructed training digits found."""
+    """All that was measured. ``found_copies``: share of reconstructed training digits found."""
 
     num: int
     seed: int
@@ -271,16 +272,16 @@ def evaluate(
     """Measures models against real digits and the control.
 
     Args:
-      models: by name; the tokenizer of the first is the one of the reconstructions, the control
-        and the token sets.
-      training: images uint8 `[n, h, w, c]` and labels `[n]`, as they are, not augmented.
-      held_out: images and labels on which nothing was trained.
-      training_tokens: what the models were trained on.
-      held_out_tokens: int `[n, l]` of `held_out`; None to encode them here. Models other than the
-        first always encode them with their own tokenizer.
-      num: generated images of each row; as many of each class.
-      num_draws: random orders of the tokens over which the second table averages.
-      seed: of everything random.
+        models: by name; the tokenizer of the first is the one of the reconstructions, the control
+            and the token sets.
+        training: images uint8 ``[n, h, w, c]`` and labels ``[n]``, as they are, not augmented.
+        held_out: images and labels on which nothing was trained.
+        training_tokens: what the models were trained on.
+        held_out_tokens: int ``[n, l]`` of ``held_out``; None to encode them here. Models other than
+            the first always encode them with their own tokenizer.
+        num: generated images of each row; as many of each class.
+        num_draws: random orders of the tokens over which the second table averages.
+        seed: of everything random.
     """
     first = next(iter(models.values()))
     codec = first.tokenizer

@@ -57,22 +57,22 @@ def prepare(
     """Writes the data set, or what is missing of it.
 
     Args:
-      tars: directory of the official tar files.
-      out: TFDS's `data_dir`; created if missing.
-      splits: some of "train", "validation", "test"; None: the first two, and "test" if its file is
-        there.
-      processes: how many write at the same time.
-      allow_incomplete: take tar files that do not hold all pictures.
-      num_shards: files of each split; None: as many as TFDS would write.
+        tars: directory of the official tar files.
+        out: TFDS's ``data_dir``; created if missing.
+        splits: some of "train", "validation", "test"; None: the first two, and "test" if its file
+            is there.
+        processes: how many write at the same time.
+        allow_incomplete: take tar files that do not hold all pictures.
+        num_shards: files of each split; None: as many as TFDS would write.
 
     Returns:
-      the directory of the data set.
+        the directory of the data set.
 
     Raises:
-      OSError: a tar file is missing, something cannot be read or written, the disk is too small,
-        another process is preparing the same, or a worker was killed.
-      ValueError: a tar file is not as it should be (see `imagenet.scan`) or not complete; or what
-        is already in `out` is something else than what was asked for.
+        OSError: a tar file is missing, something cannot be read or written, the disk is too small,
+            another process is preparing the same, or a worker was killed.
+        ValueError: a tar file is not as it should be (see ``imagenet.scan``) or not complete; or
+            what is already in ``out`` is something else than what was asked for.
     """
     final = pathlib.Path(out).absolute() / imagenet_records.NAME / imagenet_records.VERSION
     unfinished = final.with_name(f"{final.name}.unfinished")
@@ -104,7 +104,7 @@ def prepare(
 
 
 def is_done(final: pathlib.Path, splits: Sequence[str] | None) -> bool:
-    """Whether `final` holds a finished data set with these splits (None: with any).
+    """Whether ``final`` holds a finished data set with these splits (None: with any).
 
     Raises ValueError if it holds anything else.
     """
@@ -154,7 +154,7 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
 
 
 def _scanned(tar: pathlib.Path, split: str, cache: pathlib.Path) -> imagenet.Pictures:
-    """The pictures of a tar file, remembered in `cache` as long as the file is not touched."""
+    """The pictures of a tar file, remembered in ``cache`` as long as the file is not touched."""
     found = tar.stat()
     stamp = np.array([found.st_size, found.st_mtime_ns])
     fields = [field.name for field in dataclasses.fields(imagenet.Pictures)]

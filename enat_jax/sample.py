@@ -143,7 +143,7 @@ class Images:
         return {"Software": SOFTWARE, "parameters": json.dumps(values, sort_keys=True)}
 
     def settings(self):
-        """What all images have in common, the content of `settings.json`."""
+        """What all images have in common, the content of ``settings.json``."""
         return {
             "software": SOFTWARE,
             "labels": self.labels,
@@ -188,7 +188,7 @@ def sample(model, labels, num, out, *, seed=0, batch_size=generator.BATCH_SIZE):
         batch_size: images per call of the network.
 
     Returns:
-        uint8 [n, h, w, c], the images of `grid.png`.
+        uint8 [n, h, w, c], the images of ``grid.png``.
 
     Raises:
         ValueError: an argument is out of range, ``out`` holds images of other settings, another
@@ -217,7 +217,7 @@ def sample(model, labels, num, out, *, seed=0, batch_size=generator.BATCH_SIZE):
 
 
 def _claim(images):
-    """Write `settings.json`, unless the directory belongs to other settings."""
+    """Write ``settings.json``, unless the directory belongs to other settings."""
     path = images.out / "settings.json"
     settings = json.loads(json.dumps(images.settings()))
     if not path.exists():
@@ -281,7 +281,8 @@ def _write(images, number, image):
 
 
 def _for_grid(images, columns):
-    """The first images of each label, as many labels as `grid.png` has room for, from the files."""
+    """The first images of each label, as many labels as ``grid.png`` has room for, from the
+    files."""
     height, width = images.model.tokenizer.image_size
     most = min(GRID_IMAGES, GRID_PIXELS // (height * width))
     labels = range(min(len(images.labels), max(1, most // columns)))

@@ -60,7 +60,7 @@ def make_plan(
 
 
 def _location(model: tokenizer.Tokenizer, flags: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `images.open_source`."""
+    """Arguments of ``images.open_source``."""
     settings = tokenization.source_settings(model, flags.source)
     if twice := {"source", "split"} & dict(flags.set).keys():
         raise ValueError(f"--set {min(twice)}=... is an option of its own: --{min(twice)}")
@@ -84,7 +84,7 @@ def _tokenize(
     host_index: int,
     num_hosts: int,
 ) -> tokenization.Times:
-    """`tokenization.tokenize`, whose errors are told with the flags that help."""
+    """``tokenization.tokenize``, whose errors are told with the flags that help."""
     try:
         return tokenization.tokenize(
             model,

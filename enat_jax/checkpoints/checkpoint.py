@@ -2,9 +2,9 @@
 
 A save becomes visible by a rename after its last byte, so a process may be killed at any moment.
 Every state is stored with a description of itself: what the caller says must match when it is
-restored (`meta`), and the path, shape, dtype and checksum of each array. It is compared before and
-after the arrays are read, so that a checkpoint that does not fit and one that is damaged are never
-confused, and no array comes back other than it was saved.
+restored (``meta``), and the path, shape, dtype and checksum of each array. It is compared before
+and after the arrays are read, so that a checkpoint that does not fit and one that is damaged are
+never confused, and no array comes back other than it was saved.
 
 With several processes, each method is to be called by all of them, on a file system that they
 share. All come to the same result: the first one reads the descriptions, and an array that one
@@ -33,16 +33,16 @@ _log = logging.getLogger(__name__)
 class Checkpointer:
     """The checkpoints of one run, written in the background.
 
-    Use as a context manager, or call `close`: leaving before a save is complete loses that save.
+    Use as a context manager, or call ``close``: leaving before a save is complete loses that save.
 
     Args:
-      directory: of this run's checkpoints alone; created if missing.
-      save_every: steps between saves, positive.
-      keep: how many of the newest checkpoints stay, positive. With two, a damaged newest one
-        leaves another to go on from.
-      keep_every: checkpoints at multiples of so many steps stay for good; a multiple of
-        `save_every`.
-      best: the best checkpoint by this metric stays until there is a better one.
+        directory: of this run's checkpoints alone; created if missing.
+        save_every: steps between saves, positive.
+        keep: how many of the newest checkpoints stay, positive. With two, a damaged newest one
+            leaves another to go on from.
+        keep_every: checkpoints at multiples of so many steps stay for good; a multiple of
+            ``save_every``.
+        best: the best checkpoint by this metric stays until there is a better one.
     """
 
     def __init__(
@@ -85,22 +85,22 @@ class Checkpointer:
         metrics: Mapping[str, float] | None = None,
         force: bool = False,
     ) -> bool:
-        """Starts to save `state` if `step` is a multiple of `save_every`; says if it did.
+        """Starts to save ``state`` if ``step`` is a multiple of ``save_every``; says if it did.
 
         Returns as soon as the arrays are copied: the caller may donate them at once.
 
         Args:
-          step: steps done so far. A step that is already on disk is not saved again.
-          state: pytree of `jax.Array`.
-          meta: plain JSON values: all that must be equal for the state to be of use later.
-          metrics: what an evaluation of this very state gave, if there was one. Without a finite
-            value of the metric of `best`, the checkpoint never counts as the best. With several
-            processes, those of the first one count.
-          force: save at any step, for instance the last.
+            step: steps done so far. A step that is already on disk is not saved again.
+            state: pytree of ``jax.Array``.
+            meta: plain JSON values: all that must be equal for the state to be of use later.
+            metrics: what an evaluation of this very state gave, if there was one. Without a finite
+                value of the metric of ``best``, the checkpoint never counts as the best. With
+                several processes, those of the first one count.
+            force: save at any step, for instance the last.
 
         Raises:
-          OSError: this or the last save could not be written.
-          ValueError: something in `state` is not a `jax.Array`.
+            OSError: this or the last save could not be written.
+            ValueError: something in ``state`` is not a ``jax.Array``.
         """
         step = int(step)
         if not (force or step % self._save_every == 0) or step in self._steps():
@@ -129,20 +129,21 @@ class Checkpointer:
     ) -> tuple[Any, int] | None:
         """Returns the newest readable state and its step, or None if there is no checkpoint.
 
-        A damaged checkpoint is reported as an error in the log and renamed to `STEP.damaged` once
+        A damaged checkpoint is reported as an error in the log and renamed to ``STEP.damaged`` once
         an older one has been read in its place; training then goes on from there.
 
         Args:
-          abstract_state: the state's tree of `jax.ShapeDtypeStruct` with shardings: the devices,
-            their number and the sharding may differ from those at the time of saving.
-          expected_meta: compared with the `meta` that was saved.
-          step: restore this one and no other. Newer ones are then renamed to `STEP.set_aside`, so
-            that training can save these steps again.
+            abstract_state: the state's tree of ``jax.ShapeDtypeStruct`` with shardings: the
+                devices, their number and the sharding may differ from those at the time of saving.
+            expected_meta: compared with the ``meta`` that was saved.
+            step: restore this one and no other. Newer ones are then renamed to ``STEP.set_aside``,
+                so that training can save these steps again.
 
         Raises:
-          ValueError: if the checkpoint's meta or arrays are not the expected ones, which are then
-            named; if there are checkpoints but all are damaged; if `step` is not there or damaged.
-          OSError: if files cannot be read or renamed for another reason than damage.
+            ValueError: if the checkpoint's meta or arrays are not the expected ones, which are then
+                named; if there are checkpoints but all are damaged; if ``step`` is not there or
+                damaged.
+            OSError: if files cannot be read or renamed for another reason than damage.
         """
         _require_shardings(abstract_state)
         self.wait()
@@ -182,14 +183,14 @@ class Checkpointer:
         return self._steps()
 
     def best_step(self) -> int | None:
-        """Returns the best step on disk, or None if no checkpoint has the metric of `best`."""
+        """Returns the best step on disk, or None if no checkpoint has the metric of ``best``."""
         return None if self._best is None else self._best.best_of(self.all_steps())
 
     def wait(self) -> None:
         """Returns when the last save is complete on disk.
 
         Raises:
-          OSError: it could not be written. Earlier checkpoints are still there.
+            OSError: it could not be written. Earlier checkpoints are still there.
         """
         try:
             self._manager.wait_until_finished()
@@ -198,7 +199,7 @@ class Checkpointer:
             raise self._not_saved(error) from error
 
     def close(self) -> None:
-        """Waits for the last save and lets go of the directory; raises what `wait` does."""
+        """Waits for the last save and lets go of the directory; raises what ``wait`` does."""
         try:
             self.wait()
         finally:
@@ -216,7 +217,7 @@ class Checkpointer:
             _log.error("%s", not_saved)  # the first error is the one to be told
 
     def _read(self, step, abstract_state, expected_meta):
-        """The state of `step`; raises `_Damaged`, or ValueError if it is another one's."""
+        """The state of ``step``; raises ``_Damaged``, or ValueError if it is another one's."""
         path = self._directory / str(step)
         described, damage = agreement.broadcast_from_first(functools.partial(manifest.read, path))
         if damage:
@@ -321,7 +322,7 @@ def _is_damage(error: BaseException) -> bool:
 
 
 def _free_name(path: pathlib.Path) -> pathlib.Path:
-    """`path`, or the first of `path.2`, `path.3` and so on that is not taken."""
+    """``path``, or the first of ``path.2``, ``path.3`` and so on that is not taken."""
     name, number = path, 1
     while name.exists():
         number += 1

@@ -20,10 +20,11 @@ def of_tree(tree: Any) -> list[jax.Array]:
     """The checksum of each array, computed where the arrays are; compiled once per kind of tree.
 
     Args:
-      tree: pytree of arrays of booleans, integers or floats of 8 to 64 bits.
+        tree: pytree of arrays of booleans, integers or floats of 8 to 64 bits.
 
     Returns:
-      uint32 scalars in the order of `jax.tree.leaves`, each replicated over the array's devices.
+        uint32 scalars in the order of ``jax.tree.leaves``, each replicated over the array's
+        devices.
     """
     return [_of_array(leaf) for leaf in jax.tree.leaves(tree)]
 

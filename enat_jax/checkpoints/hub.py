@@ -1,6 +1,6 @@
 """Model directories on the Hugging Face Hub, at addresses such as hf://owner/name@revision.
 
-Needs `pip install 'enat_jax[hub]'`; the library is imported only when an address is used. Its own
+Needs ``pip install 'enat_jax[hub]'``; the library is imported only when an address is used. Its own
 environment variables and login apply: HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE.
 """
 

@@ -20,12 +20,12 @@ def make(
     """Describes a state. A checksum over the whole tells a damaged manifest from another one.
 
     Args:
-      state: pytree of `jax.Array`.
-      meta: JSON values, which the caller compares when the state is restored.
-      metrics: what an evaluation of the state gave, finite or None.
+        state: pytree of ``jax.Array``.
+        meta: JSON values, which the caller compares when the state is restored.
+        metrics: what an evaluation of the state gave, finite or None.
 
     Raises:
-      ValueError: something in `state` is not a `jax.Array`.
+        ValueError: something in ``state`` is not a ``jax.Array``.
     """
     for path, leaf in zip(paths(state), jax.tree.leaves(state), strict=True):
         if not isinstance(leaf, jax.Array):
@@ -54,7 +54,8 @@ def read(directory: pathlib.Path) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def differences(manifest: Mapping[str, Any], meta: Mapping[str, Any], state: Any) -> str:
-    """Says where settings and arrays are not those of `meta` and of `state`, which may be abstract.
+    """Says where settings and arrays are not those of ``meta`` and of ``state``, which may be
+    abstract.
 
     Names the first eight values with what they are and what is expected; "" if the checkpoint fits.
     """
@@ -63,7 +64,7 @@ def differences(manifest: Mapping[str, Any], meta: Mapping[str, Any], state: Any
 
 
 def changed(manifest: Mapping[str, Any], state: Any) -> str:
-    """Names the arrays of `state` whose contents are not those that were described; "" if none.
+    """Names the arrays of ``state`` whose contents are not those that were described; "" if none.
 
     All copies on this process's devices count: a device whose memory is at fault shows, too.
     """
@@ -79,24 +80,24 @@ def changed(manifest: Mapping[str, Any], state: Any) -> str:
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """`metrics` as JSON knows them: None for what is not a finite number."""
+    """``metrics`` as JSON knows them: None for what is not a finite number."""
     values = {name: float(value) for name, value in metrics.items()}
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def as_json(meta: Mapping[str, Any]) -> Any:
-    """What `meta` looks like after a way through a file: tuples are lists, keys are strings."""
+    """What ``meta`` looks like after a way through a file: tuples are lists, keys are strings."""
     return json.loads(json.dumps(meta))
 
 
 def paths(state: Any) -> list[str]:
-    """Names such as "params/dense/kernel", in the order of `jax.tree.leaves`."""
+    """Names such as "params/dense/kernel", in the order of ``jax.tree.leaves``."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
 
 def tree(state: Any) -> dict[str, str]:
-    """`{path: 'float32[3, 4]'}` of every array."""
+    """``{path: 'float32[3, 4]'}`` of every array."""
     return {
         path: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
         for path, leaf in zip(paths(state), jax.tree.leaves(state), strict=True)

@@ -40,7 +40,7 @@ def flat(params):
 
 
 def save_weights(base, params, formats, metadata):
-    """Write weights as the Orbax directory ``base``, the file `base.safetensors`, or both.
+    """Write weights as the Orbax directory ``base``, the file ``base.safetensors``, or both.
 
     Args:
         base: path without a suffix; its parents are created.
@@ -149,14 +149,14 @@ def fingerprint(params: Any) -> str:
 
 
 def save_params(directory: str | pathlib.Path, params: Any) -> None:
-    """Writes a pytree of arrays, atomically; an earlier one in `directory` is replaced.
+    """Writes a pytree of arrays, atomically; an earlier one in ``directory`` is replaced.
 
     The directory holds nothing else. Every process must call this. A process killed at any moment
-    leaves the earlier or the new parameters to `load_params`, whole.
+    leaves the earlier or the new parameters to ``load_params``, whole.
 
     Args:
-      directory: to be created; its parents too.
-      params: nested dict of arrays, of any sharding.
+        directory: to be created; its parents too.
+        params: nested dict of arrays, of any sharding.
     """
     final = pathlib.Path(directory).absolute()
     fresh, old = sibling(final, "new"), sibling(final, "old")
@@ -179,11 +179,11 @@ def save_params(directory: str | pathlib.Path, params: Any) -> None:
 
 
 def load_params(directory: str | pathlib.Path) -> dict:
-    """Reads what `save_params` wrote, as numpy arrays, whatever devices there are or were.
+    """Reads what ``save_params`` wrote, as numpy arrays, whatever devices there are or were.
 
     Raises:
-      FileNotFoundError: if there are no parameters at `directory`.
-      ValueError: if they are damaged.
+        FileNotFoundError: if there are no parameters at ``directory``.
+        ValueError: if they are damaged.
     """
     final = pathlib.Path(directory).absolute()
     source = final if final.is_dir() else sibling(final, "old")

@@ -2,7 +2,7 @@
 
 A pickle is a program for a machine with a stack. Python's own unpickler lets it call any function
 of any module; this machine knows dictionaries, lists, tuples, numbers and strings, and notes what
-else a pickle asks for: a `Call` says which function it wanted, and with what. Memory and time are
+else a pickle asks for: a ``Call`` says which function it wanted, and with what. Memory and time are
 bounded by the pickle's length, since no instruction makes more than one small object.
 """
 

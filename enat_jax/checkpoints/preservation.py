@@ -10,9 +10,9 @@ class Best:
     """What makes a checkpoint the best one.
 
     Attributes:
-      metric: name among the metrics of an evaluation.
-      mode: whether the lowest ("min") or the highest ("max") value is best; of equal ones the
-        earliest.
+        metric: name among the metrics of an evaluation.
+        mode: whether the lowest ("min") or the highest ("max") value is best; of equal ones the
+            earliest.
     """
 
     metric: str
@@ -39,14 +39,14 @@ class KeepBest:
             self._scores[step] = score
 
     def best_of(self, steps: Sequence[int]) -> int | None:
-        """Returns the best of `steps`, or None if none has the metric."""
+        """Returns the best of ``steps``, or None if none has the metric."""
         scored = sorted(step for step in steps if step in self._scores)
         if not scored:
             return None
         return (min if self._best.mode == "min" else max)(scored, key=self._scores.__getitem__)
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        """Says which of Orbax's `checkpoints` this policy keeps."""
+        """Says which of Orbax's ``checkpoints`` this policy keeps."""
         del context
         best = self.best_of([checkpoint.step for checkpoint in checkpoints])
         return [checkpoint.step == best for checkpoint in checkpoints]

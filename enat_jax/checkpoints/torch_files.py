@@ -1,9 +1,9 @@
 """PyTorch's files of tensors, read without PyTorch and without running anything in them.
 
-Two formats (PyTorch's serialization notes and `torch/serialization.py`): since 1.6 an uncompressed
-.zip with a pickle `data.pkl` and a member `data/KEY` for each storage; before, a row of pickles
-with the storages behind them. In both a tensor is a call of a function that the pickle names, of
-which those in `_PLAIN` are understood.
+Two formats (PyTorch's serialization notes and ``torch/serialization.py``): since 1.6 an
+uncompressed .zip with a pickle ``data.pkl`` and a member ``data/KEY`` for each storage; before, a
+row of pickles with the storages behind them. In both a tensor is a call of a function that the
+pickle names, of which those in ``_PLAIN`` are understood.
 """
 
 import math

@@ -33,8 +33,8 @@ def read(path: str | os.PathLike, part: str | None = None) -> dict[str, np.ndarr
     """The tensors of a file of weights, by name.
 
     Reads safetensors; what torch.save wrote, in its .zip format or the one before, be it a
-    `state_dict()` or a checkpoint that contains one, such as Lightning's; and Flax's msgpack, whose
-    nested dictionaries give names like "encoder/Conv_0/kernel". Numbers and texts beside the
+    ``state_dict()`` or a checkpoint that contains one, such as Lightning's; and Flax's msgpack,
+    whose nested dictionaries give names like "encoder/Conv_0/kernel". Numbers and texts beside the
     tensors are left out.
 
     Args:

@@ -27,7 +27,7 @@ MODES = {1: "L", 3: "RGB"}  # by number of channels
 
 
 class UnreadableImage(ValueError):
-    """A picture that cannot be had. `key` names it, `reason` says why: "KEY: REASON"."""
+    """A picture that cannot be had. ``key`` names it, ``reason`` says why: "KEY: REASON"."""
 
     def __init__(self, key: str, reason: str):
         super().__init__(key, reason)
@@ -52,7 +52,8 @@ class Example(NamedTuple):
 class Framing:
     """How pictures of any size become pixels [size, size, channels].
 
-    Not augmented: `center_crop`. Augmented: `random_resized_crop`, then mirrored half of the time.
+    Not augmented: ``center_crop``. Augmented: ``random_resized_crop``, then mirrored half of the
+        time.
 
     Raises ValueError for a setting out of its range.
     """
@@ -92,7 +93,7 @@ class Framing:
         return {"plain_crop": PLAIN_CROP, **settings}
 
     def pixels(self, data: bytes, seed: int | None = None) -> np.ndarray:
-        """uint8 [size, size, channels] of an encoded picture; `seed` decides the augmentation.
+        """uint8 [size, size, channels] of an encoded picture; ``seed`` decides the augmentation.
 
         Raises ValueError saying what is the matter with the picture.
         """
@@ -107,7 +108,7 @@ class Framing:
 
 
 def checked(index: int, n: int) -> int:
-    """`index` as an int; raises IndexError if it is not in [0, n)."""
+    """``index`` as an int; raises IndexError if it is not in [0, n)."""
     index = operator.index(index)
     if not 0 <= index < n:
         raise IndexError(f"{index=} is not in [0, {n})")
@@ -120,7 +121,7 @@ def gather(
     indices: Sequence[int],
     seeds: Sequence[int] | None = None,
 ) -> dict[str, np.ndarray]:
-    """{"images": uint8 [b, *shape], "labels": int32 [b]} of `load(index, seed)`, in threads.
+    """{"images": uint8 [b, *shape], "labels": int32 [b]} of ``load(index, seed)``, in threads.
 
     Raises the first UnreadableImage, with what to do about it.
     """
@@ -147,7 +148,8 @@ def decode(data: bytes, channels: int = 3) -> Image.Image:
     The orientation in the EXIF data is applied. Transparent parts show white. Of 16 bits the upper
     8 are taken. CMYK is read as Adobe's programs write it.
 
-    Raises ValueError if `data` is no whole picture of `FORMATS` or has more than `MAX_PIXELS`.
+    Raises ValueError if ``data`` is no whole picture of ``FORMATS`` or has more than
+    ``MAX_PIXELS``.
     """
     if not data:
         raise ValueError("is empty (0 bytes)")
@@ -169,12 +171,12 @@ def decode(data: bytes, channels: int = 3) -> Image.Image:
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """The middle square of a picture, its shorter side resized to `size`: uint8 [size, size, c].
+    """The middle square of a picture, its shorter side resized to ``size``: uint8 [size, size, c].
 
     The preprocessing of "Diffusion Models Beat GANs on Image Synthesis" (arXiv:2105.05233): halved
     by a box filter while the shorter side is at least 2 * size, then bicubic.
 
-    Raises ValueError if the picture is so elongated that resized it exceeds `MAX_PIXELS`.
+    Raises ValueError if the picture is so elongated that resized it exceeds ``MAX_PIXELS``.
     """
     _refuse_elongated(image, size)
     while min(image.size) >= 2 * size:
@@ -195,11 +197,11 @@ def random_resized_crop(
 ) -> np.ndarray:
     """A random rectangle of a picture, resized to uint8 [size, size, c].
 
-    Its share of the picture's area is uniform in `area`, its width to height log-uniform in
-    `ratio`. If ten such rectangles do not fit in, it is the largest one in the middle whose
-    proportions are the nearest ones within `ratio`.
+    Its share of the picture's area is uniform in ``area``, its width to height log-uniform in
+    ``ratio``. If ten such rectangles do not fit in, it is the largest one in the middle whose
+    proportions are the nearest ones within ``ratio``.
 
-    Raises ValueError for the pictures that `center_crop` refuses.
+    Raises ValueError for the pictures that ``center_crop`` refuses.
     """
     _refuse_elongated(image, size)
     box = _random_box(image.width, image.height, area, ratio, rng)

@@ -23,7 +23,7 @@ class Digits:
     through them followed by a soft threshold comes near to the scan again. The augmentation moves
     the grid on which the spline is read; nothing is interpolated twice.
 
-    `split` is "train", 1,438 images, or "test", the 359 held out: a fixed fifth of each class.
+    ``split`` is "train", 1,438 images, or "test", the 359 held out: a fixed fifth of each class.
     All other settings may be chosen freely; the augmentation draws uniformly from plus or minus the
     given bounds.
 
@@ -97,9 +97,9 @@ class Digits:
         return decoding.Example(batch["images"][0], int(batch["labels"][0]), self.key(index))
 
     def gather(self, indices: np.ndarray, seeds: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """The images [b, size, size, 1] uint8 and labels [b] int32 of `indices` in [0, n).
+        """The images [b, size, size, 1] uint8 and labels [b] int32 of ``indices`` in [0, n).
 
-        `seeds` are integers [b], not negative; the same seed gives the same image.
+        ``seeds`` are integers [b], not negative; the same seed gives the same image.
         """
         indices = np.asarray(indices)
         draws = np.zeros((len(indices), 6))
@@ -113,7 +113,7 @@ class Digits:
         }
 
     def _render(self, spline: np.ndarray, draw: np.ndarray) -> np.ndarray:
-        """One image [size, size, 1] uint8; `draw` holds six numbers in [-1, 1]."""
+        """One image [size, size, 1] uint8; ``draw`` holds six numbers in [-1, 1]."""
         angle = math.radians(self.rotation) * draw[0]
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         slant = np.array([[1.0, 0.0], [self.shear * draw[1], 1.0]])

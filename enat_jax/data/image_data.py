@@ -16,11 +16,11 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Where the images are; see `data.images.open_source`.
+    """Where the images are; see ``data.images.open_source``.
 
     Attributes:
         source: "digits", a folder, an archive or a TFDS data set.
-        settings: of the source, such as the `size` of its images.
+        settings: of the source, such as the ``size`` of its images.
         train_split, held_out_split: of the source.
         workers: processes that read and decode images; 0: threads of this one, which do as well
             while the devices are busy elsewhere.
@@ -69,9 +69,9 @@ def batches(
     share: tuple[int, int],
     workers: int,
 ) -> Iterator[Batch]:
-    """Part i of n of every batch from number `start` on, augmented; see `loader.train_batches`.
+    """Part i of n of every batch from number ``start`` on, augmented; see ``loader.train_batches``.
 
-    `share`: (i, n), see `sharding.process_share`. `workers`: see `Data`.
+    ``share``: (i, n), see ``sharding.process_share``. ``workers``: see ``Data``.
     """
     return loader.train_batches(
         source.gather,

@@ -40,7 +40,7 @@ UNKNOWN = -1  # the label of all test pictures: theirs were never published
 def readable_names(class_names: Sequence[str]) -> tuple[str, ...]:
     """Names for people: "n01440764" becomes "tench, Tinca tinca".
 
-    Only if all `class_names` are ids of ImageNet-2012's classes; otherwise, as for folders that
+    Only if all ``class_names`` are ids of ImageNet-2012's classes; otherwise, as for folders that
     somebody named, all of them stay what they are.
     """
     if all(name in _CLASSES for name in class_names):
@@ -53,10 +53,10 @@ class Pictures:
     """The pictures of a split and where in its tar file they lie, in the order of the file.
 
     Attributes:
-      names: bytes `[n]` (dtype "S"), "n01440764_10026.JPEG": the members' names in ASCII.
-      labels: int64 `[n]` in [0, 1000), or UNKNOWN.
-      offsets: int64 `[n]`, of the first byte of the encoded picture in the (outer) tar file.
-      sizes: int64 `[n]`, number of bytes of the encoded picture.
+        names: bytes ``[n]`` (dtype "S"), "n01440764_10026.JPEG": the members' names in ASCII.
+        labels: int64 ``[n]`` in [0, 1000), or UNKNOWN.
+        offsets: int64 ``[n]``, of the first byte of the encoded picture in the (outer) tar file.
+        sizes: int64 ``[n]``, number of bytes of the encoded picture.
     """
 
     names: np.ndarray
@@ -72,15 +72,16 @@ def scan(path: str | os.PathLike, split: str, validation_ids: Sequence[str]) -> 
     """Finds the pictures in the official tar file of a split. Reads the headers only.
 
     Args:
-      path: of the uncompressed tar file. For "train" it holds a tar file for each class.
-      split: "train", "validation" or "test".
-      validation_ids: the class of each validation picture, by the number in its name from 1 on.
+        path: of the uncompressed tar file. For "train" it holds a tar file for each class.
+        split: "train", "validation" or "test".
+        validation_ids: the class of each validation picture, by the number in its name from 1 on.
 
     Raises:
-      OSError: the file cannot be read.
-      ValueError: it is no tar file, is cut short or damaged, or holds something that does not
-        belong there: a class that is none of the 1000, a picture that is in none of the classes, a
-        name that comes twice, nothing at all.
+        OSError: the file cannot be read.
+        ValueError: it is no tar file, is cut short or damaged, or holds something that does not
+            belong there: a class that is none of the 1000, a picture that is in none of the
+                classes, a
+            name that comes twice, nothing at all.
     """
     with open(path, "rb") as file, _opened(file, str(path)) as tar:
         if split == "train":

@@ -2,8 +2,8 @@
 
 What is in a record, the order of the records, the number of files and their names come from TFDS's
 code for its data set "imagenet2012", as far as that runs without TensorFlow: all but the reading of
-the tar files and the encoding of pictures. `plan_shards` says which record goes into which file,
-`write` writes one file, `describe` adds what TFDS needs to read them.
+the tar files and the encoding of pictures. ``plan_shards`` says which record goes into which file,
+``write`` writes one file, ``describe`` adds what TFDS needs to read them.
 
 Serialised records differ from TFDS's in the order of their fields, which TFDS leaves to chance.
 """
@@ -31,10 +31,10 @@ class Shard:
     """A file of records to be written.
 
     Attributes:
-      path: of the file.
-      tar: the file in which the pictures lie.
-      pictures: in the order of the records.
-      num_bytes: of all records together.
+        path: of the file.
+        tar: the file in which the pictures lie.
+        pictures: in the order of the records.
+        num_bytes: of all records together.
     """
 
     path: pathlib.Path
@@ -61,16 +61,16 @@ def plan_shards(
     """The files of a split as TFDS's writer would make them: by hashed keys and by total size.
 
     Args:
-      split: the salt of the hashes.
-      tar: the split's official tar file.
-      pictures: what lies in it.
-      directory: where the files will lie.
-      num_shards: None: TFDS's number for this many bytes.
+        split: the salt of the hashes.
+        tar: the split's official tar file.
+        pictures: what lies in it.
+        directory: where the files will lie.
+        num_shards: None: TFDS's number for this many bytes.
 
     Raises:
-      OSError: the tar file cannot be read.
-      ValueError: there are fewer pictures than files, or one of those that must be encoded anew
-        cannot be decoded.
+        OSError: the tar file cannot be read.
+        ValueError: there are fewer pictures than files, or one of those that must be encoded anew
+            cannot be decoded.
     """
     from tensorflow_datasets.core import hashing
     from tensorflow_datasets.core.utils import shard_utils
@@ -96,7 +96,7 @@ def plan_shards(
 
 
 def _record_sizes(tar: pathlib.Path, pictures: imagenet.Pictures) -> np.ndarray:
-    """Bytes of the serialised records, int64 `[n]`; only what is encoded anew is read for it.
+    """Bytes of the serialised records, int64 ``[n]``; only what is encoded anew is read for it.
 
     A record is a protocol buffer: Example { Features { map<string, Feature> } }, where a feature is
     a list of one byte string or of one number.
@@ -132,8 +132,8 @@ def write(shard: Shard) -> None:
     """Writes a file of records, which has its name only when it is whole and on disk.
 
     Raises:
-      OSError: the tar file cannot be read or the disk cannot be written.
-      ValueError: the tar file is no longer what it was.
+        OSError: the tar file cannot be read or the disk cannot be written.
+        ValueError: the tar file is no longer what it was.
     """
     temporary = shard.path.with_name(f"{shard.path.name}.{os.getpid()}.unfinished")
     try:
@@ -193,7 +193,7 @@ def _stored(file: int, pictures: imagenet.Pictures, index: int) -> bytes:
 
 
 def describe(directory: pathlib.Path, shards: Mapping[str, Sequence[Shard]]) -> None:
-    """Writes TFDS's description of a data set whose files, by split, all are in `directory`."""
+    """Writes TFDS's description of a data set whose files, by split, all are in ``directory``."""
     import tensorflow_datasets as tfds
 
     info = _builder(directory).info

@@ -23,7 +23,7 @@ KINDS = (
 class Source(Protocol):
     """Labelled pictures of one size, numbered from 0. Safe to use in threads, and picklable.
 
-    `seed`, an integer that is not negative, decides the augmentation of an example alone, so that
+    ``seed``, an integer that is not negative, decides the augmentation of an example alone, so that
     it depends neither on its batch nor on its host; None: not augmented.
     """
 
@@ -41,7 +41,7 @@ class Source(Protocol):
         """
 
     def load(self, index: int, seed: int | None = None) -> Example:
-        """One example; its key is `key(index)`, or the file name that a record holds.
+        """One example; its key is ``key(index)``, or the file name that a record holds.
 
         Raises UnreadableImage for a picture that cannot be had, IndexError for no valid index.
         """
@@ -49,7 +49,7 @@ class Source(Protocol):
     def gather(
         self, indices: Sequence[int], seeds: Sequence[int] | None = None
     ) -> dict[str, np.ndarray]:
-        """{"images": uint8 [b, h, w, c], "labels": int32 [b]}; `seeds` are one per index.
+        """{"images": uint8 [b, h, w, c], "labels": int32 [b]}; ``seeds`` are one per index.
 
         Raises UnreadableImage, with what to do about it.
         """
@@ -59,10 +59,10 @@ class Source(Protocol):
 
 
 class Files:
-    """Pictures in files below a folder or in an archive; see `readers` and `layout.arrange`.
+    """Pictures in files below a folder or in an archive; see ``readers`` and ``layout.arrange``.
 
-    Settings are those of `decoding.Framing`, and `classes`, `class_names` and `held_out` as
-    `layout.arrange` describes them.
+    Settings are those of ``decoding.Framing``, and ``classes``, ``class_names`` and ``held_out`` as
+    ``layout.arrange`` describes them.
     """
 
     mirrored = True
@@ -141,14 +141,14 @@ def kind(source: str) -> str:
 def open_source(source: str, split: str, **settings) -> Source:
     """The source of a config's data section.
 
-    `source` is one of
-        "digits": `Digits`, splits "train" and "test".
-        "tfds:NAME", "tfds:NAME/CONFIG", "tfds:NAME:VERSION": `tfds_records.Records`, splits as in
+    ``source`` is one of
+        "digits": ``Digits``, splits "train" and "test".
+        "tfds:NAME", "tfds:NAME/CONFIG", "tfds:NAME:VERSION": ``tfds_records.Records``, splits as in
             TFDS, such as "train", "validation", "train[:10%]".
-        the path of a folder, a .zip file or an uncompressed .tar file: `Files`, splits "train",
+        the path of a folder, a .zip file or an uncompressed .tar file: ``Files``, splits "train",
             "test", "all" and the names of split folders.
-    `settings` are those of the class, and for pictures of any size those of `decoding.Framing`,
-    of which `size` must be given.
+    ``settings`` are those of the class, and for pictures of any size those of ``decoding.Framing``,
+    of which ``size`` must be given.
 
     Raises ValueError for an unknown source, split or setting, and as the class does; OSError for
     files that cannot be listed or opened.

@@ -18,7 +18,7 @@ ONLY_CLASS = "image"  # of pictures without classes
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Which pictures a split has: `rows` int64 [n], ascending, and their `labels` int32 [n]."""
+    """Which pictures a split has: ``rows`` int64 [n], ascending, and their ``labels`` int32 [n]."""
 
     class_names: tuple[str, ...]
     rows: np.ndarray
@@ -36,24 +36,25 @@ def arrange(
     class_names: str | os.PathLike | None = None,
     held_out: float = 0.0,
 ) -> Layout:
-    """The split of the pictures `keys`, sorted paths with "/", that lie in `folders` at `where`.
+    """The split of the pictures ``keys``, sorted paths with "/", that lie in ``folders`` at
+    ``where``.
 
-    The root. In an archive (`packed`) a single folder at the top that holds nothing but folders is
-    descended into, again and again, because archives mostly are made from outside: in a zip file
-    with `pets/cat/1.jpg` and `pets/dog/1.jpg` the classes are cat and dog. Files that are no
+    The root. In an archive (``packed``) a single folder at the top that holds nothing but folders
+    is descended into, again and again, because archives mostly are made from outside: in a zip file
+    with ``pets/cat/1.jpg`` and ``pets/dog/1.jpg`` the classes are cat and dog. Files that are no
     pictures do not count; a folder with the name of a split is not descended into.
 
     Splits. If the root's folders are all called train, test, val or validation, each is a split:
     "train" is train, "test" is test, or else val, or else validation, and each goes by its own name
-    as well. Otherwise, and within train if it is alone, `held_out` is the share of "test", in
+    as well. Otherwise, and within train if it is alone, ``held_out`` is the share of "test", in
     [0, 1): the pictures the SHA-256 of whose keys, as fractions, lie below it. So adding files
     moves none. "all" is everything.
 
     Classes. "first": the first folder below the root, or below the split's folder, is the class.
     "parent": the path of the folder that a picture lies in. "none": all are of the one class
     "image", as are pictures that all lie in no folder. Labels number the sorted names of all
-    splits. Names of ImageNet's folders become readable; the UTF-8 file `class_names` gives others,
-    one `FOLDER<TAB>NAME` a line for each class.
+    splits. Names of ImageNet's folders become readable; the UTF-8 file ``class_names`` gives
+    others, one ``FOLDER<TAB>NAME`` a line for each class.
 
     Raises ValueError for a setting out of its range, a split that is not there or is empty, a class
     without pictures, pictures both in class folders and outside of them, or a file of class names
@@ -97,7 +98,7 @@ class _Tree:
         self.all = self.with_pictures | {above for f in folders for above in _upwards(f)}
 
     def children(self, top: str) -> set[str]:
-        """Names of the folders directly below `top`, which is "" or ends in "/"."""
+        """Names of the folders directly below ``top``, which is "" or ends in "/"."""
         below = (f[len(top) :] for f in self.all if f.startswith(top))
         return {name for name in below if name and "/" not in name}
 
@@ -222,7 +223,7 @@ def _held_out(keys: Sequence[str], share: float) -> np.ndarray:
 
 
 def read_names(path: str | os.PathLike, folders: Sequence[str]) -> tuple[str, ...]:
-    """The names that a file of lines `FOLDER<TAB>NAME` gives to `folders`; see `arrange`."""
+    """The names that a file of lines ``FOLDER<TAB>NAME`` gives to ``folders``; see ``arrange``."""
     if not isinstance(path, (str, os.PathLike)):
         raise ValueError(f"class_names={path!r} is not the path of a file")
     try:

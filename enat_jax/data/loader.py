@@ -1,7 +1,7 @@
 """The Grain pipeline: an endless, exactly resumable stream of shuffled batches.
 
 The position in the stream is the step and nothing else. The order of an epoch depends on
-(seed, epoch) alone, so a run is resumed by `start_step`, with any number of workers, and a global
+(seed, epoch) alone, so a run is resumed by ``start_step``, with any number of workers, and a global
 batch is the same however many processes share it.
 """
 
@@ -22,9 +22,9 @@ Batch = dict[str, np.ndarray]
 
 
 def shuffled(start: int, count: int, n: int, seed: int) -> np.ndarray:
-    """Examples at the places `start` to `start + count` of an endless row of shuffled epochs.
+    """Examples at the places ``start`` to ``start + count`` of an endless row of shuffled epochs.
 
-    Every epoch is a permutation of its own, computed place by place: nothing grows with `n`.
+    Every epoch is a permutation of its own, computed place by place: nothing grows with ``n``.
 
     Returns int64 [count] in [0, n), 1 <= n <= 2**31.
     """
@@ -72,12 +72,13 @@ def train_batches(
     process_count: int = 1,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """Yields this process's part of the batches from `start_step` on, without end.
+    """Yields this process's part of the batches from ``start_step`` on, without end.
 
-    `gather(indices [b], seeds [b]) -> batch` fetches examples out of `n`; each epoch is a new
+    ``gather(indices [b], seeds [b]) -> batch`` fetches examples out of ``n``; each epoch is a new
     shuffle, and an epoch's last examples share a batch with the next one's first. Whole batches are
-    fetched, which is many times faster than single examples. With `workers` it is done by that many
-    other processes (`gather` must be picklable), without by a thread; the batches are the same.
+    fetched, which is many times faster than single examples. With ``workers`` it is done by that
+    many other processes (``gather`` must be picklable), without by a thread; the batches are the
+    same.
 
     Raises ValueError if there are no examples or the batch does not divide among the processes.
     """
@@ -121,9 +122,9 @@ def _end_with_parent() -> None:
 
 
 def prefetch(batches: Iterable[Batch], put: Callable[[Batch], Any], ahead: int = 2) -> Iterator:
-    """Yields `put(batch)` of every batch, `ahead` of them begun before they are asked for.
+    """Yields ``put(batch)`` of every batch, ``ahead`` of them begun before they are asked for.
 
-    `put` starts the transfer to the devices and returns at once, as jax's transfers do; so the
+    ``put`` starts the transfer to the devices and returns at once, as jax's transfers do; so the
     next batches travel while a step computes.
     """
     waiting = collections.deque()

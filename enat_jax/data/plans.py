@@ -15,7 +15,8 @@ def digest(plan: dict[str, Any]) -> str:
 
 
 def refuse_others(directory: pathlib.Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises ValueError, naming what differs, if the plan `found` in `directory` is another one."""
+    """Raises ValueError, naming what differs, if the plan ``found`` in ``directory`` is another
+    one."""
     found, wanted = _compared(found), _compared(wanted)
     different = [name for name in wanted | found if found.get(name) != wanted.get(name)]
     if different:

@@ -49,7 +49,7 @@ class _Listing:
             self._folders.add(key)
 
     def add(self, key: str, where: tuple, regular: bool = True) -> None:
-        """`where` is what reading needs, beginning with the size; not `regular`: no picture."""
+        """``where`` is what reading needs, beginning with the size; not ``regular``: no picture."""
         if _is_litter(key):
             return
         folder, _, name = key.rpartition("/")
@@ -64,7 +64,7 @@ class _Listing:
             self._found[key] = where
 
     def finish(self, reader: "Folder | Zip | Tar", items: int) -> np.ndarray:
-        """Gives `reader` its attributes; returns `where` of each key, int64 [n, items]."""
+        """Gives ``reader`` its attributes; returns ``where`` of each key, int64 [n, items]."""
         reader.keys = sorted(self._found)
         try:
             places = np.array([self._found[key] for key in reader.keys], np.int64)
@@ -87,8 +87,8 @@ def _is_litter(key: str) -> bool:
 class Folder:
     """The files below a folder; links to folders are followed, but not round in circles.
 
-    Raises OSError if the folder or one within it cannot be listed; so does `read` if the folder is
-    not there any more, as on a network disk that is cut off.
+    Raises OSError if the folder or one within it cannot be listed; so does ``read`` if the folder
+    is not there any more, as on a network disk that is cut off.
     """
 
     packed = False
@@ -167,7 +167,7 @@ class _File:
         return status.st_size, status.st_mtime_ns
 
     def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes. Raises ValueError if there are fewer, or if the file has changed."""
+        """``size`` bytes. Raises ValueError if there are fewer, or if the file has changed."""
         if self._now() != self._stamp:
             raise ValueError(f"cannot be read: {self._path} has changed since it was opened")
         parts = []
@@ -360,7 +360,7 @@ def _compressed_tar(path: str | os.PathLike) -> ValueError:
 
 
 def kind(path: pathlib.Path) -> type[Folder] | type[Zip] | type[Tar] | None:
-    """The class that reads what is at `path`, told by its name; None if there is none.
+    """The class that reads what is at ``path``, told by its name; None if there is none.
 
     Raises ValueError for a compressed tar file.
     """

@@ -1,8 +1,8 @@
 """Token records of fixed length in .npy files, read by index without holding the files in memory.
 
-Records are read with `pread`: a batch of random records costs one system call each, memory does not
-grow with the files (a memory map's would, page by page), and a damaged file is an error instead of
-a crash. `python -m enat_jax.benchmark loader` compares.
+Records are read with ``pread``: a batch of random records costs one system call each, memory does
+not grow with the files (a memory map's would, page by page), and a damaged file is an error instead
+of a crash. ``python -m enat_jax.benchmark loader`` compares.
 """
 
 import io
@@ -59,8 +59,8 @@ def npy_header(path: pathlib.Path) -> tuple[int, np.dtype, int]:
 class Files:
     """The records of several .npy files, one after the other.
 
-    Raises FileNotFoundError, ValueError if a file is missing, is not of `record` or has not as many
-    records as `lengths` says.
+    Raises FileNotFoundError, ValueError if a file is missing, is not of ``record`` or has not as
+    many records as ``lengths`` says.
     """
 
     def __init__(self, paths: Sequence[pathlib.Path], lengths: Sequence[int], record: np.dtype):
@@ -83,7 +83,7 @@ class Files:
         return int(self._ends[-1])
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        """The records [b] at `indices`, int64 [b] in [0, n)."""
+        """The records [b] at ``indices``, int64 [b] in [0, n)."""
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"{indices.min()} to {indices.max()} is not within 0 to {len(self)}")
         files = np.searchsorted(self._ends, indices, side="right")
@@ -133,7 +133,7 @@ class Reference:
         return len(self._rows)
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        """The records [b] at `indices`, int64 [b] in [0, n)."""
+        """The records [b] at ``indices``, int64 [b] in [0, n)."""
         rows = self._rows[indices]
         bounds = np.full(rows.shape[1], self._codebook_size)
         bounds[0] = self._num_classes

@@ -20,12 +20,12 @@ _ADVICE = (
 
 
 class Records:
-    """A split of a TFDS data set as a source of pictures; see `images.Source`.
+    """A split of a TFDS data set as a source of pictures; see ``images.Source``.
 
-    `source` is "tfds:NAME", with "/CONFIG" or ":VERSION" or both behind it; without a version the
-    latest one is taken. `split` is TFDS's, slices such as "train[:10%]" included. `data_dir` is
-    where TFDS keeps its data, None for TFDS's own default. `image_key` and `label_key` are names of
-    features.
+    ``source`` is "tfds:NAME", with "/CONFIG" or ":VERSION" or both behind it; without a version the
+    latest one is taken. ``split`` is TFDS's, slices such as "train[:10%]" included. ``data_dir`` is
+    where TFDS keeps its data, None for TFDS's own default. ``image_key`` and ``label_key`` are
+    names of features.
 
     Raises ValueError if the set is not there, not prepared as ArrayRecord or not complete, or if it
     lacks the split or the features.
@@ -153,7 +153,7 @@ class Records:
 
 
 def _find(source: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
-    """The directory of a prepared data set, NAME[/CONFIG]/VERSION below `data_dir`."""
+    """The directory of a prepared data set, NAME[/CONFIG]/VERSION below ``data_dir``."""
     import tensorflow_datasets as tfds
 
     match = _NAME.fullmatch(source)

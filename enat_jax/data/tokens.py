@@ -36,9 +36,9 @@ MADE_BY = "python -m enat_jax.tokenize_images"
 
 @dataclasses.dataclass(frozen=True)
 class TokenSetSpec:
-    """What is to be made: a row of items, each an image in one of its `copies`, cut into shards.
+    """What is to be made: a row of items, each an image in one of its ``copies``, cut into shards.
 
-    Item i is copy i % copies of image i // copies. An item gives one record, or two with `flips`,
+    Item i is copy i % copies of image i // copies. An item gives one record, or two with ``flips``,
     the second of the mirrored image.
     """
 
@@ -104,7 +104,7 @@ class TokenSetSpec:
 
 
 def begin(directory: str | os.PathLike, plan: TokenSetSpec) -> list[int]:
-    """Writes the plan, or checks that `directory` was begun with the same.
+    """Writes the plan, or checks that ``directory`` was begun with the same.
 
     Returns the unfinished shards.
     Raises ValueError, naming what differs, if the directory holds anything else; OSError if it
@@ -130,8 +130,8 @@ def write_shard(
     keys: Sequence[str],
     skipped: Sequence[dict[str, Any]],
 ) -> None:
-    """Finishes a shard: `rows` [n] of `plan.dtype`, the `keys` of its images, in order, and those
-    that were `skipped`, each {"image", "key", "reason"}. Whole or not at all."""
+    """Finishes a shard: ``rows`` [n] of ``plan.dtype``, the ``keys`` of its images, in order, and
+    those that were ``skipped``, each {"image", "key", "reason"}. Whole or not at all."""
     directory = pathlib.Path(directory)
     content = records.npy_bytes(rows.astype(plan.dtype, copy=False))
     items = plan.items(shard)
@@ -150,7 +150,7 @@ def write_shard(
 
 
 def finish(directory: str | os.PathLike, plan: TokenSetSpec) -> bool:
-    """Writes `metadata.json` if all shards are finished; whether they are.
+    """Writes ``metadata.json`` if all shards are finished; whether they are.
 
     Any process may call it, at any time and again: it always writes the same.
     Raises ValueError if no image could be read, or if a file is damaged or of another set.
@@ -190,9 +190,9 @@ def finish(directory: str | os.PathLike, plan: TokenSetSpec) -> bool:
 
 
 def read_shard(path: pathlib.Path, plan: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
-    """What the file `path`, .json, says of a finished shard, and the records beside it.
+    """What the file ``path``, .json, says of a finished shard, and the records beside it.
 
-    `plan` is what plan.json or metadata.json says.
+    ``plan`` is what plan.json or metadata.json says.
     Raises ValueError if a byte of the records is wrong, or if the shard is of another set.
     """
     again = f"remove {path.name} and start {MADE_BY} again, it makes these records anew"
@@ -216,8 +216,8 @@ def read_shard(path: pathlib.Path, plan: dict[str, Any]) -> tuple[dict[str, Any]
 class TokenSet:
     """Records and where they come from.
 
-    `rows` is anything that gives records, of `records.dtype`, for an int64 array of indices: files
-    on disk, or an array in memory.
+    ``rows`` is anything that gives records, of ``records.dtype``, for an int64 array of indices:
+    files on disk, or an array in memory.
     """
 
     rows: np.ndarray | records.Files | records.Reference
@@ -231,9 +231,9 @@ class TokenSet:
         return len(self.rows)
 
     def gather(self, indices: np.ndarray, seeds: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """{"tokens": int32 [b, l], "labels": int32 [b]} of `indices` in [0, n).
+        """{"tokens": int32 [b, l], "labels": int32 [b]} of ``indices`` in [0, n).
 
-        `seeds` is what every source of the loader takes; tokens have no use for it.
+        ``seeds`` is what every source of the loader takes; tokens have no use for it.
         Raises ValueError for records that are damaged so that they could not be trained on.
         """
         del seeds
@@ -285,7 +285,7 @@ class TokenSet:
     def open_reference(
         cls, path: str | os.PathLike, codebook_size: int, class_names: Sequence[str]
     ) -> "TokenSet":
-        """Opens a feature file of the reference: `.npy`, int64 [n, 1 + l], rows of label, tokens.
+        """Opens a feature file of the reference: ``.npy``, int64 [n, 1 + l], rows of label, tokens.
 
         It says nothing of the tokenizer; codebook and classes are the caller's, and every record
         that does not fit them raises when it is read.
@@ -306,7 +306,7 @@ class TokenSet:
 
 
 def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
-    """The metadata of a finished token set; raises as `TokenSet.open` does."""
+    """The metadata of a finished token set; raises as ``TokenSet.open`` does."""
     directory = pathlib.Path(directory)
     path = directory / "metadata.json"
     if not path.is_file():
@@ -327,7 +327,7 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
 
 
 def image_keys(directory: str | os.PathLike) -> list[str]:
-    """What a finished set's images are called in their source, by the `image` of its records."""
+    """What a finished set's images are called in their source, by the ``image`` of its records."""
     directory = pathlib.Path(directory)
     metadata = read_metadata(directory)
     keys: dict[int, str] = {}
@@ -344,7 +344,7 @@ def _shard_path(directory: pathlib.Path, shard: int, num_shards: int, suffix: st
 
 
 def _read_plan(directory: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """What plan.json says; raises ValueError if it is not what is `wanted`."""
+    """What plan.json says; raises ValueError if it is not what is ``wanted``."""
     found = files.read_json(directory / "plan.json", f"remove {directory} and start again")
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError(f"{directory} holds no token set of ours: choose another directory")

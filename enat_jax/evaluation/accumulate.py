@@ -6,7 +6,7 @@ kept, in files whose rows are written in place. What has been summed is saved ev
 not at all; what was killed goes on with the chunk after it and ends with the same bits.
 
 Host i of n takes the i-th of n runs of chunks. Hosts do not talk to each other: each has a folder
-of its own below a directory that they share, and `collect` merges the sums in the order of hosts.
+of its own below a directory that they share, and ``collect`` merges the sums in the order of hosts.
 """
 
 import concurrent.futures
@@ -218,7 +218,7 @@ def run(
 def in_memory(
     load: Load, network: features.Features, plan: PassSpec, *, read_ahead: bool = False
 ) -> Collected:
-    """The same in one go, for few images: what `run` and `collect` give, without files."""
+    """The same in one go, for few images: what ``run`` and ``collect`` give, without files."""
     totals, kept = Totals.empty(plan.num_classes), {}
     ranges = _ranges(plan, 0, plan.num_images)
     for start, stop, batch, _ in _batches(load, ranges, read_ahead):
@@ -301,7 +301,7 @@ def _num_rows(name: str, plan: PassSpec, first: int, end: int) -> int:
 def _write_state(
     path: pathlib.Path, plan: PassSpec, totals: Totals, sizes: Mapping[str, int]
 ) -> None:
-    """`sizes`: bytes of the files of rows, by name."""
+    """``sizes``: bytes of the files of rows, by name."""
     arrays = {"class_counts": totals.class_counts}
     for name, value in totals.moments.items():
         arrays |= {f"{name}/{key}": array for key, array in value.arrays().items()}
@@ -352,7 +352,7 @@ def begin(
 ) -> None:
     """Claim a directory for an evaluation, or find it claimed by the same.
 
-    Several processes may do so at once. `advice`: what to do if it holds something else.
+    Several processes may do so at once. ``advice``: what to do if it holds something else.
 
     Raises:
         ValueError: it holds something else; the message says what differs.

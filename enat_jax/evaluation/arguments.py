@@ -59,7 +59,7 @@ def _interval(text: str) -> tuple[float, ...]:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Of all uses; `description` is shown by --help."""
+    """Of all uses; ``description`` is shown by --help."""
     made = argparse.ArgumentParser(
         prog="python -m enat_jax.evaluate",
         description=description,

@@ -1,8 +1,9 @@
 """The card of an evaluation: its numbers with all that a reader must know, as JSON and Markdown.
 
-A card holds every setting, fingerprint, version and device, and in `caveats` the sentences without
-which its numbers would mislead; in the Markdown they stand beside the first number. `compare` says
-of two cards what differs, what matters most first, and which numbers differ by more than chance.
+A card holds every setting, fingerprint, version and device, and in ``caveats`` the sentences
+without which its numbers would mislead; in the Markdown they stand beside the first number.
+``compare`` says of two cards what differs, what matters most first, and which numbers differ by
+more than chance.
 """
 
 import datetime
@@ -57,7 +58,7 @@ Z = 1.96  # of a 95% interval of a normal distribution
 
 
 def write(directory: pathlib.Path, card: Card) -> None:
-    """Write `card.md` and then `card.json`; a directory that has the latter is finished."""
+    """Write ``card.md`` and then ``card.json``; a directory that has the latter is finished."""
     directory.mkdir(parents=True, exist_ok=True)
     files.write_atomically(directory / "card.md", markdown(card).encode())
     # In its own order, which is that of the tables.
@@ -291,9 +292,9 @@ def incompatible(own: Mapping[str, Any], reference: Mapping[str, Any]) -> list[s
     what either does not say is not.
 
     Args:
-      own: description of the images that are measured, with the names `DESCRIPTION`; `source` and
-        `crop` are those of the images that the model was trained on.
-      reference: description of those they are compared with.
+        own: description of the images that are measured, with the names ``DESCRIPTION``; ``source``
+            and ``crop`` are those of the images that the model was trained on.
+        reference: description of those they are compared with.
     """
     sentences = []
     silent = []  # names of what the reference does not say

@@ -1,6 +1,6 @@
 """The quality of a few samples during training, by the code that ``evaluate`` uses.
 
-The optional section `evaluation` of a config switches it on:
+The optional section ``evaluation`` of a config switches it on:
 
     config.evaluation = {"reference": "digits", "features": "random:0", "num": 500}
 """
@@ -18,13 +18,13 @@ from enat_jax.inference import tokenization, tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The section `evaluation` of a config.
+    """The section ``evaluation`` of a config.
 
     Attributes:
-        reference: statistics (.npz), or pictures, `data.images.open_source`, as the tokenizer was
+        reference: statistics (.npz), or pictures, ``data.images.open_source``, as the tokenizer was
             trained on. Of many pictures every process makes the statistics at the first
-            evaluation; `python -m enat_jax.evaluate --make-reference` makes them once for all.
-        features: as for `features.open_features`; inception: path of Inception's weights.
+            evaluation; ``python -m enat_jax.evaluate --make-reference`` makes them once for all.
+        features: as for ``features.open_features``; inception: path of Inception's weights.
         num: samples; few give a distance that is too high, so compare equal numbers.
         split: of pictures.
         keep: pictures whose features are kept for precision and recall.
@@ -46,11 +46,11 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SampleQuality:
-    """What samples are measured with; made by `make`.
+    """What samples are measured with; made by ``make``.
 
     Attributes:
         network: the features; num: samples.
-        found: statistics of the reference; None: they are still to be made of `source`.
+        found: statistics of the reference; None: they are still to be made of ``source``.
         source: pictures; keep: how many features of them are kept.
     """
 
@@ -62,14 +62,14 @@ class SampleQuality:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the numbers that `measure` gives."""
+        """Of the numbers that ``measure`` gives."""
         distance = "fid" if self.network.is_inception else "frechet_distance"
         single = self.found is None or self.found.pool is not None
         names = (distance, "precision", "recall") if single else (distance,)
         return tuple(f"samples/{name}" for name in names)
 
     def measure(self, load: accumulate.Load, num_classes: int) -> Iterator[tuple[str, float]]:
-        """Numbers by name; `load` draws samples."""
+        """Numbers by name; ``load`` draws samples."""
         plan = accumulate.PassSpec(self.num, num_classes, self.num, {})
         found = accumulate.in_memory(load, self.network, plan)
         own = found.statistics(self._description)

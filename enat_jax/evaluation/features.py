@@ -3,10 +3,10 @@
 Only features of FID's Inception-v3 give an FID. The others serve where its weights are not at hand,
 or where images are too unlike photographs for it; what is computed from them is labelled so:
 
-    inception, inception:adm    see `inception_weights` and `models.inception`
+    inception, inception:adm    see ``inception_weights`` and ``models.inception``
     random:SEED                 a small network with fixed random weights, for images of any size
-    DIRECTORY                   a classifier trained with `configs/digits_features.py` or its like
-    FILE.jaxexport              anybody's function, serialized by `jax.export`
+    DIRECTORY                   a classifier trained with ``configs/digits_features.py`` or its like
+    FILE.jaxexport              anybody's function, serialized by ``jax.export``
 """
 
 import dataclasses
@@ -43,10 +43,10 @@ class Features:
 
     Attributes:
         kind: "inception", "trained", "random" or "exported".
-        description: JSON values, the same if and only if features may be compared. `label` is what
-            a distance between means and covariances of "pool" is to be called; `fingerprint` the
-            SHA-256 of the weights, or of the exported function.
-        names: of what it gives, see `__call__`.
+        description: JSON values, the same if and only if features may be compared. ``label`` is
+            what a distance between means and covariances of "pool" is to be called; ``fingerprint``
+            the SHA-256 of the weights, or of the exported function.
+        names: of what it gives, see ``__call__``.
         apply: (params, uint8 images [b, h, w, c]) -> dict of float32 arrays [b, ...]; pure.
         params: tree of numpy arrays.
         image_shape: (height, width, channels) that it takes, None for any.
@@ -78,7 +78,7 @@ class Features:
 
         Runs on this process's devices of the mesh, None: on all of them. Every device computes
         batches of one size, the last of them filled up, so that features do not depend on how many
-        devices there are. Raises ValueError for other images than `image_shape` says.
+        devices there are. Raises ValueError for other images than ``image_shape`` says.
         """
         images = self._checked(images)
         local = jax.local_devices() if mesh is None else mesh.local_devices
@@ -136,10 +136,10 @@ class Features:
 def open_features(
     text: str, *, weights: str | os.PathLike | None = None, batch_size: int = BATCH_SIZE
 ) -> Features:
-    """The features that `text` names, see the head of this module.
+    """The features that ``text`` names, see the head of this module.
 
-    `weights`: for "inception" the path of its weights, or "download". `batch_size`: see `Features`;
-    an exported function of a fixed batch has its own.
+    ``weights``: for "inception" the path of its weights, or "download". ``batch_size``: see
+    ``Features``; an exported function of a fixed batch has its own.
 
     Raises OSError, ValueError, of one line, that name the file.
     """
@@ -181,7 +181,8 @@ def _open_inception(resize: str, weights: str | os.PathLike | None, batch_size: 
 def of_inception(
     params: dict, resize: str, origin: dict[str, Any], batch_size: int = BATCH_SIZE
 ) -> Features:
-    """Features of `inception.Inception` with given parameters; `resize`: see its `preprocess`."""
+    """Features of ``inception.Inception`` with given parameters; ``resize``: see its
+    ``preprocess``."""
     return Features(
         kind="inception",
         description={
@@ -206,9 +207,9 @@ def _apply_inception(resize: str, params: dict, images: jax.Array) -> dict[str, 
 
 
 def random(seed: int, batch_size: int = BATCH_SIZE) -> Features:
-    """A network whose weights follow from `seed`, 0 <= seed < 2**32, alone; "pool" is [b, 128].
+    """A network whose weights follow from ``seed``, 0 <= seed < 2**32, alone; "pool" is [b, 128].
 
-    They are uniform, as NumPy's `RandomState` draws them: the same bits with every version and on
+    They are uniform, as NumPy's ``RandomState`` draws them: the same bits with every version and on
     every machine. Grey images are taken as RGB. Random features tell sets of images apart, but
     their distances agree with people's judgement less than those of a trained network.
     """
@@ -253,9 +254,9 @@ def save_trained(
     trained_on: str,
     provenance: dict[str, Any],
 ) -> None:
-    """Writes a trained classifier for `load_trained`; `features.json` comes last.
+    """Writes a trained classifier for ``load_trained``; ``features.json`` comes last.
 
-    `image_size`: (height, width) in pixels. `trained_on`: name of its data, for people.
+    ``image_size``: (height, width) in pixels. ``trained_on``: name of its data, for people.
     Every process must call this.
     """
     directory = pathlib.Path(directory)
@@ -273,9 +274,9 @@ def save_trained(
 
 
 def load_trained(directory: str | os.PathLike, batch_size: int = BATCH_SIZE) -> Features:
-    """Reads what `save_trained` wrote; "pool" is the layer before the classes.
+    """Reads what ``save_trained`` wrote; "pool" is the layer before the classes.
 
-    Raises FileNotFoundError if `directory` has no feature network, ValueError if it is damaged.
+    Raises FileNotFoundError if ``directory`` has no feature network, ValueError if it is damaged.
     """
     directory = pathlib.Path(directory)
     path = directory / "features.json"
@@ -319,7 +320,7 @@ def _apply_trained(
 
 
 def load_exported(path: str | os.PathLike, batch_size: int = BATCH_SIZE) -> Features:
-    """A function that `jax.export` serialized: uint8 images [b, h, w, c] -> float32 [b, d].
+    """A function that ``jax.export`` serialized: uint8 images [b, h, w, c] -> float32 [b, d].
 
     Each of b, h, w, c may be fixed or symbolic. The file is a program, which is run: take it only
     from those whom you trust. Raises OSError, ValueError if it is not such a function.
@@ -364,7 +365,7 @@ def load_exported(path: str | os.PathLike, batch_size: int = BATCH_SIZE) -> Feat
 
 
 def _check_signature(path: pathlib.Path, exported: export.Exported) -> None:
-    """Raises ValueError, which names `path`, unless it is what `load_exported` says."""
+    """Raises ValueError, which names ``path``, unless it is what ``load_exported`` says."""
     match exported.in_avals, exported.out_avals:
         case [image], [feature]:
             fits = image.dtype == np.uint8 and image.ndim == 4

@@ -23,10 +23,10 @@ class ImageSet:
     """Images that are to pass, and what a card says of them.
 
     Attributes:
-        load: as `accumulate.Load`; read_ahead: see `accumulate.run`.
+        load: as ``accumulate.Load``; read_ahead: see ``accumulate.run``.
         plan: numbers and identity.
         shape: (height, width, channels).
-        description: of `image_statistics.Statistics`, but for what is known afterwards.
+        description: of ``image_statistics.Statistics``, but for what is known afterwards.
     """
 
     load: accumulate.Load

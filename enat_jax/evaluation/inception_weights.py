@@ -36,7 +36,7 @@ TABLE: conversion.Table = {
 
 
 def params(state_dict: Mapping[str, np.ndarray]) -> dict:
-    """Parameters of `inception.Inception` from tensors under the names of torchvision.
+    """Parameters of ``inception.Inception`` from tensors under the names of torchvision.
 
     Raises ValueError, of one line, if they are not those of this network.
     """
@@ -53,10 +53,10 @@ def params(state_dict: Mapping[str, np.ndarray]) -> dict:
 
 
 def fold(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same network without batch normalisation: convolutions `NAME.weight`, `NAME.bias`.
+    """The same network without batch normalisation: convolutions ``NAME.weight``, ``NAME.bias``.
 
-    `NAME.conv.weight` [o, i, h, w] and the four tensors `NAME.bn.*` [o] become these two, float32;
-    all other tensors stay. Raises ValueError for a convolution without all of the four.
+    ``NAME.conv.weight`` [o, i, h, w] and the four tensors ``NAME.bn.*`` [o] become these two,
+    float32; all other tensors stay. Raises ValueError for a convolution without all of the four.
     """
     folded = dict(state_dict)
     for name in state_dict:
@@ -80,9 +80,10 @@ def fold(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def read(path: str | os.PathLike) -> tuple[dict, dict]:
-    """Parameters of `inception.Inception` and their origin, from a file of `weight_files.read`.
+    """Parameters of ``inception.Inception`` and their origin, from a file of ``weight_files.read``.
 
-    The origin is JSON values: `file` (its name), `sha256`, and `published`, whether by its SHA-256
+    The origin is JSON values: ``file`` (its name), ``sha256``, and ``published``, whether by its
+        SHA-256
     it is pytorch-fid's file. Raises OSError, ValueError, of one line, which name the file.
     """
     path = pathlib.Path(path)
@@ -100,17 +101,17 @@ def read(path: str | os.PathLike) -> tuple[dict, dict]:
 
 
 def cache_directory() -> pathlib.Path:
-    """Where downloads are kept: `enat_jax` in $XDG_CACHE_HOME, or in ~/.cache."""
+    """Where downloads are kept: ``enat_jax`` in $XDG_CACHE_HOME, or in ~/.cache."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "enat_jax"
 
 
 def download(
     directory: pathlib.Path, url: str = URL, sha256: str = SHA256, timeout: float = 60.0
 ) -> pathlib.Path:
-    """The path of the file at `url` in `directory`, downloaded (91 MiB) unless it is there.
+    """The path of the file at ``url`` in ``directory``, downloaded (91 MiB) unless it is there.
 
     The file is whole or not there. Its SHA-256 is checked before it is kept, and whenever it is
-    used again. `timeout`: seconds without an answer before it gives up.
+    used again. ``timeout``: seconds without an answer before it gives up.
 
     Raises OSError, ValueError (checksum), of one line.
     """

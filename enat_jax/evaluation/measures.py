@@ -34,13 +34,13 @@ def evaluate_set(
 
     Args:
         own: of the images that are judged; reference: of those they are compared with.
-        rows: what was kept of single images, see `evaluation.Collected`.
+        rows: what was kept of single images, see ``evaluation.Collected``.
         network: the features of both.
         reconstructed: whether the images are reconstructions of other images.
         replicates: of the bootstrap, where it is used; 0: no standard errors.
 
     Returns:
-        A card's `metrics`, the one to judge by first, and sentences about what is not in it.
+        A card's ``metrics``, the one to judge by first, and sentences about what is not in it.
     """
     metrics, missing = _distances(own, reference, network, reconstructed, replicates)
     if "probabilities" in rows and not reconstructed and len(rows["probabilities"]) >= 2 * SPLITS:
@@ -88,7 +88,7 @@ def caveats(network: features.Features, shape: tuple[int, int, int]) -> list[str
 
 
 def about_intervals(replicates: int) -> dict[str, Any]:
-    """A card's section `intervals`."""
+    """A card's section ``intervals``."""
     about = "No intervals were asked for."
     if replicates:
         about = (

@@ -34,7 +34,7 @@ class Archive:
             return shape, dtype
 
     def rows(self, name: str, number: int) -> Iterator[np.ndarray]:
-        """Parts of an array `[n, ...]`, `number` rows or less at a time."""
+        """Parts of an array ``[n, ...]``, ``number`` rows or less at a time."""
         with self._file.open(self._names[name]) as file:
             shape, by_columns, dtype = self._read_header(name, file)
             if by_columns and len(shape) > 1:
@@ -79,8 +79,8 @@ def opened(path: str | os.PathLike, advice: str) -> Iterator[Archive]:
     """Opens an .npz file; errors of reading it within become one line that names it.
 
     Raises:
-      OSError: if there is no such file or it cannot be read.
-      ValueError: with `advice`, if it is no .npz file or damaged.
+        OSError: if there is no such file or it cannot be read.
+        ValueError: with ``advice``, if it is no .npz file or damaged.
     """
     path = pathlib.Path(path)
     if path.is_dir():

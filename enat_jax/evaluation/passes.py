@@ -34,7 +34,7 @@ def run_passes(
     Raises:
         cli.Stop: on request, after saving.
         KeyboardInterrupt: asked a second time, before that.
-        OSError, ValueError: as `accumulate.run`.
+        OSError, ValueError: as ``accumulate.run``.
     """
     first, end = subject.plan.share(hosts.index, hosts.number)
     bars: list[progress.Progress] = []

@@ -63,7 +63,7 @@ def similarities(path, result):
 
     Args:
         path: of the PNG file.
-        result: as `similarity.json`, see ``analyze.similarities``.
+        result: as ``similarity.json``, see ``analyze.similarities``.
     """
     reuse = result["reused"] is not None
     figure = _figure(4 * (2 + reuse), 4.2)

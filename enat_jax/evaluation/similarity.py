@@ -282,7 +282,7 @@ def similarities(model, num, *, seed=0, num_maps=MAPS, batch_size=BATCH_SIZE, pr
         progress: called with the number of images done, after each batch.
 
     Returns:
-        ``(result, maps)``. result: JSON values, see `json`: by pass 1 to t - 1 the
+        ``(result, maps)``. result: JSON values, see ``json``: by pass 1 to t - 1 the
         numbers of tokens, and mean and standard error over images of
 
         - adjacent, elsewhere, reused: by group, see ``Similarities``;

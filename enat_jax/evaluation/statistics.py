@@ -1,15 +1,17 @@
 """Statistics of a set of images in a file: ours, and those that others publish.
 
-What `load` reads is known by its content:
+What ``load`` reads is known by its content:
 
-    ours                "enat_jax statistics 1": all that `Statistics` has.
-    ADM's               `mu`, `sigma`, `mu_s`, `sigma_s` (github.com/openai/guided-diffusion,
+    ours                "enat_jax statistics 1": all that ``Statistics`` has.
+    ADM's               ``mu``, ``sigma``, ``mu_s``, ``sigma_s``
+    (github.com/openai/guided-diffusion,
                         evaluations/): pool and spatial features of the TensorFlow Inception. Often
-                        with images, `arr_0`, from which ADM takes precision and recall.
-    `mu` and `sigma`    pytorch-fid's, and in the same form those of the first FID in TensorFlow,
+                        with images, ``arr_0``, from which ADM takes precision and recall.
+    ``mu`` and ``sigma``    pytorch-fid's, and in the same form those of the first FID in
+    TensorFlow,
                         which resizes images in another way. Nothing in the file tells which.
 
-What a file does not say is None in its description, and `incompatible` says that it is not known.
+What a file does not say is None in its description, and ``incompatible`` says that it is not known.
 """
 
 import dataclasses
@@ -38,13 +40,14 @@ class Statistics:
     """What is kept of a set of images to compare others with it.
 
     Attributes:
-      moments: mean and covariance of features by their name, "pool" and perhaps "spatial".
-      pool: float32 `[k, d]`, pool features of some or all images, for precision, recall, density
-        and coverage; None: not kept.
-      description: JSON values by the names `DESCRIPTION`, None for what is not known:
-        features: description of the network; source: identity of the images, by names; resolution:
-        [height, width]; crop: how pictures were cut; num_images; class_counts: images of each
-        class; versions: of libraries, by name.
+        moments: mean and covariance of features by their name, "pool" and perhaps "spatial".
+        pool: float32 ``[k, d]``, pool features of some or all images, for precision, recall,
+            density and coverage; None: not kept.
+        description: JSON values by the names ``DESCRIPTION``, None for what is not known:
+            features: description of the network; source: identity of the images, by names;
+                resolution:
+            [height, width]; crop: how pictures were cut; num_images; class_counts: images of each
+            class; versions: of libraries, by name.
     """
 
     moments: Mapping[str, Moments | Gaussian]
@@ -61,17 +64,17 @@ class Statistics:
             raise ValueError(f"{self.pool.shape=}: need [k, {size}], as the moments")
 
     def gaussian(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns mean `[d]` and covariance `[d, d]` of "pool" or "spatial", float64.
+        """Returns mean ``[d]`` and covariance ``[d, d]`` of "pool" or "spatial", float64.
 
         Raises:
-          ValueError: if there are none, or of fewer than two images.
+            ValueError: if there are none, or of fewer than two images.
         """
         if name not in self.moments:
             raise ValueError(f"there are no statistics of {name} features")
         return self.moments[name].mean, self.moments[name].covariance()
 
     def check_dimensions(self, dimensions: Mapping[str, int], where: object) -> None:
-        """Raises ValueError, which names `where`, unless features of these lengths compare.
+        """Raises ValueError, which names ``where``, unless features of these lengths compare.
 
         Only names that are in both are looked at.
         """
@@ -84,9 +87,9 @@ class Statistics:
                 )
 
     def check_features(self, features: Mapping[str, Any], where: object) -> None:
-        """Raises ValueError, which names `where`, if these are known to be of another network.
+        """Raises ValueError, which names ``where``, if these are known to be of another network.
 
-        Another `resize` of the same network is let pass: `incompatible` says it.
+        Another ``resize`` of the same network is let pass: ``incompatible`` says it.
         """
         mine = self.description["features"] or {}
         for name in ("kind", "fingerprint"):
@@ -101,8 +104,8 @@ class Statistics:
         """Writes an .npz file, whole or not at all; the same statistics give the same bytes.
 
         Raises:
-          OSError: if it cannot be written.
-          ValueError: if moments are of an unknown number of images, as those of other programs.
+            OSError: if it cannot be written.
+            ValueError: if moments are of an unknown number of images, as those of other programs.
         """
         about = {"format": FORMAT} | self.description
         arrays = {"description": np.frombuffer(files.json_bytes(about), np.uint8)}
@@ -121,8 +124,8 @@ class Statistics:
         """Returns the statistics of a file, of any of the kinds above; never unpickles.
 
         Raises:
-          OSError: if there is no such file or it cannot be read.
-          ValueError: if it is something else, damaged, or holds what cannot be statistics.
+            OSError: if there is no such file or it cannot be read.
+            ValueError: if it is something else, damaged, or holds what cannot be statistics.
         """
         with npz_files.opened(path, ADVICE) as archive:
             if "description" in archive:
@@ -139,11 +142,12 @@ class Statistics:
 
 
 def sample_images(path: str | os.PathLike, batch_size: int) -> Iterator[np.ndarray]:
-    """Yields the images beside ADM's statistics, uint8 `[b, h, w, c]`, b = `batch_size` or less.
+    """Yields the images beside ADM's statistics, uint8 ``[b, h, w, c]``, b = ``batch_size`` or
+    less.
 
     Raises:
-      OSError: if there is no such file or it cannot be read.
-      ValueError: if it holds no images, or is damaged.
+        OSError: if there is no such file or it cannot be read.
+        ValueError: if it holds no images, or is damaged.
     """
     with npz_files.opened(path, ADVICE) as archive:
         shape, dtype = archive.header("arr_0") if "arr_0" in archive else ((), None)

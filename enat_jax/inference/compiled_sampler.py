@@ -1,4 +1,4 @@
-"""The whole way from labels to images as one file that runs without this package (`jax.export`).
+"""The whole way from labels to images as one file that runs without this package (``jax.export``).
 
 The file has the program for CPU, NVIDIA GPU and TPU, and any number of images; weights are
 arguments, those of the safetensors files of a model directory as they are. A program with the

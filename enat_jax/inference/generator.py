@@ -11,7 +11,7 @@ A model directory is all that is needed to draw images:
     tokenizer/                 what turns tokens into images, see the tokenizer module
     README.md                  says the same to who finds the directory
 
-`python -m enat_jax.export` makes one from a run or from another one, and adds what others need.
+``python -m enat_jax.export`` makes one from a run or from another one, and adds what others need.
 """
 
 import dataclasses
@@ -156,7 +156,7 @@ class Generator:
         return tuple(np.asarray(x)[: len(tokens)] for x in scores)
 
     def save(self, directory, formats=model_files.WEIGHTS):
-        """Write a model directory; `model.json` comes last, so that one that has it is whole.
+        """Write a model directory; ``model.json`` comes last, so that one that has it is whole.
 
         Args:
             directory: created if missing; the model's files there are replaced.
@@ -178,7 +178,7 @@ class Generator:
 
     @property
     def description(self):
-        """The content of `model.json`."""
+        """The content of ``model.json``."""
         return {
             "format": FORMAT,
             "kind": "nat" if isinstance(self.model, nat.NAT) else "enat",
@@ -193,7 +193,7 @@ class Generator:
         }
 
     def write_readme(self, directory, compiled=False):
-        """Write `README.md`; ``compiled``: whether the directory has a compiled sampler."""
+        """Write ``README.md``; ``compiled``: whether the directory has a compiled sampler."""
         size = sum(x.size for x in jax.tree.leaves(self.params))
         text = model_card.text(self.description, self.tokenizer.image_size, size, compiled)
         files.write_atomically(pathlib.Path(directory) / "README.md", text.encode())
@@ -284,7 +284,7 @@ def _key(seed):
 
 
 def _description(directory):
-    """Values of `model.json`; raises what ``Generator.load`` does, with advice for this place."""
+    """Values of ``model.json``; raises what ``Generator.load`` does, with advice for this place."""
     advice = "name the `model` directory of a finished run of python -m enat_jax.train"
     if (directory / "model" / "model.json").is_file():
         advice = f"name {directory / 'model'}"

@@ -50,7 +50,7 @@ def text(description, image_size, num_parameters, compiled=False):
     """Markdown, with the head that the Hugging Face Hub reads.
 
     Args:
-        description: values of `model.json`.
+        description: values of ``model.json``.
         image_size: (height, width) in pixels.
         num_parameters: of the transformer.
         compiled: whether the directory has a compiled sampler.
@@ -78,7 +78,7 @@ def text(description, image_size, num_parameters, compiled=False):
 
 
 def _provenance(description):
-    """A list; the whole of it is in `model.json`."""
+    """A list; the whole of it is in ``model.json``."""
     known = description["provenance"]
     rows = [f"{part} weights, SHA-256: `{x}`" for part, x in description["fingerprint"].items()]
     if "step" in known:

@@ -40,7 +40,7 @@ def code_use(token_set: tokens.TokenSet) -> CodeUse:
 
 
 def summary(directory: str | os.PathLike) -> str:
-    """What is in a token set, in a few lines; raises as `tokens.TokenSet.open`."""
+    """What is in a token set, in a few lines; raises as ``tokens.TokenSet.open``."""
     return _summary(tokens.read_metadata(directory), code_use(tokens.TokenSet.open(directory)))
 
 
@@ -74,8 +74,8 @@ def inspect(
 ) -> str:
     """Compares images decoded from their tokens with the originals.
 
-    Writes `reconstructions.png`, rows of originals above rows of what their tokens decode to, and
-    `inspection.json` into `out`. The images are a fixed even selection, not mirrored.
+    Writes ``reconstructions.png``, rows of originals above rows of what their tokens decode to, and
+    ``inspection.json`` into ``out``. The images are a fixed even selection, not mirrored.
 
     Returns a text for people.
     Raises ValueError if the set is damaged, byte for byte, or of another tokenizer.

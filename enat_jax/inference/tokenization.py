@@ -44,7 +44,7 @@ class Times:
 
 
 def source_settings(model: tokenizer.Tokenizer, source: str) -> dict[str, Any]:
-    """Settings for `images.open_source` that give `source` as the tokenizer takes it.
+    """Settings for ``images.open_source`` that give ``source`` as the tokenizer takes it.
 
     A source of the kind that it was trained on has those of its training; another one its size.
 
@@ -75,11 +75,11 @@ def tokenize(
     """Makes the unfinished shards of this host: shard s belongs to host s % num_hosts.
 
     Copy 0 of an image is the image as it is; the others are augmented by a seed that depends on
-    image and copy alone. Every device gets whole batches of `plan.batch_size`, always the same ones
-    in the same shape, so that no token depends on the number of devices or hosts.
+    image and copy alone. Every device gets whole batches of ``plan.batch_size``, always the same
+    ones in the same shape, so that no token depends on the number of devices or hosts.
 
-    Raises pictures.UnreadableImage unless `skip_errors`, ValueError if `directory` holds something
-    else, OSError if it cannot be written. Finished shards stay, whatever happens.
+    Raises pictures.UnreadableImage unless ``skip_errors``, ValueError if ``directory`` holds
+    something else, OSError if it cannot be written. Finished shards stay, whatever happens.
     """
     todo = [s for s in tokens.begin(directory, plan) if s % num_hosts == host_index]
     mesh = sharding.make_mesh(sharding.Sharding(), jax.local_devices())
@@ -152,7 +152,7 @@ class _Loader:
         self._pool.shutdown(cancel_futures=True)
 
     def next(self, ahead: int) -> decoding.Example | decoding.UnreadableImage:
-        """The next item; `ahead` more are kept on their way."""
+        """The next item; ``ahead`` more are kept on their way."""
         for item in itertools.islice(self._items, ahead + 1 - len(self._futures)):
             self._futures.append(self._pool.submit(self._load, item))
         return self._futures.popleft().result()

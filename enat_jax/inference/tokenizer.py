@@ -1,7 +1,7 @@
 """The trained VQ tokenizer as one thing: images to tokens and back, in a directory of its own.
 
-A tokenizer directory holds `tokenizer.json` (settings and provenance) and the weights, as `params/`
-(Orbax), `params.safetensors`, or both.
+A tokenizer directory holds ``tokenizer.json`` (settings and provenance) and the weights, as
+``params/`` (Orbax), ``params.safetensors``, or both.
 """
 
 import dataclasses
@@ -109,7 +109,7 @@ class Tokenizer:
         return np.concatenate(parts)
 
     def save(self, directory, formats=model_files.WEIGHTS):
-        """Write the tokenizer; `tokenizer.json` comes last: a directory that has it is whole.
+        """Write the tokenizer; ``tokenizer.json`` comes last: a directory that has it is whole.
 
         Args:
             directory: created if missing; weights there are replaced.

@@ -3,7 +3,7 @@
 Images are drawn anew from those that were measured, with replacement (Efron 1979). References are
 taken as given. Replicates of the Fréchet distance lie above it, because a drawn set has fewer
 different images; so intervals are the measured value plus and minus 1.96 standard errors
-(`interval`), and not percentiles of replicates.
+(``interval``), and not percentiles of replicates.
 """
 
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ def interval(value: float, standard_error: float) -> tuple[float, float]:
 
 
 def of_mean(values: np.ndarray) -> float:
-    """Returns the standard error of the mean of `values` `[n]`, one of each image.
+    """Returns the standard error of the mean of ``values`` ``[n]``, one of each image.
 
     Infinitely many replicates would give exactly this, so none is drawn.
 
     Raises:
-      ValueError: if there are no values.
+        ValueError: if there are no values.
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not values.size:
@@ -59,18 +59,18 @@ def of_frechet_distance(
     """Returns the standard error of the Fréchet distance of features to a reference, by replicates.
 
     Each replicate costs the eigenvalues of a matrix of the images or of the dimensions, whichever
-    are fewer. `of_frechet_distance_linear` needs none. Both are too large where dimensions are
+    are fewer. ``of_frechet_distance_linear`` needs none. Both are too large where dimensions are
     many for the images: of normal vectors, n = 16 d, by 40% and the linear one by 20%.
 
     Args:
-      features: `[n, d]`, n from 2.
-      mean: `[d]`, of the reference.
-      covariance: `[d, d]`, of the reference.
-      num_replicates: from 2.
-      seed: of the draws.
+        features: ``[n, d]``, n from 2.
+        mean: ``[d]``, of the reference.
+        covariance: ``[d, d]``, of the reference.
+        num_replicates: from 2.
+        seed: of the draws.
 
     Raises:
-      ValueError: as `fid` does, or if there are too few replicates.
+        ValueError: as ``fid`` does, or if there are too few replicates.
     """
     features = np.asarray(features, np.float64)
     own_mean, _ = fid.gaussian_statistics(features)
@@ -114,12 +114,12 @@ def of_frechet_distance_linear(
     standard error is the deviation of this over images, by the root of their number.
 
     Args:
-      features: `[n, d]`, n from 2.
-      mean: `[d]`, of the reference.
-      covariance: `[d, d]`, of the reference.
+        features: ``[n, d]``, n from 2.
+        mean: ``[d]``, of the reference.
+        covariance: ``[d, d]``, of the reference.
 
     Raises:
-      ValueError: as `fid` does.
+        ValueError: as ``fid`` does.
     """
     own_mean, own_covariance = fid.gaussian_statistics(features)
     transport = fid.optimal_transport(own_covariance, covariance)
@@ -137,13 +137,13 @@ def of_inception_score(
     Images are drawn within their split.
 
     Args:
-      probabilities: `[n, c]`, rows of sum 1.
-      splits: int `[n]`, as `inception_score.assign_splits` gives.
-      num_replicates: from 2.
-      seed: of the draws.
+        probabilities: ``[n, c]``, rows of sum 1.
+        splits: int ``[n]``, as ``inception_score.assign_splits`` gives.
+        num_replicates: from 2.
+        seed: of the draws.
 
     Raises:
-      ValueError: if there are too few replicates.
+        ValueError: if there are too few replicates.
     """
     scores = np.zeros(num_replicates)
     num_splits = int(splits.max()) + 1
@@ -157,7 +157,7 @@ def of_inception_score(
 
 
 def _draws(number: int, num_replicates: int, seed: int | list[int]) -> Iterator[np.ndarray]:
-    """How often each image is drawn in each replicate, float64 `[number]` of that sum."""
+    """How often each image is drawn in each replicate, float64 ``[number]`` of that sum."""
     if num_replicates < 2:
         raise ValueError(f"{num_replicates=} must be at least 2")
     rng = np.random.RandomState(seed)  # whose numbers are the same with every version of NumPy

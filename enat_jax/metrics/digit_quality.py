@@ -1,8 +1,8 @@
 """Measures of generated images that need no network and work on a few hundred of them.
 
-All take feature vectors `[n, d]`, for instance `pixel_features`, and brute-force Euclidean
+All take feature vectors ``[n, d]``, for instance ``pixel_features``, and brute-force Euclidean
 distances in float64, a chunk of rows at a time. No single number means much alone: independent
-tokens (`independent_tokens`, the control) can reach a high class accuracy, copies of the training
+tokens (``independent_tokens``, the control) can reach a high class accuracy, copies of the training
 set a perfect distance. Read them together.
 """
 
@@ -14,20 +14,21 @@ CHUNK = 512
 
 
 def pixel_features(images: np.ndarray, size: int) -> np.ndarray:
-    """Averages images over blocks to `size` x `size` pixels and flattens them.
+    """Averages images over blocks to ``size`` x ``size`` pixels and flattens them.
 
-    Small `size` keeps the covariances regular: a few hundred images span 8 * 8 = 64 dimensions but
-    not 32 * 32 = 1024.
+    Small ``size`` keeps the covariances regular: a few hundred images span 8 * 8 = 64 dimensions
+    but not 32 * 32 = 1024.
 
     Args:
-      images: uint8 `[n, h, w, c]`.
-      size: pixels a side of the result; must divide h and w.
+        images: uint8 ``[n, h, w, c]``.
+        size: pixels a side of the result; must divide h and w.
 
     Returns:
-      float64 `[n, size * size * c]` in [0, 1].
+        float64 ``[n, size * size * c]`` in [0, 1].
 
     Raises:
-      ValueError: if the images are not uint8 `[n, h, w, c]`, or `size` does not divide their sides.
+        ValueError: if the images are not uint8 ``[n, h, w, c]``, or ``size`` does not divide their
+            sides.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4:
@@ -42,13 +43,13 @@ def pixel_features(images: np.ndarray, size: int) -> np.ndarray:
 def nearest_distances(
     features: np.ndarray, references: np.ndarray, own: np.ndarray | None = None
 ) -> np.ndarray:
-    """Returns float64 `[n]`, the distance from each row of `features` to its nearest reference.
+    """Returns float64 ``[n]``, the distance from each row of ``features`` to its nearest reference.
 
     Args:
-      features: `[n, d]`.
-      references: `[r, d]`.
-      own: int `[n]`, the index of the reference that is the row itself and does not count, where
-        the rows are taken from the references.
+        features: ``[n, d]``.
+        references: ``[r, d]``.
+        own: int ``[n]``, the index of the reference that is the row itself and does not count,
+            where the rows are taken from the references.
     """
     chunks = _squared_distances(features, references, own)
     return np.sqrt(np.concatenate([squared.min(axis=1) for squared in chunks]))
@@ -61,16 +62,16 @@ def knn_classify(
     k: int = 3,
     own: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Returns int64 `[n]`, the class that most of the `k` nearest references have.
+    """Returns int64 ``[n]``, the class that most of the ``k`` nearest references have.
 
     Among classes with equally many votes the one with the nearest member wins.
 
     Args:
-      features: `[n, d]`.
-      references: `[r, d]`.
-      reference_labels: int `[r]`, not negative.
-      k: number of neighbours, at most r (r - 1 with `own`).
-      own: as in `nearest_distances`; gives leave-one-out predictions.
+        features: ``[n, d]``.
+        references: ``[r, d]``.
+        reference_labels: int ``[r]``, not negative.
+        k: number of neighbours, at most r (r - 1 with ``own``).
+        own: as in ``nearest_distances``; gives leave-one-out predictions.
     """
     reference_labels = _labels(reference_labels, references)
     available = len(references) - int(own is not None)
@@ -97,7 +98,7 @@ def class_accuracy(
     k: int = 3,
     own: np.ndarray | None = None,
 ) -> float:
-    """Returns the share of rows that the nearest-neighbour classifier gives their label `[n]`."""
+    """Returns the share of rows that the nearest-neighbour classifier gives their label ``[n]``."""
     labels = _labels(labels, features)
     predictions = knn_classify(features, references, reference_labels, k, own)
     return float(np.mean(predictions == labels))
@@ -107,8 +108,8 @@ def class_spread(features: np.ndarray, labels: np.ndarray) -> float:
     """Returns the mean distance between two different rows of a class, averaged over the classes.
 
     Args:
-      features: `[n, d]`.
-      labels: int `[n]`; every class that occurs needs two rows or more.
+        features: ``[n, d]``.
+        labels: int ``[n]``; every class that occurs needs two rows or more.
     """
     labels = _labels(labels, features)
     spreads = []
@@ -125,12 +126,13 @@ def class_spread(features: np.ndarray, labels: np.ndarray) -> float:
 def relative_diversity(
     features: np.ndarray, labels: np.ndarray, real: np.ndarray, real_labels: np.ndarray
 ) -> float:
-    """Returns the `class_spread` of the rows over that of real ones: 1 is as diverse as real.
+    """Returns the ``class_spread`` of the rows over that of real ones: 1 is as diverse as real.
 
     More is not better: noise is diverse.
 
     Raises:
-      ValueError: if the two sets do not hold the same classes, or the real rows of each are equal.
+        ValueError: if the two sets do not hold the same classes, or the real rows of each are
+            equal.
     """
     classes, real_classes = np.unique(labels), np.unique(real_labels)
     if not np.array_equal(classes, real_classes):
@@ -151,14 +153,14 @@ def copy_share(
     """Returns the share of rows suspiciously close to a training row.
 
     Close means nearer than the given percentile of the distances from held-out real rows to their
-    nearest training rows. Real data that was never trained on thus scores `percentile` / 100.
+    nearest training rows. Real data that was never trained on thus scores ``percentile`` / 100.
 
     Args:
-      features: `[n, d]`.
-      training: `[r, d]`.
-      held_out: `[s, d]`.
-      percentile: of the held-out distances, in [0, 100].
-      own: as in `nearest_distances`, where the rows are training rows.
+        features: ``[n, d]``.
+        training: ``[r, d]``.
+        held_out: ``[s, d]``.
+        percentile: of the held-out distances, in [0, 100].
+        own: as in ``nearest_distances``, where the rows are training rows.
     """
     threshold = np.percentile(nearest_distances(held_out, training), percentile)
     return float(np.mean(nearest_distances(features, training, own) < threshold))
@@ -177,14 +179,14 @@ def independent_tokens(
     random training image of the class, chosen anew for each position, has just these frequencies.
 
     Args:
-      training_tokens: int `[n, l]` in [0, codebook_size).
-      training_labels: int `[n]`.
-      labels: int `[m]`, the classes to draw; each must occur in `training_labels`.
-      codebook_size: number of codes; checked against the tokens.
-      rng: source of randomness.
+        training_tokens: int ``[n, l]`` in [0, codebook_size).
+        training_labels: int ``[n]``.
+        labels: int ``[m]``, the classes to draw; each must occur in ``training_labels``.
+        codebook_size: number of codes; checked against the tokens.
+        rng: source of randomness.
 
     Returns:
-      int32 `[m, l]`.
+        int32 ``[m, l]``.
     """
     training_tokens = np.asarray(training_tokens)
     if training_tokens.ndim != 2 or training_tokens.size == 0:
@@ -208,7 +210,7 @@ def independent_tokens(
 
 
 def balanced_subset(labels: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns the indices of a random draw with equally many of each class, about `num` in all.
+    """Returns the indices of a random draw with equally many of each class, about ``num`` in all.
 
     Fewer where a class has not enough members.
     """
@@ -220,10 +222,10 @@ def balanced_subset(labels: np.ndarray, num: int, rng: np.random.Generator) -> n
 
 
 def balanced_labels(num: int, num_classes: int) -> np.ndarray:
-    """Returns int32 `[num]` with equally many of each class.
+    """Returns int32 ``[num]`` with equally many of each class.
 
     Raises:
-      ValueError: if that is impossible, or makes fewer than two a class.
+        ValueError: if that is impossible, or makes fewer than two a class.
     """
     if num % num_classes or num < 2 * num_classes:
         raise ValueError(
@@ -236,7 +238,7 @@ def balanced_labels(num: int, num_classes: int) -> np.ndarray:
 def _squared_distances(
     features: np.ndarray, references: np.ndarray, own: np.ndarray | None
 ) -> Iterator[np.ndarray]:
-    """Yields the squared distances of `CHUNK` rows at a time; a row to itself is at infinity."""
+    """Yields the squared distances of ``CHUNK`` rows at a time; a row to itself is at infinity."""
     features, references = np.asarray(features, np.float64), np.asarray(references, np.float64)
     if features.ndim != 2 or references.ndim != 2 or features.shape[1] != references.shape[1]:
         raise ValueError(f"{features.shape=} and {references.shape=} must be [n, d] and [r, d]")

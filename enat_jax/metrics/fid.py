@@ -1,6 +1,6 @@
 """Fréchet distance between two sets of feature vectors, each taken for a Gaussian.
 
-`|mu1 - mu2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2))` (Heusel et al. 2017, arXiv 1706.08500), in
+``|mu1 - mu2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2))`` (Heusel et al. 2017, arXiv 1706.08500), in
 float64 numpy. The features may come from anywhere: Inception gives the usual FID.
 """
 
@@ -8,10 +8,11 @@ import numpy as np
 
 
 def gaussian_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean `[d]` and the unbiased covariance `[d, d]` of `features` `[n, d]`, float64.
+    """Returns the mean ``[d]`` and the unbiased covariance ``[d, d]`` of ``features`` ``[n, d]``,
+    float64.
 
     Raises:
-      ValueError: if `features` is not a matrix of at least two rows of finite numbers.
+        ValueError: if ``features`` is not a matrix of at least two rows of finite numbers.
     """
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or features.shape[0] < 2:
@@ -28,19 +29,19 @@ def frechet_distance(
 ) -> float:
     """Returns the squared Fréchet (Wasserstein-2) distance of two Gaussians; never negative.
 
-    The trace of `(C1 C2)^(1/2)` is the sum of the roots of the eigenvalues of the symmetric
-    `C1^(1/2) C2 C1^(1/2)`. These roots are taken as the singular values of `C2^(1/2) C1^(1/2)`:
+    The trace of ``(C1 C2)^(1/2)`` is the sum of the roots of the eigenvalues of the symmetric
+    ``C1^(1/2) C2 C1^(1/2)``. These roots are taken as the singular values of ``C2^(1/2) C1^(1/2)``:
     they are real whatever the rank, and no square root magnifies the rounding, while the general
-    matrix root of `C1 C2` grows complex parts where a covariance is near-singular.
+    matrix root of ``C1 C2`` grows complex parts where a covariance is near-singular.
 
     Args:
-      mean1: `[d]`.
-      covariance1: `[d, d]`, symmetric and positive semi-definite up to rounding; any rank.
-      mean2: `[d]`.
-      covariance2: `[d, d]`.
+        mean1: ``[d]``.
+        covariance1: ``[d, d]``, symmetric and positive semi-definite up to rounding; any rank.
+        mean2: ``[d]``.
+        covariance2: ``[d, d]``.
 
     Raises:
-      ValueError: if shapes do not match, or a covariance is not symmetric and semi-definite.
+        ValueError: if shapes do not match, or a covariance is not symmetric and semi-definite.
     """
     mean1, mean2 = np.asarray(mean1, np.float64), np.asarray(mean2, np.float64)
     covariance1 = np.asarray(covariance1, np.float64)
@@ -58,13 +59,14 @@ def frechet_distance(
 
 
 def optimal_transport(covariance1: np.ndarray, covariance2: np.ndarray) -> np.ndarray:
-    """Returns the symmetric `T` `[d, d]` with `T C1 T = C2`: it moves one Gaussian to the other.
+    """Returns the symmetric ``T`` ``[d, d]`` with ``T C1 T = C2``: it moves one Gaussian to the
+    other.
 
-    `T = C2^(1/2) (C2^(1/2) C1 C2^(1/2))^(-1/2) C2^(1/2)`. Where they have directions without any
-    overlap, T is 0 there, and `T C1 T` lacks that part of `C2`.
+    ``T = C2^(1/2) (C2^(1/2) C1 C2^(1/2))^(-1/2) C2^(1/2)``. Where they have directions without any
+    overlap, T is 0 there, and ``T C1 T`` lacks that part of ``C2``.
 
     Raises:
-      ValueError: as `frechet_distance` does.
+        ValueError: as ``frechet_distance`` does.
     """
     root = symmetric_root(np.asarray(covariance2, np.float64))
     _, values, rows = np.linalg.svd(symmetric_root(np.asarray(covariance1, np.float64)) @ root)

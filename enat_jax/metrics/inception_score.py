@@ -16,13 +16,13 @@ import numpy as np
 
 
 def assign_splits(num_images: int, num_splits: int = 10, seed: int = 0) -> np.ndarray:
-    """Returns the split of each image by its number, int64 `[num_images]`, 0 to num_splits - 1.
+    """Returns the split of each image by its number, int64 ``[num_images]``, 0 to num_splits - 1.
 
     Splits are equally large to one image. The same with every version of NumPy, whose
-    `RandomState` never changes.
+    ``RandomState`` never changes.
 
     Raises:
-      ValueError: if a split would have no image.
+        ValueError: if a split would have no image.
     """
     if not 1 <= num_splits <= num_images:
         raise ValueError(f"{num_images} images cannot be divided into {num_splits} splits")
@@ -34,12 +34,12 @@ def assign_splits(num_images: int, num_splits: int = 10, seed: int = 0) -> np.nd
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sums:
-    """All that the score needs of the images so far. Never changes: `add` gives anew.
+    """All that the score needs of the images so far. Never changes: ``add`` gives anew.
 
     Attributes:
-      counts: images of each split, int64 `[s]`.
-      probabilities: their sum, float64 `[s, c]`.
-      negative_entropies: sum over images and classes of p log p, float64 `[s]`.
+        counts: images of each split, int64 ``[s]``.
+        probabilities: their sum, float64 ``[s, c]``.
+        negative_entropies: sum over images and classes of p log p, float64 ``[s]``.
     """
 
     counts: np.ndarray
@@ -59,11 +59,11 @@ class Sums:
         """Returns the sums with more images.
 
         Args:
-          probabilities: `[b, c]`, each row of sum 1 to rounding of float32.
-          splits: int `[b]`, see `assign_splits`.
+            probabilities: ``[b, c]``, each row of sum 1 to rounding of float32.
+            splits: int ``[b]``, see ``assign_splits``.
 
         Raises:
-          ValueError: if shapes do not fit or rows are no probabilities.
+            ValueError: if shapes do not fit or rows are no probabilities.
         """
         probabilities = _checked(probabilities)
         num_splits, num_classes = self.probabilities.shape
@@ -79,10 +79,10 @@ class Sums:
         )
 
     def split_scores(self) -> np.ndarray:
-        """Returns the score of each split, float64 `[s]`.
+        """Returns the score of each split, float64 ``[s]``.
 
         Raises:
-          ValueError: if a split has no image.
+            ValueError: if a split has no image.
         """
         if not self.counts.all():
             raise ValueError(f"a split has no image: {self.counts.tolist()}")
@@ -98,11 +98,11 @@ def scores(probabilities: np.ndarray, num_splits: int = 10, seed: int = 0) -> tu
     """Returns mean and standard deviation (of the population) of the splits' scores.
 
     Args:
-      probabilities: `[n, c]`, in any order, each row of sum 1 to rounding of float32.
-      num_splits: 1 to n; `seed`: see `assign_splits`.
+        probabilities: ``[n, c]``, in any order, each row of sum 1 to rounding of float32.
+        num_splits: 1 to n; ``seed``: see ``assign_splits``.
 
     Raises:
-      ValueError: if rows are no probabilities, or are fewer than the splits.
+        ValueError: if rows are no probabilities, or are fewer than the splits.
     """
     probabilities = np.asarray(probabilities)
     splits = assign_splits(len(probabilities), num_splits, seed)
@@ -112,7 +112,8 @@ def scores(probabilities: np.ndarray, num_splits: int = 10, seed: int = 0) -> tu
 def scores_of_sums(
     counts: np.ndarray, probabilities: np.ndarray, negative_entropies: np.ndarray
 ) -> np.ndarray:
-    """Returns scores `[...]` from sums `[...]`, `[..., c]`, `[...]` as `Sums` describes them."""
+    """Returns scores ``[...]`` from sums ``[...]``, ``[..., c]``, ``[...]`` as ``Sums`` describes
+    them."""
     mean = probabilities / counts[..., None]
     return np.exp(negative_entropies / counts - p_log_p(mean).sum(axis=-1))
 

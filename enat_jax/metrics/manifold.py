@@ -27,11 +27,12 @@ class Overlap:
     """What each vector says, and the four means of it.
 
     Attributes:
-      inside_real: bool `[m]`: the generated vector is inside the real manifold.
-      inside_generated: bool `[n]`: the real vector is inside the generated manifold.
-      balls: int64 `[m]`: real balls around the generated vector, of `density_neighbours`.
-      covered: bool `[n]`: the real vector's ball, of `density_neighbours`, holds a generated one.
-      density_neighbours: the k of `balls` and `covered`.
+        inside_real: bool ``[m]``: the generated vector is inside the real manifold.
+        inside_generated: bool ``[n]``: the real vector is inside the generated manifold.
+        balls: int64 ``[m]``: real balls around the generated vector, of ``density_neighbours``.
+        covered: bool ``[n]``: the real vector's ball, of ``density_neighbours``, holds a generated
+            one.
+        density_neighbours: the k of ``balls`` and ``covered``.
     """
 
     inside_real: np.ndarray
@@ -73,16 +74,16 @@ def overlap(
     Distances are float64, of vectors less the real mean. Those whose squares differ by less than
     rounding count as equal, so that copies of a vector lie on the surface of its ball. Memory
     beyond the features in float64 does not grow with the numbers of vectors; time does with
-    `n * n / 2 + m * m / 2 + n * m`.
+    ``n * n / 2 + m * m / 2 + n * m``.
 
     Args:
-      real: `[n, d]`, finite; n > both numbers of neighbours.
-      generated: `[m, d]`, finite; m > `precision_neighbours`.
-      precision_neighbours: k of precision and recall.
-      density_neighbours: k of density and coverage.
+        real: ``[n, d]``, finite; n > both numbers of neighbours.
+        generated: ``[m, d]``, finite; m > ``precision_neighbours``.
+        precision_neighbours: k of precision and recall.
+        density_neighbours: k of density and coverage.
 
     Raises:
-      ValueError: if shapes do not fit, vectors are too few, or one holds NaN or infinity.
+        ValueError: if shapes do not fit, vectors are too few, or one holds NaN or infinity.
     """
     real, generated = _copy(real, "real"), _copy(generated, "generated")
     if real.shape[1] != generated.shape[1]:
@@ -115,14 +116,15 @@ def overlap(
 
 
 def nearest_distances(features: np.ndarray, neighbours: int) -> np.ndarray:
-    """Returns each vector's distances to its nearest others, ascending, float64 `[n, neighbours]`.
+    """Returns each vector's distances to its nearest others, ascending, float64 ``[n,
+    neighbours]``.
 
     Args:
-      features: `[n, d]`, finite; n > `neighbours`.
-      neighbours: how many others, from 1.
+        features: ``[n, d]``, finite; n > ``neighbours``.
+        neighbours: how many others, from 1.
 
     Raises:
-      ValueError: if `features` is not such a matrix.
+        ValueError: if ``features`` is not such a matrix.
     """
     features = _copy(features, "features")
     features -= features.mean(axis=0)
@@ -143,7 +145,7 @@ def _blocks(number: int) -> Iterator[slice]:
 
 
 def _neighbours(features: np.ndarray, neighbours: int, name: str) -> np.ndarray:
-    """Squares of the distances to the nearest others, ascending `[n, neighbours]`."""
+    """Squares of the distances to the nearest others, ascending ``[n, neighbours]``."""
     number = len(features)
     if not 1 <= neighbours < number:
         raise ValueError(f"{name}: {number} vectors do not have {neighbours} neighbours each")
@@ -161,7 +163,7 @@ def _neighbours(features: np.ndarray, neighbours: int, name: str) -> np.ndarray:
 
 
 def _smallest(known: np.ndarray, more: np.ndarray) -> np.ndarray:
-    """The smallest of each row, as many as `known` has, ascending."""
+    """The smallest of each row, as many as ``known`` has, ascending."""
     number = known.shape[1]
     if more.shape[1] > number:
         more = np.partition(more, number - 1, axis=1)[:, :number]
@@ -169,7 +171,7 @@ def _smallest(known: np.ndarray, more: np.ndarray) -> np.ndarray:
 
 
 def _squares(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Squared distances `[a, b]` of `[a, d]` and `[b, d]`."""
+    """Squared distances ``[a, b]`` of ``[a, d]`` and ``[b, d]``."""
     products = first @ second.T
     squares = _norms(first)[:, None] + _norms(second)
     products *= 2

@@ -22,8 +22,8 @@ class Gaussian:
     """A mean and covariance that are known without the number of vectors behind them.
 
     Attributes:
-      mean: float64 `[d]`.
-      matrix: float64 `[d, d]`, the covariance.
+        mean: float64 ``[d]``.
+        matrix: float64 ``[d, d]``, the covariance.
     """
 
     mean: np.ndarray
@@ -35,18 +35,18 @@ class Gaussian:
         return None
 
     def covariance(self) -> np.ndarray:
-        """Returns the covariance, float64 `[d, d]`."""
+        """Returns the covariance, float64 ``[d, d]``."""
         return self.matrix
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
-    """How many vectors there were, their mean and their scatter. Never changes: `add` gives anew.
+    """How many vectors there were, their mean and their scatter. Never changes: ``add`` gives anew.
 
     Attributes:
-      count: number of vectors.
-      mean: float64 `[d]`; zeros where `count` is 0.
-      scatter: float64 `[d, d]`, sum of the outer products of the vectors less their mean.
+        count: number of vectors.
+        mean: float64 ``[d]``; zeros where ``count`` is 0.
+        scatter: float64 ``[d, d]``, sum of the outer products of the vectors less their mean.
     """
 
     count: int
@@ -55,16 +55,16 @@ class Moments:
 
     @classmethod
     def empty(cls, dimensions: int) -> Self:
-        """Returns the moments of no vectors of length `dimensions`."""
+        """Returns the moments of no vectors of length ``dimensions``."""
         if dimensions < 1:
             raise ValueError(f"{dimensions=} must be at least 1")
         return cls(0, np.zeros(dimensions), np.zeros((dimensions, dimensions)))
 
     def add(self, features: np.ndarray) -> Self:
-        """Returns the moments of these vectors and those of `features` `[n, d]`, n from 0.
+        """Returns the moments of these vectors and those of ``features`` ``[n, d]``, n from 0.
 
         Raises:
-          ValueError: if `features` is not a matrix of d columns, or holds NaN or infinity.
+            ValueError: if ``features`` is not a matrix of d columns, or holds NaN or infinity.
         """
         features = np.asarray(features, np.float64)
         if features.ndim != 2 or features.shape[1] != self.mean.size:
@@ -84,7 +84,7 @@ class Moments:
         """Returns the moments of both sets of vectors.
 
         Raises:
-          ValueError: if their lengths differ.
+            ValueError: if their lengths differ.
         """
         if other.mean.size != self.mean.size:
             raise ValueError(f"moments of {self.mean.size} and of {other.mean.size} dimensions")
@@ -100,25 +100,26 @@ class Moments:
         return type(self)(count, mean, self.scatter + other.scatter + between)
 
     def covariance(self) -> np.ndarray:
-        """Returns the unbiased covariance, float64 `[d, d]`.
+        """Returns the unbiased covariance, float64 ``[d, d]``.
 
         Raises:
-          ValueError: if there are fewer than two vectors.
+            ValueError: if there are fewer than two vectors.
         """
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 vectors, there are {self.count}")
         return self.scatter / (self.count - 1)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Returns `count`, `mean` and `scatter` as arrays to save; `from_arrays` takes them."""
+        """Returns ``count``, ``mean`` and ``scatter`` as arrays to save; ``from_arrays`` takes
+        them."""
         return {"count": np.int64(self.count), "mean": self.mean, "scatter": self.scatter}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
-        """Returns the moments that `arrays` gave, bit for bit.
+        """Returns the moments that ``arrays`` gave, bit for bit.
 
         Raises:
-          ValueError: if an array is missing or its shape, type or values cannot be.
+            ValueError: if an array is missing or its shape, type or values cannot be.
         """
         missing = {"count", "mean", "scatter"} - set(arrays)
         if missing:

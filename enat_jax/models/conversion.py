@@ -5,13 +5,13 @@ path of our parameter and the transform between the two layouts:
 
     {r"encoder\\.conv_in\\.weight": ("encoder/conv_in/kernel", CONV)}
 
-The path may refer to groups of the expression (`\\1`), or be a function of the match where the
-place depends on the number of a layer. A path that ends in an index, `blocks/mlp/kernel[3]`, names
-one slice along axis 0 of a parameter that stacks the same tensor of all layers. The path `None`
-drops a tensor on purpose; a tensor that no expression matches is an error.
+The path may refer to groups of the expression (``\\1``), or be a function of the match where the
+place depends on the number of a layer. A path that ends in an index, ``blocks/mlp/kernel[3]``,
+names one slice along axis 0 of a parameter that stacks the same tensor of all layers. The path
+``None`` drops a tensor on purpose; a tensor that no expression matches is an error.
 
-The way back, `enat_state_dict` and `vqgan_state_dict`, follows the same tables: every tensor comes
-back bit for bit. MaskGIT's own JAX tokenizer has a table, too.
+The way back, ``enat_state_dict`` and ``vqgan_state_dict``, follows the same tables: every tensor
+comes back bit for bit. MaskGIT's own JAX tokenizer has a table, too.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ Path = str | Callable[[re.Match], str] | None
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """A change of layout, reference -> ours by `forward` and back by `inverse`."""
+    """A change of layout, reference -> ours by ``forward`` and back by ``inverse``."""
 
     forward: Callable[[np.ndarray], np.ndarray]
     inverse: Callable[[np.ndarray], np.ndarray]
@@ -53,7 +53,7 @@ PACKED_BIAS = Transform(lambda a: a.reshape(2, -1), np.ravel)
 def convert(state_dict: Mapping[str, np.ndarray], table: Table, target: Any) -> dict:
     """The parameter tree of the reference's tensors, as numpy arrays of the target's dtypes.
 
-    `target` is a nested dict of anything with shape and dtype, such as `jax.eval_shape` gives.
+    ``target`` is a nested dict of anything with shape and dtype, such as ``jax.eval_shape`` gives.
     Raises ValueError with a list of everything that is wrong: tensors without an entry in the
     table, entries that lead nowhere or twice to the same place, wrong shapes, whole numbers, and
     parameters (or layers of stacked ones) that were not filled.
@@ -92,7 +92,7 @@ def convert(state_dict: Mapping[str, np.ndarray], table: Table, target: Any) -> 
 
 
 def revert(params: Mapping, table: Table, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """The tensors of the given reference names from our parameters: the inverse of `convert`.
+    """The tensors of the given reference names from our parameters: the inverse of ``convert``.
 
     Raises ValueError for a name that the table does not have or drops.
     """
@@ -183,7 +183,8 @@ VQGAN_TABLE: Table = {
 
 
 def vqgan_params(state_dict: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> dict:
-    """Parameters of `model` (what `apply` takes as {"params": ...}) from the reference's tensors.
+    """Parameters of ``model`` (what ``apply`` takes as {"params": ...}) from the reference's
+    tensors.
 
     Raises ValueError, listing everything, if the state dict is not that of such a model.
     """
@@ -191,7 +192,8 @@ def vqgan_params(state_dict: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> di
 
 
 def vqgan_state_dict(params: Mapping, model: vqgan.VQGAN) -> dict[str, np.ndarray]:
-    """The inverse of `vqgan_params`: all tensors of the reference's model of this architecture."""
+    """The inverse of ``vqgan_params``: all tensors of the reference's model of this
+    architecture."""
     names = map(_vqgan_name, traverse_util.flatten_dict(_vqgan_shapes(model), sep="/"))
     return revert(params, VQGAN_TABLE, names)
 
@@ -217,7 +219,7 @@ def _vqgan_name(path: str) -> str:
 def maskgit_table(model: vqgan.VQGAN) -> Table:
     """The table of MaskGIT's JAX tokenizer, whose blocks are numbered as its program calls them.
 
-    Its layouts are ours. Source of the names: `maskgit/nets/vqgan_tokenizer.py` of its release.
+    Its layouts are ours. Source of the names: ``maskgit/nets/vqgan_tokenizer.py`` of its release.
     """
     levels, blocks = len(model.channel_multipliers), model.num_res_blocks
 
@@ -258,7 +260,7 @@ def maskgit_table(model: vqgan.VQGAN) -> Table:
 
 
 def maskgit_params(tensors: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> dict:
-    """As `vqgan_params`, from MaskGIT's tensors, such as "encoder/ResBlock_0/Conv_0/kernel"."""
+    """As ``vqgan_params``, from MaskGIT's tensors, such as "encoder/ResBlock_0/Conv_0/kernel"."""
     return convert(tensors, maskgit_table(model), _vqgan_shapes(model))
 
 
@@ -327,7 +329,7 @@ def enat_table(encoder_layers: int) -> Table:
 
 
 def enat_params(state_dict: Mapping[str, np.ndarray], model: enat.ENAT) -> dict:
-    """Parameters of `model` from the reference's tensors; as `vqgan_params`."""
+    """Parameters of ``model`` from the reference's tensors; as ``vqgan_params``."""
     return convert(state_dict, enat_table(model.encoder_layers), _enat_shapes(model))
 
 
@@ -339,10 +341,10 @@ def _enat_shapes(model: enat.ENAT) -> dict:
 
 
 def enat_state_dict(params: Mapping, model: enat.ENAT) -> dict[str, np.ndarray]:
-    """The inverse of `enat_params`: all tensors of the reference's model of these sizes.
+    """The inverse of ``enat_params``: all tensors of the reference's model of these sizes.
 
-    That includes `prev_embedder`, which the reference has but never uses and `enat_params` drops:
-    zeros, so that the reference loads the state dict strictly and computes the same.
+    That includes ``prev_embedder``, which the reference has but never uses and ``enat_params``
+    drops: zeros, so that the reference loads the state dict strictly and computes the same.
 
     Raises ValueError if the model does not reuse features, which the reference's always do.
     """

@@ -2,8 +2,8 @@
 
 It is not the Inception-v3 of today's libraries: it has 1008 classes, its pooling branches average
 without counting the padding, and that of the last block takes the maximum instead. Names are those
-of torchvision's `inception_v3`, as in the weights of pytorch-fid. Batch normalisation is part of
-the convolutions: `inception_weights` folds it in. All is float32, and no product is rounded to
+of torchvision's ``inception_v3``, as in the weights of pytorch-fid. Batch normalisation is part of
+the convolutions: ``inception_weights`` folds it in. All is float32, and no product is rounded to
 fewer bits, on any device.
 """
 
@@ -23,18 +23,18 @@ Conv = Callable[..., jax.Array]
 
 
 def preprocess(images: jax.Array, resize: str) -> jax.Array:
-    """Images [b, h, w, c] of 0 to 255, c = 1 or 3 -> float32 [b, 299, 299, 3], what `Inception`
+    """Images [b, h, w, c] of 0 to 255, c = 1 or 3 -> float32 [b, 299, 299, 3], what ``Inception``
     takes; one channel stands for three equal ones.
 
-    `resize`: how the size is changed, bilinearly and without antialiasing in either case, and how
+    ``resize``: how the size is changed, bilinearly and without antialiasing in either case, and how
     pixels are scaled. Features of one must not be compared with those of the other.
-      "pytorch-fid": pixel centres at half-integers, as PyTorch's `interpolate`; 0 to 255 becomes
+      "pytorch-fid": pixel centres at half-integers, as PyTorch's ``interpolate``; 0 to 255 becomes
         -1 to 1.
       "adm": pixel i of the output at i * size / 299 of the input, which shifts the image by less
         than a pixel, as TensorFlow 1 did and so the original FID and the evaluation of ADM
         (arXiv:2105.05233); (x - 128) / 128.
 
-    Raises ValueError for another `resize`.
+    Raises ValueError for another ``resize``.
     """
     if resize not in RESIZES:
         raise ValueError(f"resize={resize!r} is unknown: one of {', '.join(RESIZES)}")
@@ -48,7 +48,7 @@ def preprocess(images: jax.Array, resize: str) -> jax.Array:
 
 
 def _resized(x: jax.Array, axis: int, *, centred: bool) -> jax.Array:
-    """`x` with SIZE entries along `axis`, each between two neighbours of the input."""
+    """``x`` with SIZE entries along ``axis``, each between two neighbours of the input."""
     length = x.shape[axis]
     at = np.arange(SIZE) * (length / SIZE)
     if centred:
@@ -179,7 +179,7 @@ class MixedE(nn.Module):
 
 
 class Inception(nn.Module):
-    """Images of `preprocess`, float32 [b, 299, 299, 3], to a dict of float32 arrays:
+    """Images of ``preprocess``, float32 [b, 299, 299, 3], to a dict of float32 arrays:
 
     pool [b, 2048]: means of the last block, for FID.
     spatial [b, 2023]: for sFID, of the 1x1 branch of Mixed_6d ("mixed_6/conv:0" in the graph) the

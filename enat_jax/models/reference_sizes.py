@@ -85,7 +85,8 @@ def enat_of(tensors: Tensors, num_heads: int | None, encoder_layers: int | None)
 
 
 def vqgan_of(tensors: Tensors, num_groups: int | None) -> vqgan.VQGAN:
-    """The reference's VQGAN with these tensors, or MaskGIT's; arguments and errors as `enat_of`."""
+    """The reference's VQGAN with these tensors, or MaskGIT's; arguments and errors as
+    ``enat_of``."""
     if is_maskgit(tensors):
         return _maskgit_vqgan_of(tensors, num_groups)
     what = "a VQGAN of the reference"

@@ -1,7 +1,7 @@
 """The MaskGIT VQGAN: images to a grid of codes and back (method section 6; arXiv:2202.04200).
 
 Sizes beside the dimension letters of the package: H, W image height and width; h, w those of the
-grid, `2 ** (len(channel_multipliers) - 1)` times smaller; c image channels; d code width.
+grid, ``2 ** (len(channel_multipliers) - 1)`` times smaller; c image channels; d code width.
 """
 
 import functools
@@ -20,7 +20,7 @@ class ResBlock(nn.Module):
     """Two normalised 3x3 convolutions with a residual connection: [b, h, w, _] -> [.., channels].
 
     Where the width changes the shortcut is applied to the block's output and not to its input, as
-    in the released weights: `shortcut(h) + h`.
+    in the released weights: ``shortcut(h) + h``.
     """
 
     channels: int
@@ -104,7 +104,7 @@ def _codebook_init(key: jax.Array, shape: tuple[int, int], dtype=jnp.float32) ->
 class VQGAN(nn.Module):
     """Encoder, codebook and decoder; the defaults are the f16 tokenizer of 256x256 images.
 
-    Parameters are float32; `dtype` is that of the convolutions. Distances to the codes are always
+    Parameters are float32; ``dtype`` is that of the convolutions. Distances to the codes are always
     float32, so are all outputs.
     """
 
@@ -145,8 +145,8 @@ class VQGAN(nn.Module):
     def encode(self, images: jax.Array) -> jax.Array:
         """Images [b, H, W, c], float in [0, 1] -> features [b, h, w, d], float32.
 
-        Raises ValueError where H or W is no multiple of `downsampling` or c is not
-        `image_channels`.
+        Raises ValueError where H or W is no multiple of ``downsampling`` or c is not
+        ``image_channels``.
         """
         _, height, width, channels = images.shape
         if height % self.downsampling or width % self.downsampling:
@@ -192,7 +192,7 @@ class VQGAN(nn.Module):
 
 
 def count_codes(ids: jax.Array, codebook_size: int) -> jax.Array:
-    """How many of the positions of `ids` [...] each code wins, float32 [v]."""
+    """How many of the positions of ``ids`` [...] each code wins, float32 [v]."""
     return jnp.zeros((codebook_size,), jnp.float32).at[ids.ravel()].add(1.0)
 
 

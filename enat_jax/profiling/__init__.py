@@ -1,1 +1,1 @@
-"""What `python -m enat_jax.benchmark` measures and reports."""
+"""What ``python -m enat_jax.benchmark`` measures and reports."""

@@ -71,7 +71,7 @@ class LoaderMeasurement:
 def measure_loader(
     directory: pathlib.Path, batch_size: int, repeats: int, workers: int = 0
 ) -> LoaderMeasurement:
-    """Shuffled batches of the token set in `directory`, as training gets them, on the host.
+    """Shuffled batches of the token set in ``directory``, as training gets them, on the host.
 
     In a process of its own: its memory is that of reading alone.
     """
@@ -101,7 +101,7 @@ def compare_formats(
 ) -> dict[str, tuple[float, ...]]:
     """Records per second of batches at random indices, of one set in several formats.
 
-    `directory` receives the copies. In turns, so that a busy machine is busy for all.
+    ``directory`` receives the copies. In turns, so that a busy machine is busy for all.
     """
     paths = []
     for start in range(0, len(token_set), PER_FILE):

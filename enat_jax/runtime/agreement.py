@@ -10,13 +10,13 @@ from jax.experimental import multihost_utils
 
 
 def broadcast_from_first(function: Callable[[], Any]) -> Any:
-    """What `function` returns on the first process, on every one; the others do not call it.
+    """What ``function`` returns on the first process, on every one; the others do not call it.
 
     Args:
-      function: returns plain JSON values.
+        function: returns plain JSON values.
 
     Raises:
-      OSError: on the other processes, if `function` raises anything on the first one.
+        OSError: on the other processes, if ``function`` raises anything on the first one.
     """
     if jax.process_count() == 1:
         return function()
@@ -42,12 +42,12 @@ def raise_on_all(failure: Exception | None, minor: type[Exception]) -> None:
     """Raises on every process if any process comes with a failure, of the same kind on all.
 
     Args:
-      failure: of this process, or None.
-      minor: failures of this type count only if there are no others.
+        failure: of this process, or None.
+        minor: failures of this type count only if there are no others.
 
     Raises:
-      minor: all failures are minor.
-      Exception: this process's own failure, which is not minor; OSError on the others.
+        minor: all failures are minor.
+        Exception: this process's own failure, which is not minor; OSError on the others.
     """
     rank = 0 if failure is None else 1 if isinstance(failure, minor) else 2
     ranks = multihost_utils.process_allgather(np.int32(rank))

@@ -20,7 +20,7 @@ _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]+\.unfinished")
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
     """Whole or not at all, even if the machine stops; several processes may write the same.
 
-    Raises OSError, which names `path`.
+    Raises OSError, which names ``path``.
     """
     # No process number: those of two hosts, or in two containers, can be the same.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.unfinished")
@@ -43,7 +43,7 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def lock_directory(directory: pathlib.Path) -> Iterator[None]:
-    """Within, `directory` belongs to this process; it is created if missing.
+    """Within, ``directory`` belongs to this process; it is created if missing.
 
     The system lets go of it when the process ends, however that happens. On a file system without
     locks nothing is held.
@@ -65,7 +65,7 @@ def lock_directory(directory: pathlib.Path) -> Iterator[None]:
 
 
 def is_unfinished(path: pathlib.Path) -> bool:
-    """Whether it is a temporary file of `write_atomically`, left by a process that was killed."""
+    """Whether it is a temporary file of ``write_atomically``, left by a process that was killed."""
     return _UNFINISHED.fullmatch(path.name) is not None
 
 
@@ -77,7 +77,7 @@ def json_bytes(values: Any, indent: int | None = 2) -> bytes:
 
 
 def read_json(path: pathlib.Path, advice: str) -> Any:
-    """JSON values of a file; raises OSError, ValueError with `advice` if they are damaged."""
+    """JSON values of a file; raises OSError, ValueError with ``advice`` if they are damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

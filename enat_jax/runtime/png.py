@@ -10,16 +10,16 @@ from PIL import Image, PngImagePlugin
 
 
 def grid(images: np.ndarray, columns: int, pad: int = 2, background: int = 255) -> np.ndarray:
-    """Lays out images in rows, `pad` pixels of `background` between and around them.
+    """Lays out images in rows, ``pad`` pixels of ``background`` between and around them.
 
     Args:
-      images: uint8 `[n, h, w, c]`, n > 0.
-      columns: images in a row, positive.
-      pad: pixels, not negative.
-      background: also of the places that the last row leaves empty.
+        images: uint8 ``[n, h, w, c]``, n > 0.
+        columns: images in a row, positive.
+        pad: pixels, not negative.
+        background: also of the places that the last row leaves empty.
 
     Returns:
-      uint8 `[H, W, c]`.
+        uint8 ``[H, W, c]``.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
@@ -40,10 +40,10 @@ def grid(images: np.ndarray, columns: int, pad: int = 2, background: int = 255) 
 def write_png(
     path: str | os.PathLike, image: np.ndarray, text: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a picture, uint8 `[h, w, c]` with c = 1 or 3, whole or not at all, creating parents.
+    """Writes a picture, uint8 ``[h, w, c]`` with c = 1 or 3, whole or not at all, creating parents.
 
-    `text` goes into text chunks. The same arguments make the same bytes. Does not wait for the
-    disk, which thousands of pictures would feel. Raises OSError, which names `path`.
+    ``text`` goes into text chunks. The same arguments make the same bytes. Does not wait for the
+    disk, which thousands of pictures would feel. Raises OSError, which names ``path``.
     """
     content, chunks = io.BytesIO(), PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():

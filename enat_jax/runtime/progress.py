@@ -12,16 +12,16 @@ import tqdm
 class Progress:
     """A progress bar with loss, images per second and the time left.
 
-    On a terminal a bar; elsewhere, in a log file say, a plain line every `interval` seconds and
+    On a terminal a bar; elsewhere, in a log file say, a plain line every ``interval`` seconds and
     one at the end.
 
     Args:
-      num_steps: of the whole run.
-      images_per_step: the global batch size.
-      initial_step: where this run goes on.
-      stream: standard error if None.
-      interval: least seconds between two plain lines.
-      unit: what the plain lines call a step.
+        num_steps: of the whole run.
+        images_per_step: the global batch size.
+        initial_step: where this run goes on.
+        stream: standard error if None.
+        interval: least seconds between two plain lines.
+        unit: what the plain lines call a step.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class Progress:
             )
 
     def update(self, step: int, loss: float | None = None) -> None:
-        """Says that `step` steps are done.
+        """Says that ``step`` steps are done.
 
         Args:
-          step: counted from the start of the whole run.
-          loss: the latest, where it is at hand: fetching it at every step would wait for the
-            device. The last one given stays shown.
+            step: counted from the start of the whole run.
+            loss: the latest, where it is at hand: fetching it at every step would wait for the
+                device. The last one given stays shown.
         """
         self._loss = self._loss if loss is None else float(loss)
         advance, self._step = step - self._step, step

@@ -27,7 +27,7 @@ RULES = ()  # every device has the whole network: it is small
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """Cross-entropy; `label_smoothing` in [0, 1) is the share spread over all classes."""
+    """Cross-entropy; ``label_smoothing`` in [0, 1) is the share spread over all classes."""
 
     label_smoothing: float = 0.0
 
@@ -38,7 +38,7 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What `train` asks of a task; made by `make`."""
+    """What ``train`` asks of a task; made by ``make``."""
 
     model: classifier.Classifier
     source: image_sources.Source  # to train on, augmented
@@ -50,7 +50,7 @@ class Task:
     workers: int = 0  # see `image_data.Data`
 
     def init(self, key: jax.Array) -> train_state.TrainState:
-        """The state before step 0; pure. There is no moving average: `ema_params` is empty."""
+        """The state before step 0; pure. There is no moving average: ``ema_params`` is empty."""
         params = self.model.init(key, jnp.zeros((1, *self.source.image_shape)))["params"]
         return train_state.TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -66,7 +66,7 @@ class Task:
         return image_data.batch_spec(self.source, self.batch_size)
 
     def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[image_data.Batch]:
-        """Part i of n, `share`, of every batch from number `start` on."""
+        """Part i of n, ``share``, of every batch from number ``start`` on."""
         return image_data.batches(
             self.source, self.batch_size, self.seed, start, share, self.workers
         )
@@ -120,7 +120,7 @@ class Task:
 
     @property
     def evaluated(self) -> tuple[str, ...]:
-        """Names of the numbers that `evaluate` gives."""
+        """Names of the numbers that ``evaluate`` gives."""
         return tuple(f"held_out/{name}" for name in EVALUATION)
 
     def evaluate(
@@ -166,7 +166,7 @@ class Task:
 
 
 def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Task:
-    """The task of a config; `batch_size` is that of a micro-batch, None: `train.batch_size`.
+    """The task of a config; ``batch_size`` is that of a micro-batch, None: ``train.batch_size``.
 
     Raises ValueError, TypeError for settings that do not fit together.
     """

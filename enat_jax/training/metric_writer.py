@@ -24,25 +24,25 @@ _log = logging.getLogger(__name__)
 
 
 class MetricWriter:
-    """Writes TensorBoard event files and `metrics.jsonl` into the directory of a run.
+    """Writes TensorBoard event files and ``metrics.jsonl`` into the directory of a run.
 
-    `metrics.jsonl` has one object a call, `{"step": 100, "time": 1700000000.1, "loss": 0.5}`, time
-    in seconds since 1970; a value that is not finite becomes null. Each line is on disk when the
-    call returns.
+    ``metrics.jsonl`` has one object a call, ``{"step": 100, "time": 1700000000.1, "loss": 0.5}``,
+    time in seconds since 1970; a value that is not finite becomes null. Each line is on disk when
+    the call returns.
 
     Args:
-      workdir: created if missing.
-      resume_step: the step from which the run goes on. What an interrupted run wrote beyond it is
-        dropped from `metrics.jsonl` and hidden in TensorBoard, and what is already in
-        `metrics.jsonl` at this very step is not written again. None starts anew: earlier lines
-        are dropped.
-      wandb: arguments of `wandb.init`, such as project, name and mode: everything goes to Weights
-        & Biases, too, to the same run after a resume (`wandb_run_id` in the workdir). Nothing that
-        fails there ends a run that has begun.
+        workdir: created if missing.
+        resume_step: the step from which the run goes on. What an interrupted run wrote beyond it is
+            dropped from ``metrics.jsonl`` and hidden in TensorBoard, and what is already in
+            ``metrics.jsonl`` at this very step is not written again. None starts anew: earlier
+            lines are dropped.
+        wandb: arguments of ``wandb.init``, such as project, name and mode: everything goes to
+            Weights & Biases, too, to the same run after a resume (``wandb_run_id`` in the workdir).
+            Nothing that fails there ends a run that has begun.
 
     Raises:
-      ValueError: if the package wandb is not installed, or a run that starts anew fails to start
-        there.
+        ValueError: if the package wandb is not installed, or a run that starts anew fails to start
+            there.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class MetricWriter:
         """Writes numbers, or arrays of one number, of any device, under their names.
 
         Raises:
-          ValueError: if a name is `step` or `time`.
+            ValueError: if a name is ``step`` or ``time``.
         """
         if reserved := {"step", "time"} & set(values):
             raise ValueError(f"a metric cannot be called {sorted(reserved)}: the line's own fields")
@@ -96,7 +96,7 @@ class MetricWriter:
             self._wandb.scalars(int(step), values)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes pictures, uint8 `[h, w, c]` with c = 1 or 3, to TensorBoard and W&B."""
+        """Writes pictures, uint8 ``[h, w, c]`` with c = 1 or 3, to TensorBoard and W&B."""
         pictures = {name: png.checked(picture) for name, picture in images.items()}
         if not self._active:
             return
@@ -112,7 +112,7 @@ class MetricWriter:
             self._events.flush()
 
     def close(self, failed: bool = False) -> None:
-        """Puts everything on disk and closes the files; `failed` marks the run at W&B."""
+        """Puts everything on disk and closes the files; ``failed`` marks the run at W&B."""
         if self._active:
             self._lines.close()
             self._events.close()

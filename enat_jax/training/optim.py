@@ -19,16 +19,16 @@ class Optimizer:
     """Settings of AdamW and of its learning rate.
 
     Attributes:
-      learning_rate: peak rate, reached after the warm-up; > 0.
-      warmup_steps: steps over which the rate rises linearly from 0; 0 for none.
-      schedule: 'constant' after the warm-up, or 'cosine' down to 0.
-      b1: decay of the first moment, in [0, 1).
-      b2: decay of the second moment, in [0, 1).
-      eps: added to the root of the second moment; > 0.
-      weight_decay: decoupled decay, times the learning rate, of every parameter; >= 0.
-      decay_steps: 'cosine' only: the step at which the rate reaches 0, warm-up included; None means
-        the length of the run.
-      clip_norm: largest global gradient norm; None for no clipping.
+        learning_rate: peak rate, reached after the warm-up; > 0.
+        warmup_steps: steps over which the rate rises linearly from 0; 0 for none.
+        schedule: 'constant' after the warm-up, or 'cosine' down to 0.
+        b1: decay of the first moment, in [0, 1).
+        b2: decay of the second moment, in [0, 1).
+        eps: added to the root of the second moment; > 0.
+        weight_decay: decoupled decay, times the learning rate, of every parameter; >= 0.
+        decay_steps: 'cosine' only: the step at which the rate reaches 0, warm-up included; None
+            means the length of the run.
+        clip_norm: largest global gradient norm; None for no clipping.
     """
 
     learning_rate: float
@@ -69,10 +69,12 @@ class Optimizer:
             _check_decay(self.decay_steps, self.warmup_steps)
 
     def make(self, num_steps: int) -> optax.GradientTransformation:
-        """Returns the optimizer of a run of `num_steps` steps, for use with `optax.apply_updates`.
+        """Returns the optimizer of a run of ``num_steps`` steps, for use with
+        ``optax.apply_updates``.
 
         Raises:
-          ValueError: if `num_steps` is not positive, or leaves a cosine no step after the warm-up.
+            ValueError: if ``num_steps`` is not positive, or leaves a cosine no step after the
+                warm-up.
         """
         if num_steps <= 0:
             raise ValueError(f"{num_steps=} must be positive")
@@ -90,14 +92,14 @@ class Optimizer:
     def learning_rate_at(
         self, step: jax.typing.ArrayLike, num_steps: int | None = None
     ) -> jax.Array:
-        """Returns the float32 rate of the update that takes `step` to `step + 1`.
+        """Returns the float32 rate of the update that takes ``step`` to ``step + 1``.
 
         Args:
-          step: updates done so far, integer scalar or array; may be traced.
-          num_steps: length of the run; needed only for a cosine without `decay_steps`.
+            step: updates done so far, integer scalar or array; may be traced.
+            num_steps: length of the run; needed only for a cosine without ``decay_steps``.
 
         Raises:
-          ValueError: if the rate depends on a `num_steps` that was not given.
+            ValueError: if the rate depends on a ``num_steps`` that was not given.
         """
         return jnp.asarray(self._schedule(num_steps)(jnp.asarray(step)), jnp.float32)
 

@@ -65,7 +65,7 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What `train` asks of a task; made by `make`."""
+    """What ``train`` asks of a task; made by ``make``."""
 
     model: vqgan.VQGAN
     source: image_sources.Source  # to train on, augmented
@@ -77,9 +77,9 @@ class Task:
     workers: int = 0  # see `Data`
 
     def init(self, key: jax.Array) -> train_state.TrainState:
-        """The state before step 0; pure, so it may be jitted or shaped by `eval_shape`.
+        """The state before step 0; pure, so it may be jitted or shaped by ``eval_shape``.
 
-        `ema_params` is empty: a mean of codes from before and after a restart would be no code.
+        ``ema_params`` is empty: a mean of codes from before and after a restart would be no code.
         """
         image = jnp.zeros((1, *self.source.image_shape))
         params = self.model.init(key, image)["params"]
@@ -98,7 +98,7 @@ class Task:
         return image_data.batch_spec(self.source, self.batch_size)
 
     def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[image_data.Batch]:
-        """Part i of n, `share`, of every batch from number `start` on."""
+        """Part i of n, ``share``, of every batch from number ``start`` on."""
         return image_data.batches(
             self.source, self.batch_size, self.seed, start, share, self.workers
         )
@@ -215,7 +215,7 @@ class Task:
 
     @property
     def evaluated(self) -> tuple[str, ...]:
-        """Names of the numbers that `evaluate` gives."""
+        """Names of the numbers that ``evaluate`` gives."""
         return tuple(f"held_out/{name}" for name in EVALUATION)
 
     def evaluate(
@@ -286,7 +286,7 @@ def _swap_some(decoded: jax.Array, codes: jax.Array, share: float, key: jax.Arra
 
 
 def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Task:
-    """The task of a config; `batch_size` is that of a micro-batch, None: `train.batch_size`.
+    """The task of a config; ``batch_size`` is that of a micro-batch, None: ``train.batch_size``.
 
     Raises ValueError, TypeError for settings that do not fit together.
     """
