@@ -25,7 +25,7 @@ import PIL.Image
 
 import enat_jax
 from enat_jax.checkpoints import model_files
-from enat_jax.inference import generator, reveal_pictures, sampling
+from enat_jax.inference import generator, guidance, reveal_pictures
 from enat_jax.runtime import cli, files, png, progress
 
 MAX_IMAGES = 10**7  # of a directory
@@ -356,7 +356,7 @@ def _parser():
     )
     add("--steps", type=int, help="sampling steps; this and what follows: default, the model's")
     add("--guidance-scale", type=float)
-    add("--guidance-schedule", metavar="NAME", help=", ".join(sampling.SCHEDULES))
+    add("--guidance-schedule", metavar="NAME", help=", ".join(guidance.SCHEDULES))
     add(
         "--guidance-interval",
         type=_interval,

@@ -4,7 +4,7 @@ import argparse
 import pathlib
 
 from enat_jax.evaluation import accumulate, measures
-from enat_jax.inference import sampling
+from enat_jax.inference import guidance
 from enat_jax.runtime import cli
 
 NUM = 50_000  # images of a model, by the convention of published FIDs
@@ -118,7 +118,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     add("--dtype", choices=("float32", "bfloat16"), help="of the model's weights and computation")
     add("--steps", dest="num_steps", type=int, help="this and what follows: default, the model's")
     add("--guidance-scale", type=float)
-    add("--guidance-schedule", metavar="NAME", help=", ".join(sampling.SCHEDULES))
+    add("--guidance-schedule", metavar="NAME", help=", ".join(guidance.SCHEDULES))
     add("--guidance-interval", type=_interval, metavar="LOW,HIGH", help="such as 0.2,0.8")
     add("--token-temperature", type=float)
     add("--mask-temperature", type=float)

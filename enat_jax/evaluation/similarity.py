@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from enat_jax.inference import sampling
+from enat_jax.inference import sampling, windows
 from enat_jax.models import nat
 from enat_jax.schedules import reveal
 
@@ -124,9 +124,9 @@ def _measure(model, most_new, params, ids, order, labels, counts):
     """
     apply = functools.partial(model.apply, {"params": params})
     modulation = apply(labels, method="condition")
-    spare = ((0, 0), (0, most_new))
-    padded_ids, padded_order = (jnp.pad(x, spare) for x in (ids, order))
-    slot = jnp.arange(model.num_tokens)
+    l = model.num_tokens  # noqa: E741
+    sizes = reveal.Windows(l, most_new, l, l)
+    slot = jnp.arange(l)
     features = functools.partial(_features, apply, model, order, modulation)
 
     def compare(carry, count):
@@ -139,25 +139,23 @@ def _measure(model, most_new, params, ids, order, labels, counts):
         similar = _cosine(before, now), jnp.where(neighbour == slot, jnp.nan, elsewhere)
         if not model.reuse:
             return (now, None), (*similar, None, None, None)
-        new = functools.partial(
-            jax.lax.dynamic_slice_in_dim, start_index=num_cached, slice_size=most_new, axis=1
-        )
+        step = windows.cut(ids, order, num_cached, num_visible, sizes)
         cache = apply(
-            new(padded_ids),
-            new(padded_order),
+            step.new.ids,
+            step.new.positions,
             modulation,
             cache,
-            num_new=num_visible - num_cached,
-            num_cached=num_cached,
+            num_new=step.num_new,
+            num_cached=step.num_cached,
             method="encode",
-        )[:, : model.num_tokens]
+        )[:, :l]
         reused = _cosine(features(cache, num_visible), now)
         decode = functools.partial(
             apply,
             order,
             modulation,
-            num_masked=model.num_tokens - num_visible,
-            num_visible=num_visible,
+            num_masked=step.num_masked,
+            num_visible=step.num_visible,
             method="decode",
         )
         logits = [decode(cache=x) for x in (cache, fresh)]

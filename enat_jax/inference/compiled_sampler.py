@@ -82,7 +82,7 @@ def make(generator):
             "labels": f"int32 [b], 0 to {model.num_classes}; {model.num_classes} means no class",
             "image_index": "int32 [b], numbers of the images within the seed",
             "seed": "uint32 [2]: 0 and the seed",
-            "schedule": f"{{name: float32 [{len(inputs.index)}]}}, a value a step; to be scaled "
+            "schedule": f"{{name: float32 [{len(inputs.step)}]}}, a value a step; to be scaled "
             "at will: a guidance of 0 stays 0, a greedy sampler stays greedy",
         },
         "result": f"uint8 [b, {', '.join(map(str, _image_shape(codec)))}]",

@@ -1,39 +1,53 @@
-"""TODO."""
+"""How well a trained transformer predicts masked tokens from visible ones."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from enat_jax.inference import windows
 from enat_jax.models import losses
+from enat_jax.models.transformers import Transformer
+from enat_jax.schedules import reveal
 
 VISIBLE_SHARES = (1 / 16, 1 / 4, 1 / 2, 3 / 4)  # of the tokens, at which models are compared
 
 
-def random_order(key, shape):
-    """A uniformly random permutation of 0..l-1 in every row; int32 [b, l]."""
+def random_order(key: Key[Array, ""], shape: tuple[int, int]) -> Int[Array, "b l"]:
+    """Draws a uniformly random permutation of 0..l-1 for every row; ``shape``: (b, l)."""
     return jnp.argsort(jax.random.uniform(key, shape), axis=1).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_visible"))
-def scores(model, params, ids, labels, order, num_visible):
-    """How well masked tokens are predicted when the first ``num_visible`` of ``order`` are seen.
+def scores(
+    model: Transformer,
+    params: PyTree,
+    ids: Int[Array, "b l"],
+    labels: Int[Array, " b"],
+    order: Int[Array, "b l"],
+    num_visible: int,
+) -> tuple[Float[Array, "b m"], Bool[Array, "b m"]]:
+    """Predicts the masked tokens when the first ``num_visible`` of ``order`` are seen.
 
     Args:
         model, params: the transformer.
-        ids: int32 [b, l], raster order; labels: int32 [b]; order: int32 [b, l] reveal order.
+        ids: codes in raster order.
+        labels: ``num_classes`` for no class.
+        order: raster positions in reveal order.
         num_visible: static, 0 <= num_visible < l.
 
     Returns:
-        float32 [b, m] cross-entropy (nats, no smoothing) and bool [b, m] argmax hits.
+        Cross-entropy (nats, without smoothing), and whether the most probable code is right.
     """
-    ids = jnp.take_along_axis(ids, order, axis=1)
-    apply = functools.partial(model.apply, {"params": params})
+    sizes = reveal.Windows(0, num_visible, num_visible, ids.shape[1] - num_visible)
+    revealed = jnp.take_along_axis(ids, order, axis=1)
+    cut = windows.cut(revealed, order, 0, num_visible, sizes, exact=True)
+    apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
     modulation = apply(labels, method="condition")
-    visible = slice(None), slice(None, num_visible)
-    masked = slice(None), slice(num_visible, None)
-    cache = apply(ids[visible], order[visible], modulation, method="encode")
-    logits = apply(order[masked], modulation, cache, method="decode")
-    targets = ids[masked]
-    loss = losses.smoothed_cross_entropy(logits, targets, 0.0)
-    return loss, logits.argmax(axis=-1) == targets
+    cache = apply(cut.new.ids, cut.new.positions, modulation, method="encode")
+    logits = apply(cut.masked.positions, modulation, cache, method="decode")
+    loss = losses.smoothed_cross_entropy(logits, cut.masked.ids, 0.0)
+    return loss, logits.argmax(axis=-1) == cut.masked.ids

@@ -9,15 +9,19 @@ noise belongs to (seed, image index, step, raster position) and is not drawn in 
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
+from enat_jax.inference import guidance, windows
+from enat_jax.models.transformers import Transformer
 from enat_jax.schedules import costs, reveal
 
-SCHEDULES = ("linear", "constant", "cosine", "interval")  # of guidance
 MAX_STEPS = 4096  # four times the tokens of the largest model; the rest would reveal nothing
 MAX_VALUE = 1e6  # of temperatures and the guidance scale; float32 overflows far beyond it
 MAX_BODIES = 16  # compiled without being asked for; more cost more time than padding does
@@ -54,7 +58,7 @@ class Settings:
     guidance_schedule: str = "linear"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("num_steps", "num_segments"):
             value = getattr(self, name)
             if value is None and name == "num_segments":
@@ -67,10 +71,9 @@ class Settings:
             value = getattr(self, name)
             if not math.isfinite(value) or not 0 <= value <= MAX_VALUE:
                 raise ValueError(f"{name}={value!r} must be a number from 0 to {MAX_VALUE:,.0f}")
-        if self.guidance_schedule not in SCHEDULES:
-            raise ValueError(
-                f"guidance_schedule={self.guidance_schedule!r} is none of {', '.join(SCHEDULES)}"
-            )
+        if self.guidance_schedule not in guidance.SCHEDULES:
+            known = ", ".join(guidance.SCHEDULES)
+            raise ValueError(f"guidance_schedule={self.guidance_schedule!r} is none of {known}")
         object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
         guided = self.guidance_weights() > 0
         if self.guidance_schedule == "interval" and self.guidance_scale > 0 and not guided.any():
@@ -79,18 +82,14 @@ class Settings:
                 "steps in it: widen it, or turn guidance off by guidance_scale=0"
             )
 
-    def guidance_weights(self):
-        """Weight of guidance at each step, float64 [t]."""
-        share = np.arange(self.num_steps) / self.num_steps
-        if self.guidance_schedule == "linear":
-            return share * self.guidance_scale
-        if self.guidance_schedule == "cosine":
-            return (1 - np.cos(np.pi * share)) / 2 * self.guidance_scale
-        low, high = (0.0, 1.0) if self.guidance_schedule == "constant" else self.guidance_interval
-        return np.where((low <= share) & (share < high), self.guidance_scale, 0.0)
+    def guidance_weights(self) -> Float[np.ndarray, " t"]:
+        """Weight of guidance at each step, float64."""
+        return guidance.weights(
+            self.guidance_schedule, self.guidance_scale, self.guidance_interval, self.num_steps
+        )
 
 
-def _interval(value):
+def _interval(value: Any) -> tuple[float, float]:
     """A checked guidance interval, hashable whether it was written as a tuple or read as a list."""
     try:
         low, high = (float(x) for x in value)
@@ -105,24 +104,30 @@ def _interval(value):
 
 
 class StepInputs(NamedTuple):
-    """What the scan is fed, one entry a step: [t] each."""
+    """What the scan is fed, one entry a step; the counts as in ``reveal.StepCounts``.
 
-    index: jax.Array  # int32
-    num_cached: jax.Array  # int32, as reveal.Steps
-    num_new: jax.Array
-    num_masked: jax.Array
-    num_left: jax.Array
-    guidance: jax.Array  # float32, weight of (conditional - unconditional)
-    token_temperature: jax.Array  # float32
-    mask_temperature: jax.Array  # float32
+    Attributes:
+        step: its number, from 0.
+        guidance: weight of (conditional - unconditional).
+        token_temperature, mask_temperature: of the step.
+    """
+
+    step: Int[Array | np.ndarray, " t"]
+    num_cached: Int[Array | np.ndarray, " t"]
+    num_new: Int[Array | np.ndarray, " t"]
+    num_masked: Int[Array | np.ndarray, " t"]
+    num_left: Int[Array | np.ndarray, " t"]
+    guidance: Float[Array | np.ndarray, " t"]
+    token_temperature: Float[Array | np.ndarray, " t"]
+    mask_temperature: Float[Array | np.ndarray, " t"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The static part of a schedule, one compiled sampler per value.
+    """The static part of a schedule; a sampler is compiled for each value.
 
     Attributes:
-        segments: tuple of ``reveal.Segment``.
+        segments: runs of steps that share their window sizes.
         guided: for each segment, whether any of its steps has a guidance weight.
         greedy: argmax instead of sampling (``token_temperature`` 0).
         noisy_order: whether the confidences carry Gumbel noise.
@@ -134,58 +139,66 @@ class Schedule:
     noisy_order: bool
 
 
-def make_schedule(settings, model):
-    """Schedule of ``settings`` for a model: ``(Plan, StepInputs)``; host arithmetic only."""
+def make_schedule(settings: Settings, model: Transformer) -> tuple[Schedule, StepInputs]:
+    """Returns the schedule of ``settings`` for a model; host arithmetic only."""
     t = settings.num_steps
     steps = reveal.sampling_steps(model.num_tokens, t, model.reuse)
-    cost = functools.partial(_window_cost, costs.dims_of(model))
-    segments = reveal.cut_segments(steps, settings.num_segments or min(t, MAX_BODIES), cost)
+    dims = costs.dims_of(model)
+    segments = reveal.cut_segments(
+        steps, settings.num_segments or min(t, MAX_BODIES), lambda x: costs.step_cost(dims, *x)
+    )
     s = np.arange(t)
     remaining = 1 - (s + 1) / t
-    guidance = settings.guidance_weights()
+    token_temperature = np.maximum(settings.token_temperature * remaining, 1e-3)
+    weights = settings.guidance_weights()
     inputs = StepInputs(
-        s.astype(np.int32),
-        *(x.astype(np.int32) for x in steps),
-        guidance.astype(np.float32),
-        np.maximum(settings.token_temperature * remaining, 1e-3).astype(np.float32),
-        (settings.mask_temperature * remaining).astype(np.float32),
+        step=s.astype(np.int32),
+        **{name: x.astype(np.int32) for name, x in steps._asdict().items()},
+        guidance=weights.astype(np.float32),
+        token_temperature=token_temperature.astype(np.float32),
+        mask_temperature=(settings.mask_temperature * remaining).astype(np.float32),
     )
-    guided = tuple(bool(guidance[x.start : x.stop].any()) for x in segments)
-    return (
-        Schedule(
-            segments,
-            guided,
-            settings.token_temperature == 0,
-            settings.mask_temperature > 0,
-        ),
-        inputs,
+    schedule = Schedule(
+        segments,
+        guided=tuple(bool(weights[x.start : x.stop].any()) for x in segments),
+        greedy=settings.token_temperature == 0,
+        noisy_order=settings.mask_temperature > 0,
     )
+    return schedule, inputs
 
 
-def _window_cost(dims, windows):
-    return costs.step_cost(dims, *windows)
+def make(model: Transformer, settings: Settings) -> Callable[..., Int[Array, "b l"]]:
+    """Returns a jitted sampler ``(params, labels, image_index, key) -> tokens``.
 
-
-def make(model, settings):
-    """A jitted sampler ``(params, labels, image_index, key) -> tokens``.
-
-    labels: int32 [b], ``num_classes`` for no class. image_index: int32 [b], which image of the
-    seed each row is: an image depends on (key, index, label) alone, not on its batch. key: typed
-    key of the seed. Returns int32 tokens [b, l] in raster order, 0 <= token < v.
-
-    Samplers that differ in guidance or temperatures only share one compilation.
+    Its arguments and its result are those of ``sample_tokens``. Samplers that differ in guidance or
+    temperatures only share one compilation.
     """
-    static, inputs = make_schedule(settings, model)
-
-    def sample(params, labels, image_index, key):
-        return sample_tokens(model, static, inputs, params, labels, image_index, key)
-
-    return sample
+    return functools.partial(sample_tokens, model, *make_schedule(settings, model))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "static"))
-def sample_tokens(model, static, inputs, params, labels, image_index, key):
-    """Tokens of a batch of images; see ``make``. ``static``, ``inputs``: from ``make_schedule``."""
+def sample_tokens(
+    model: Transformer,
+    static: Schedule,
+    inputs: StepInputs,
+    params: PyTree,
+    labels: Int[Array, " b"],
+    image_index: Int[Array, " b"],
+    key: Key[Array, ""],
+) -> Int[Array, "b l"]:
+    """Draws the tokens of a batch of images.
+
+    Args:
+        model, params: the transformer.
+        static, inputs: from ``make_schedule``.
+        labels: ``num_classes`` for no class.
+        image_index: which image of the seed each row is: an image depends on (key, index, label)
+            alone, not on its batch.
+        key: typed key of the seed.
+
+    Returns:
+        int32 tokens in raster order, 0 <= token < v.
+    """
     order, ids, _ = _run(model, static, inputs, params, labels, image_index, key, trace=False)
     return _in_raster_order(order, ids)
 
@@ -194,17 +207,25 @@ class Trace(NamedTuple):
     """What the sampler knows after each step, all in raster order.
 
     Attributes:
-        tokens: int32 [t, b, l]; of a masked place the step's guess. The last are the result.
-        visible: bool [t, b, l], the places revealed so far, those of the step included.
+        tokens: int32; of a masked place the step's guess. The last are the result.
+        visible: the places revealed so far, those of the step included.
     """
 
-    tokens: jax.Array
-    visible: jax.Array
+    tokens: Int[Array, "t b l"]
+    visible: Bool[Array, "t b l"]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "static"))
-def trace_tokens(model, static, inputs, params, labels, image_index, key):
-    """As ``sample_tokens``, but what every step leaves: a ``Trace``."""
+def trace_tokens(
+    model: Transformer,
+    static: Schedule,
+    inputs: StepInputs,
+    params: PyTree,
+    labels: Int[Array, " b"],
+    image_index: Int[Array, " b"],
+    key: Key[Array, ""],
+) -> Trace:
+    """Draws as ``sample_tokens`` does, and returns what every step leaves."""
     *_, (order, ids) = _run(model, static, inputs, params, labels, image_index, key, trace=True)
     num_visible = order.shape[-1] - inputs.num_left
     visible = jnp.arange(order.shape[-1]) < jnp.reshape(num_visible, (-1, 1, 1))
@@ -214,39 +235,50 @@ def trace_tokens(model, static, inputs, params, labels, image_index, key):
     )
 
 
-def _in_raster_order(order, values):
-    """[..., l] in reveal order to raster order."""
+def _in_raster_order(order: Int[Array, "*b l"], values: Shaped[Array, "*b l"]) -> Array:
+    """``values`` in raster order, which are in reveal order."""
     return jnp.take_along_axis(values, jnp.argsort(order, axis=-1), axis=-1)
 
 
-def _run(model, static, inputs, params, labels, image_index, key, trace):
-    """All steps: final (order, ids) [b, l], and with ``trace`` both after each step [t, b, l]."""
+def _run(
+    model: Transformer,
+    static: Schedule,
+    inputs: StepInputs,
+    params: PyTree,
+    labels: Int[Array, " b"],
+    image_index: Int[Array, " b"],
+    key: Key[Array, ""],
+    trace: bool,
+) -> tuple[Int[Array, "b l"], Int[Array, "b l"], Any]:
+    """All steps: the final (order, ids), and with ``trace`` both after each step, [t, b, l]."""
+    chex.assert_shape(
+        [labels, image_index], (None,), custom_message="labels and image_index must be [b]"
+    )
+    chex.assert_equal_shape([labels, image_index])
     b, l = labels.shape[0], model.num_tokens  # noqa: E741
-    apply = functools.partial(model.apply, {"params": params})
+    apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
     guided = any(static.guided)
     modulation = apply(labels, method="condition")
     if guided:
         null = apply(jnp.array([model.num_classes]), method="condition")
-        null = jnp.broadcast_to(null, modulation.shape)
-        modulation = interleave(modulation, null, axis=1)
+        modulation = guidance.pair(modulation, jnp.broadcast_to(null, modulation.shape))
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, image_index)
     order = jnp.broadcast_to(jnp.arange(l, dtype=jnp.int32), (b, l))
-    cache = jnp.zeros((b * (1 + guided), 0, model.width), jnp.dtype(model.dtype))
+    cache = jnp.zeros((modulation.shape[1], 0, model.width), jnp.dtype(model.dtype))
     carry, steps = (order, jnp.zeros((b, l), jnp.int32), cache), []
     for i, segment in enumerate(static.segments):
         order, ids, cache = carry
-        if guided and not any(static.guided[i:]):  # the null rows have served
-            guided, modulation, cache = False, modulation[:, ::2], cache[::2]
-        windows = segment.windows
-        room = windows.num_cached + windows.num_new
+        if guided and not any(static.guided[i:]):
+            guided = False
+            modulation, cache = guidance.conditional_only(modulation, cache)
+        room = segment.windows.num_cached + segment.windows.num_new
         cache = jnp.pad(cache, ((0, 0), (0, max(0, room - cache.shape[1])), (0, 0)))[:, :room]
         body = functools.partial(
             _step,
             apply,
             static,
-            exact=segment.stop - segment.start == 1,
-            windows=windows,
-            branches=(1 + guided, 1 + static.guided[i]),
+            segment=segment,
+            guided=static.guided[i],
             modulation=modulation,
             keys=keys,
             trace=trace,
@@ -262,85 +294,70 @@ def _run(model, static, inputs, params, labels, image_index, key, trace):
     return order, ids, jax.tree.map(lambda *parts: jnp.concatenate(parts), *steps)
 
 
-def interleave(conditional, unconditional, axis=0):
-    """Put the two guidance branches of each row side by side: 2b rows c0 u0 c1 u1 ...
-
-    Side by side, not one after the other, so that a sharded batch stays where it is.
-    """
-    both = jnp.stack([conditional, unconditional], axis=axis + 1)
-    return both.reshape(*both.shape[:axis], -1, *both.shape[axis + 2 :])
-
-
-def _step(apply, static, carry, step, *, exact, windows, branches, modulation, keys, trace):
+def _step(
+    apply: Callable[..., Any],
+    static: Schedule,
+    carry: tuple[Int[Array, "b l"], Int[Array, "b l"], Float[Array, "rows p d"]],
+    step: StepInputs,
+    *,
+    segment: reveal.Segment,
+    guided: bool,
+    modulation: Float[Array, "k rows c d"],
+    keys: Key[Array, " b"],
+    trace: bool,
+) -> tuple[tuple, tuple | None]:
     """One sampling step: encode the new tokens, predict the masked, reveal the most confident.
 
-    ``branches``: guidance branches of the cache and of the decoder, 1 or 2 each. Returns the new
-    carry, and with ``trace`` its (order, ids).
+    Returns the new carry ``(order, ids, cache)``, and with ``trace`` its (order, ids).
     """
     order, ids, cache = carry
-    cached_branches, decoded_branches = branches
-    # In an exact step every slot of every window is real and nothing needs a mask.
-    count = (lambda x: None) if exact else (lambda x: x)
+    # In a segment of one step every slot of every window is real and nothing needs a mask.
+    exact = segment.stop - segment.start == 1
     num_visible = step.num_cached + step.num_new
-
-    new = functools.partial(
-        jax.lax.dynamic_slice_in_dim, start_index=step.num_cached, slice_size=windows.num_new
+    step_windows = windows.cut(
+        ids, order, step.num_cached, num_visible, segment.windows, exact=exact
     )
-    # Spare slots at the end: the slice never clamps, however small the step.
-    spare = ((0, 0), (0, windows.num_new))
-    new_ids, new_positions = (new(jnp.pad(x, spare), axis=1) for x in (ids, order))
-    cache = apply(
-        *(jnp.repeat(x, cached_branches, axis=0) for x in (new_ids, new_positions)),
-        modulation,
-        cache[:, : windows.num_cached],
-        num_new=count(step.num_new),
-        num_cached=count(step.num_cached),
-        method="encode",
+    logits, cache = guidance.guided_logits(
+        apply, step_windows, modulation, cache, step.guidance, guided
     )
-    first = order.shape[1] - windows.num_masked
-    positions = order[:, first:]
-    skip = cached_branches // decoded_branches  # 2: the unconditional rows are not decoded
-    logits = apply(
-        jnp.repeat(positions, decoded_branches, axis=0),
-        modulation[:, ::skip],
-        cache[::skip, : windows.num_visible],
-        num_masked=count(step.num_masked),
-        num_visible=count(num_visible),
-        method="decode",
-    )
-    if decoded_branches == 2:
-        conditional, unconditional = logits[0::2], logits[1::2]
-        logits = conditional + step.guidance * (conditional - unconditional)
     log_probs = jax.nn.log_softmax(logits, axis=-1)
+    positions = step_windows.masked.positions
     tokens, confidence = _choose(static, step, log_probs, positions, keys)
-
-    # The masked window is a suffix; its padding comes first and, at +inf under a stable sort,
-    # stays there. What is most confident moves to the front and so is revealed next.
-    real = jnp.arange(windows.num_masked) >= windows.num_masked - step.num_masked
-    confidence = jnp.where(real, confidence, jnp.inf)
-    tokens = jnp.where(real, tokens, ids[:, first:])
+    if (real := step_windows.masked_is_real) is not None:
+        # The padding comes first and, at +inf under a stable sort, stays there.
+        confidence = jnp.where(real, confidence, jnp.inf)
+        tokens = jnp.where(real, tokens, step_windows.masked.ids)
+    # What is most confident moves to the front of the masked window and so is revealed next.
     rank = jnp.argsort(confidence, axis=1, stable=True, descending=True)
+    first = order.shape[1] - positions.shape[1]
 
-    def reveal_next(old, suffix):
-        return jnp.concatenate([old[:, :first], jnp.take_along_axis(suffix, rank, axis=1)], axis=1)
+    def sort_masked(old: Int[Array, "b l"], masked: Int[Array, "b m"]) -> Int[Array, "b l"]:
+        return jnp.concatenate([old[:, :first], jnp.take_along_axis(masked, rank, axis=1)], axis=1)
 
-    order, ids = reveal_next(order, positions), reveal_next(ids, tokens)
+    order, ids = sort_masked(order, positions), sort_masked(ids, tokens)
     return (order, ids, cache), (order, ids) if trace else None
 
 
-def _choose(static, step, log_probs, positions, keys):
-    """Sample a token for each masked position, and the confidence that decides the order.
+def _choose(
+    static: Schedule,
+    step: StepInputs,
+    log_probs: Float[Array, "b m v"],
+    positions: Int[Array, "b m"],
+    keys: Key[Array, " b"],
+) -> tuple[Int[Array, "b m"], Float[Array, "b m"]]:
+    """Samples a token for each masked position, and the confidence that decides the order.
 
-    log_probs float32 [b, m, v], positions int32 [b, m], keys [b] (one key an image). Returns
-    int32 and float32 [b, m].
+    ``keys``: of each image.
     """
     # One key for each (image, step, raster position), so noise knows nothing of windows.
     fold = jax.random.fold_in
-    at = jax.vmap(lambda key, row: jax.vmap(lambda p: fold(fold(key, step.index), p))(row))
+    at = jax.vmap(lambda key, row: jax.vmap(lambda p: fold(fold(key, step.step), p))(row))
     noise_keys = None if static.greedy and not static.noisy_order else at(keys, positions)
-    gumbel = lambda shape, stream: jax.vmap(  # noqa: E731
-        jax.vmap(lambda key: jax.random.gumbel(fold(key, stream), shape))
-    )(noise_keys)
+
+    def gumbel(shape: tuple[int, ...], stream: int) -> Float[Array, "b m ..."]:
+        draw = lambda key: jax.random.gumbel(fold(key, stream), shape)  # noqa: E731
+        return jax.vmap(jax.vmap(draw))(noise_keys)
+
     scores = log_probs
     if not static.greedy:
         scores = log_probs / step.token_temperature + gumbel(log_probs.shape[-1:], 0)

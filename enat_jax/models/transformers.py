@@ -1,5 +1,7 @@
-"""TODO."""
+"""The transformers by the name that a config gives them."""
 
 from enat_jax.models import enat, nat
 
-MODELS = {"enat": enat.ENAT, "nat": nat.NAT}
+Transformer = enat.ENAT | nat.NAT
+
+MODELS: dict[str, type[enat.ENAT] | type[nat.NAT]] = {"enat": enat.ENAT, "nat": nat.NAT}

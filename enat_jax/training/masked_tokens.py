@@ -1,96 +1,99 @@
-"""Masked tokens predicted from visible ones: the loss of a step, and scores of a trained model.
-
-Paper Section 4.2; method Section 4.
-"""
+"""The loss of a step: masked tokens predicted from visible ones (the paper, Section 4.2)."""
 
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
 
+from enat_jax.inference import windows
 from enat_jax.models import losses
+from enat_jax.models.transformers import Transformer
+from enat_jax.schedules import reveal
 
 
 def step_loss(
-    model,
-    params,
-    ema_params,
-    batch,
-    counts,
-    windows,
+    model: Transformer,
+    params: PyTree,
+    ema_params: PyTree,
+    batch: Mapping[str, Array],
+    counts: tuple[windows.Count, windows.Count],
+    sizes: reveal.Windows,
     *,
-    smoothing,
-    dropout_key=None,
-    exact=False,
-):
-    """Loss of one training step over windows of the reveal order; pure.
+    smoothing: float,
+    dropout_key: Key[Array, ""] | None = None,
+    exact: bool = False,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Computes the loss of one training step over windows of the reveal order; pure.
 
     Args:
-        model: ``enat.ENAT`` or ``nat.NAT``.
+        model: the transformer.
         params: parameters that are trained; ema_params: of the pass that fills the cache.
-        batch: dict of "ids" and "positions", int32 [b, l] in reveal order, and "labels", int32
-            [b], ``num_classes`` for no class.
-        counts: ``(num_cached, num_visible)``, real sizes, traced or not.
-        windows: ``reveal.Windows`` that hold them; ``num_cached`` 0: no reuse, no EMA pass.
-        smoothing: label smoothing.
+        batch: "ids" and "positions", int32 [b, l] in reveal order, and "labels", int32 [b],
+            ``num_classes`` for no class.
+        counts: ``(num_cached, num_visible)``, see ``windows.cut``.
+        sizes: of the windows that hold them; ``num_cached`` 0: no reuse, no EMA pass.
+        smoothing: label smoothing, in [0, 1).
         dropout_key: None: no dropout.
-        exact: the windows are the counts themselves: no masks.
+        exact: the sizes are the counts themselves: no masks.
 
     Returns:
-        ``(loss, metrics)``, float32 scalars: mean over masked tokens.
+        ``(loss, metrics)``, float32: means over masked tokens.
     """
-    ids, positions, labels = batch["ids"], batch["positions"], batch["labels"]
-    num_cached, num_visible = counts
-    count = (lambda x: None) if exact else (lambda x: x)
-    apply = functools.partial(model.apply, {"params": params})
+    labels = batch["labels"]
+    cut = windows.cut(batch["ids"], batch["positions"], *counts, sizes, exact=exact)
+    apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
     deterministic = dropout_key is None
-    keys = (None, None) if deterministic else jax.random.split(dropout_key)
-    rngs = [None if deterministic else {"dropout": key} for key in keys]
+    keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+    rngs = [None if key is None else {"dropout": key} for key in keys]
 
     cache = None
-    if windows.num_cached:
-        ema_apply = functools.partial(model.apply, {"params": jax.lax.stop_gradient(ema_params)})
-        cache = ema_apply(
-            ids[:, : windows.num_cached],
-            positions[:, : windows.num_cached],
-            ema_apply(labels, encoder_only=True, method="condition"),
-            num_new=count(num_cached),
-            method="encode",
-        )
-        cache = jax.lax.stop_gradient(cache)
+    if sizes.num_cached:
+        cache = _cached_features(model, ema_params, cut, labels)
     modulation = apply(labels, method="condition")
-    # Spare slots at the end: the slice never clamps, wherever it starts.
-    spare = ((0, 0), (0, windows.num_new))
-    new_ids, new_positions = (
-        jax.lax.dynamic_slice_in_dim(jnp.pad(x, spare), num_cached, windows.num_new, axis=1)
-        for x in (ids, positions)
-    )
     cache = apply(
-        new_ids,
-        new_positions,
+        cut.new.ids,
+        cut.new.positions,
         modulation,
         cache,
-        num_new=count(num_visible - num_cached),
-        num_cached=count(num_cached),
+        num_new=cut.num_new,
+        num_cached=cut.num_cached,
         deterministic=deterministic,
         rngs=rngs[0],
         method="encode",
     )
-    first = ids.shape[1] - windows.num_masked
-    num_masked = ids.shape[1] - num_visible
     logits = apply(
-        positions[:, first:],
+        cut.masked.positions,
         modulation,
-        cache[:, : windows.num_visible],
-        num_masked=count(num_masked),
-        num_visible=count(num_visible),
+        cache[:, : sizes.num_visible],
+        num_masked=cut.num_masked,
+        num_visible=cut.num_visible,
         deterministic=deterministic,
         rngs=rngs[1],
         method="decode",
     )
-    targets = ids[:, first:]
-    real = None if exact else jnp.arange(windows.num_masked) >= windows.num_masked - num_masked
+    targets, real = cut.masked.ids, cut.masked_is_real
+    num_masked = sizes.num_masked if cut.num_masked is None else cut.num_masked
     cross_entropy = losses.smoothed_cross_entropy(logits, targets, smoothing)
     loss = losses.masked_mean(cross_entropy, real, num_masked)
     hits = (logits.argmax(axis=-1) == targets).astype(jnp.float32)
     return loss, {"loss": loss, "accuracy": losses.masked_mean(hits, real, num_masked)}
+
+
+def _cached_features(
+    model: Transformer, ema_params: PyTree, cut: windows.Cut, labels: Array
+) -> Float[Array, "b p d"]:
+    """Features of the cached window by the moving average, without gradient or dropout."""
+    apply: Callable[..., Any] = functools.partial(
+        model.apply, {"params": jax.lax.stop_gradient(ema_params)}
+    )
+    cache = apply(
+        cut.cached.ids,
+        cut.cached.positions,
+        apply(labels, encoder_only=True, method="condition"),
+        num_new=cut.num_cached,
+        method="encode",
+    )
+    return jax.lax.stop_gradient(cache)

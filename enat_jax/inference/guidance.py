@@ -1,0 +1,101 @@
+"""Classifier-free guidance: its schedules, and the arithmetic of its two branches.
+
+A guided batch has two rows for each image, side by side: c0 u0 c1 u1 ..., with the label and
+without. Side by side, not one branch after the other, so that a sharded batch stays where it is.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from enat_jax.inference.windows import Cut
+
+# The weight of step s = 0 ... t - 1 as a share of the guidance scale, from ``s / t`` [t] and the
+# interval (low, high). A new schedule is one more entry.
+SCHEDULES: dict[str, Callable[[Any, tuple[float, float]], Any]] = {
+    "linear": lambda share, interval: share,
+    "constant": lambda share, interval: np.ones_like(share),
+    "cosine": lambda share, interval: (1 - np.cos(np.pi * share)) / 2,
+    "interval": lambda share, interval: (interval[0] <= share) & (share < interval[1]),
+}
+
+
+def weights(
+    schedule: str, scale: float, interval: tuple[float, float], num_steps: int
+) -> Float[np.ndarray, " t"]:
+    """Weight of (conditional - unconditional) at each step, float64.
+
+    Args:
+        schedule: a key of ``SCHEDULES``.
+        scale: the guidance scale, at least 0.
+        interval: (low, high), for the schedule that has a use for it.
+        num_steps: t.
+    """
+    return SCHEDULES[schedule](np.arange(num_steps) / num_steps, interval) * scale
+
+
+def pair(
+    conditional: Float[Array, "k b ..."], unconditional: Float[Array, "k b ..."]
+) -> Float[Array, "k 2*b ..."]:
+    """Puts the rows of the two branches side by side, along axis 1."""
+    both = jnp.stack([conditional, unconditional], axis=2)
+    return both.reshape(both.shape[0], -1, *both.shape[3:])
+
+
+def conditional_only(
+    modulation: Float[Array, "k 2*b ..."], cache: Float[Array, "2*b p d"]
+) -> tuple[Float[Array, "k b ..."], Float[Array, "b p d"]]:
+    """Drops the unconditional rows, for steps after which no other one is guided."""
+    return modulation[:, ::2], cache[::2]
+
+
+def guided_logits(
+    apply: Callable[..., Any],
+    windows: Cut,
+    modulation: Float[Array, "k rows c d"],
+    cache: Float[Array, "rows p d"],
+    weight: Float[Array | np.ndarray, ""],
+    guided: bool,
+) -> tuple[Float[Array, "b m v"], Float[Array, "rows q d"]]:
+    """Encodes the new tokens and predicts the masked ones, with guidance.
+
+    Args:
+        apply: ``model.apply`` with its parameters.
+        windows: of the step, [b, ...]: both branches of an image see the same tokens.
+        modulation, cache: of as many rows as images, or of two rows an image, see ``pair``. The
+            unconditional rows are always encoded: later steps reuse their features.
+        weight: of (conditional - unconditional).
+        guided: static, whether the unconditional rows are decoded; without them the logits are
+            the conditional ones.
+
+    Returns:
+        Float32 logits of the masked window and the new cache.
+    """
+    branches = modulation.shape[1] // windows.masked.ids.shape[0]
+    rows = lambda x, times: jnp.repeat(x, times, axis=0)  # noqa: E731
+    cache = apply(
+        rows(windows.new.ids, branches),
+        rows(windows.new.positions, branches),
+        modulation,
+        cache[:, : windows.sizes.num_cached],
+        num_new=windows.num_new,
+        num_cached=windows.num_cached,
+        method="encode",
+    )
+    decoded = 2 if guided else 1
+    skip = branches // decoded  # 2: of two rows an image the conditional one alone
+    logits = apply(
+        rows(windows.masked.positions, decoded),
+        modulation[:, ::skip],
+        cache[::skip, : windows.sizes.num_visible],
+        num_masked=windows.num_masked,
+        num_visible=windows.num_visible,
+        method="decode",
+    )
+    if guided:
+        conditional, unconditional = logits[0::2], logits[1::2]
+        logits = conditional + weight * (conditional - unconditional)
+    return logits, cache
