@@ -24,7 +24,7 @@ import pathlib
 import numpy as np
 
 from enat_jax.checkpoints import model_files
-from enat_jax.data import tokens as token_data
+from enat_jax.data import tokens
 from enat_jax.evaluation import plots, quadrants, similarity
 from enat_jax.inference import generator, masked_scores
 from enat_jax.models import nat
@@ -80,7 +80,7 @@ def _run_similarity(options):
 
 
 def _run_quadrants(options):
-    model, found = _load(options.model), token_data.TokenSet.open(options.tokens)
+    model, found = _load(options.model), tokens.TokenSet.open(options.tokens)
     if found.tokenizer != model.tokenizer.fingerprint:
         raise ValueError(
             f"the tokens in {options.tokens} come from another tokenizer than the model's"

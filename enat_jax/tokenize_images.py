@@ -24,7 +24,7 @@ from enat_jax.runtime import cli
 PIXELS = 1 << 20  # of one call of the tokenizer on one device
 
 
-def make_plan(
+def make_spec(
     model: tokenizer.Tokenizer,
     source: images.Source,
     location: dict[str, Any],
@@ -79,7 +79,7 @@ def _refuse_within(out: pathlib.Path, source: str) -> None:
 def _tokenize(
     model: tokenizer.Tokenizer,
     source: images.Source,
-    plan: tokens.TokenSetSpec,
+    spec: tokens.TokenSetSpec,
     flags: argparse.Namespace,
     host_index: int,
     num_hosts: int,
@@ -89,7 +89,7 @@ def _tokenize(
         return tokenization.tokenize(
             model,
             source,
-            plan,
+            spec,
             flags.out,
             skip_errors=flags.on_error == "skip",
             host_index=host_index,
@@ -104,7 +104,7 @@ def _tokenize(
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise ValueError(
-                f"{plan.batch_size} images a device do not fit into memory: choose a smaller "
+                f"{spec.batch_size} images a device do not fit into memory: choose a smaller "
                 "--batch-size and another --out"
             ) from error
         raise
@@ -184,22 +184,22 @@ def main(arguments: list[str]) -> None:
     _refuse_within(flags.out, flags.source)
     location = _location(model, flags)
     source = images.open_source(**location)
-    plan = make_plan(model, source, location, flags)
-    unfinished = tokens.begin(flags.out, plan)
+    spec = make_spec(model, source, location, flags)
+    unfinished = tokens.begin(flags.out, spec)
     if not unfinished and (flags.out / "metadata.json").exists():
-        tokens.finish(flags.out, plan)  # reads all of it: what is damaged does not count as made
+        tokens.finish(flags.out, spec)  # reads all of it: what is damaged does not count as made
         print(f"{flags.out} already holds these tokens")
         return
     settings = {k: v for k, v in location.items() if k not in ("source", "split")}
     print(f"{flags.source}, {flags.split}: {', '.join(f'{k}={v}' for k, v in settings.items())}")
     print(
-        f"tokenizing {plan.copies} x {plan.num_images} images"
-        f"{' and their mirror images' if plan.flips else ''} into {flags.out}: "
-        f"{len(unfinished)} of {plan.num_shards} shards to do"
+        f"tokenizing {spec.copies} x {spec.num_images} images"
+        f"{' and their mirror images' if spec.flips else ''} into {flags.out}: "
+        f"{len(unfinished)} of {spec.num_shards} shards to do"
     )
-    times = _tokenize(model, source, plan, flags, host_index, num_hosts)
+    times = _tokenize(model, source, spec, flags, host_index, num_hosts)
     print(times)
-    if tokens.finish(flags.out, plan):
+    if tokens.finish(flags.out, spec):
         print(token_inspection.summary(flags.out))
     else:
         print(f"this host's shards are finished; {flags.out} is complete when the others' are")

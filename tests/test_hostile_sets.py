@@ -195,10 +195,10 @@ def test_a_disk_that_is_full_for_a_while(model, finished, tmp_path, capsys, monk
     monkeypatch.setattr(jax, "local_devices", lambda: devices[:3])
     source, write = finished.parent / "pictures", tokens.write_shard
 
-    def full(directory, plan, shard, *arguments):
+    def full(directory, spec, shard, *arguments):
         if shard == 0:
             raise OSError(28, "No space left on device", str(directory / "00000-of-00003.npy"))
-        write(directory, plan, shard, *arguments)
+        write(directory, spec, shard, *arguments)
 
     out = tmp_path / "out"
     with monkeypatch.context() as patched:

@@ -1,5 +1,7 @@
 """A tokenizer and a generator with random weights, small enough to be run by many tests."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,7 +91,7 @@ def token_set(
 
 def write_tokens(directory, made):
     """Writes a token set as tokenization does; returns the directory."""
-    plan = tokens.TokenSetSpec(
+    spec = tokens.TokenSetSpec(
         num_images=len(made),
         copies=1,
         flips=False,
@@ -101,8 +103,17 @@ def write_tokens(directory, made):
         preprocessing=made.preprocessing,
         location={},
     )
-    for shard in tokens.begin(directory, plan):
-        items = np.array(plan.items(shard))
-        tokens.write_shard(directory, plan, shard, made.rows[items], [str(i) for i in items], [])
-    assert tokens.finish(directory, plan)
+    for shard in tokens.begin(directory, spec):
+        items = np.array(spec.items(shard))
+        tokens.write_shard(directory, spec, shard, made.rows[items], [str(i) for i in items], [])
+    assert tokens.finish(directory, spec)
     return directory
+
+
+def image_keys(directory):
+    """What a finished set's images are called in their source, by the `image` of its records."""
+    keys = {}
+    for path in directory.glob("*-of-*.json"):
+        shard = json.loads(path.read_text())
+        keys |= dict(enumerate(shard["keys"], shard["first_image"]))
+    return [keys[image] for image in range(len(keys))]

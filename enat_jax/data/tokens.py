@@ -103,8 +103,8 @@ class TokenSetSpec:
         return values | {"digest": plans.digest(values)}
 
 
-def begin(directory: str | os.PathLike, plan: TokenSetSpec) -> list[int]:
-    """Writes the plan, or checks that ``directory`` was begun with the same.
+def begin(directory: str | os.PathLike, spec: TokenSetSpec) -> list[int]:
+    """Writes the spec, or checks that ``directory`` was begun with the same.
 
     Returns the unfinished shards.
     Raises ValueError, naming what differs, if the directory holds anything else; OSError if it
@@ -112,55 +112,55 @@ def begin(directory: str | os.PathLike, plan: TokenSetSpec) -> list[int]:
     """
     directory = pathlib.Path(directory)
     path = directory / "plan.json"
-    wanted = plan.description
+    wanted = spec.description
     if not path.exists():
         _refuse_other_files(directory)
         directory.mkdir(parents=True, exist_ok=True)
         files.write_atomically(path, files.json_bytes(wanted))
-    # Even of its own plan: another process may have begun at the same moment.
+    # Even of its own spec: another process may have begun at the same moment.
     _read_plan(directory, wanted)
-    return [s for s in range(plan.num_shards) if not plan.path(directory, s, ".json").exists()]
+    return [s for s in range(spec.num_shards) if not spec.path(directory, s, ".json").exists()]
 
 
 def write_shard(
     directory: str | os.PathLike,
-    plan: TokenSetSpec,
+    spec: TokenSetSpec,
     shard: int,
     rows: np.ndarray,
     keys: Sequence[str],
     skipped: Sequence[dict[str, Any]],
 ) -> None:
-    """Finishes a shard: ``rows`` [n] of ``plan.dtype``, the ``keys`` of its images, in order, and
+    """Finishes a shard: ``rows`` [n] of ``spec.dtype``, the ``keys`` of its images, in order, and
     those that were ``skipped``, each {"image", "key", "reason"}. Whole or not at all."""
     directory = pathlib.Path(directory)
-    content = records.npy_bytes(rows.astype(plan.dtype, copy=False))
-    items = plan.items(shard)
+    content = records.npy_bytes(rows.astype(spec.dtype, copy=False))
+    items = spec.items(shard)
     description = {
-        "plan": plan.description["digest"],
+        "plan": spec.description["digest"],
         "num_records": len(rows),
         "sha256": hashlib.sha256(content).hexdigest(),
-        "first_image": items[0] // plan.copies,
+        "first_image": items[0] // spec.copies,
         "keys": list(keys),
         "skipped": list(skipped),
     }
-    files.write_atomically(plan.path(directory, shard, ".npy"), content)
+    files.write_atomically(spec.path(directory, shard, ".npy"), content)
     files.write_atomically(
-        plan.path(directory, shard, ".json"), files.json_bytes(description, indent=None)
+        spec.path(directory, shard, ".json"), files.json_bytes(description, indent=None)
     )
 
 
-def finish(directory: str | os.PathLike, plan: TokenSetSpec) -> bool:
+def finish(directory: str | os.PathLike, spec: TokenSetSpec) -> bool:
     """Writes ``metadata.json`` if all shards are finished; whether they are.
 
     Any process may call it, at any time and again: it always writes the same.
     Raises ValueError if no image could be read, or if a file is damaged or of another set.
     """
     directory = pathlib.Path(directory)
-    begun = _read_plan(directory, plan.description)
+    begun = _read_plan(directory, spec.description)
     lengths, skipped = [], {}
-    counts = np.zeros(len(plan.class_names), np.int64)
-    for shard in range(plan.num_shards):
-        path = plan.path(directory, shard, ".json")
+    counts = np.zeros(len(spec.class_names), np.int64)
+    for shard in range(spec.num_shards):
+        path = spec.path(directory, shard, ".json")
         if not path.exists():
             return False
         description, rows = read_shard(path, begun)
@@ -170,13 +170,13 @@ def finish(directory: str | os.PathLike, plan: TokenSetSpec) -> bool:
         counts += np.bincount(rows["label"], minlength=len(counts))
     if not sum(lengths):
         raise ValueError(
-            f"none of the {plan.num_images} images could be read: {directory} is empty"
+            f"none of the {spec.num_images} images could be read: {directory} is empty"
         )
     # Of the plan as it was begun: byte for byte the same, whoever finishes it.
     metadata = begun | {
         "num_records": sum(lengths),
         "shards": lengths,
-        "token_dtype": plan.dtype["tokens"].base.name,
+        "token_dtype": spec.dtype["tokens"].base.name,
         "class_counts": counts.tolist(),
         "skipped": [skipped[i] for i in sorted(skipped)],
     }
@@ -324,19 +324,6 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
     if missing := {"shards", "class_counts", "skipped"} - metadata.keys():
         raise ValueError(f"{path} lacks {min(missing)!r}: start {MADE_BY} again, it writes it anew")
     return metadata
-
-
-def image_keys(directory: str | os.PathLike) -> list[str]:
-    """What a finished set's images are called in their source, by the ``image`` of its records."""
-    directory = pathlib.Path(directory)
-    metadata = read_metadata(directory)
-    keys: dict[int, str] = {}
-    num_shards = len(metadata["shards"])
-    for shard in range(num_shards):
-        path = _shard_path(directory, shard, num_shards, ".json")
-        description, _ = read_shard(path, metadata)
-        keys |= dict(enumerate(description["keys"], description["first_image"]))
-    return [keys[image] for image in range(metadata["num_images"])]
 
 
 def _shard_path(directory: pathlib.Path, shard: int, num_shards: int, suffix: str) -> pathlib.Path:

@@ -65,7 +65,7 @@ def source_settings(model: tokenizer.Tokenizer, source: str) -> dict[str, Any]:
 def tokenize(
     model: tokenizer.Tokenizer,
     source: images.Source,
-    plan: tokens.TokenSetSpec,
+    spec: tokens.TokenSetSpec,
     directory: pathlib.Path,
     *,
     skip_errors: bool = False,
@@ -75,21 +75,21 @@ def tokenize(
     """Makes the unfinished shards of this host: shard s belongs to host s % num_hosts.
 
     Copy 0 of an image is the image as it is; the others are augmented by a seed that depends on
-    image and copy alone. Every device gets whole batches of ``plan.batch_size``, always the same
+    image and copy alone. Every device gets whole batches of ``spec.batch_size``, always the same
     ones in the same shape, so that no token depends on the number of devices or hosts.
 
     Raises pictures.UnreadableImage unless ``skip_errors``, ValueError if ``directory`` holds
     something else, OSError if it cannot be written. Finished shards stay, whatever happens.
     """
-    todo = [s for s in tokens.begin(directory, plan) if s % num_hosts == host_index]
+    todo = [s for s in tokens.begin(directory, spec) if s % num_hosts == host_index]
     mesh = sharding.make_mesh(sharding.Sharding(), jax.local_devices())
-    encode = _encoder(model, plan, mesh)
+    encode = _encoder(model, spec, mesh)
     times, begun = Times(), time.perf_counter()
-    shards = _Shards(plan, directory, times)
-    total = sum(len(plan.items(s)) for s in todo)
+    shards = _Shards(spec, directory, times)
+    total = sum(len(spec.items(s)) for s in todo)
     waiting = collections.deque()  # results on their way from the devices
     with (
-        _Loader(source, plan, todo, skip_errors) as loader,
+        _Loader(source, spec, todo, skip_errors) as loader,
         progress.Progress(total, 1, unit="image") as bar,
     ):
 
@@ -103,7 +103,7 @@ def tokenize(
             bar.update(times.num_images)
 
         try:
-            for items, batch in _batches(loader, source, plan, todo, len(mesh.devices.flat), times):
+            for items, batch in _batches(loader, source, spec, todo, len(mesh.devices.flat), times):
                 waiting.append((items, encode(batch)))
                 if len(waiting) > 1:
                     collect()
@@ -119,15 +119,15 @@ def tokenize(
     return times
 
 
-def _encoder(model: tokenizer.Tokenizer, plan: tokens.TokenSetSpec, mesh):
+def _encoder(model: tokenizer.Tokenizer, spec: tokens.TokenSetSpec, mesh):
     """images uint8 [b, h, w, c] -> tokens [b, views, l], over all devices of the mesh."""
     params = jax.device_put(model.params, sharding.replicated(mesh))
 
     @functools.partial(jax.jit, out_shardings=sharding.of_batch(mesh))
     def encode(params, batch):
-        views = [batch, batch[:, :, ::-1]][: plan.views]
+        views = [batch, batch[:, :, ::-1]][: spec.views]
         found = [tokenizer.encode(model.model, params, view) for view in views]
-        return jnp.stack(found, 1).astype(plan.dtype["tokens"].base)
+        return jnp.stack(found, 1).astype(spec.dtype["tokens"].base)
 
     return lambda batch: encode(params, jax.device_put(batch, sharding.of_batch(mesh)))
 
@@ -136,13 +136,13 @@ class _Loader:
     """Reads the items of shards ahead of their use, in threads: decoding does without the GIL."""
 
     def __init__(
-        self, source: images.Source, plan: tokens.TokenSetSpec, todo: list[int], skip: bool
+        self, source: images.Source, spec: tokens.TokenSetSpec, todo: list[int], skip: bool
     ):
         self._source = source
-        self._plan = plan
+        self._spec = spec
         self._skip = skip
         self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
-        self._items = itertools.chain.from_iterable(plan.items(s) for s in todo)
+        self._items = itertools.chain.from_iterable(spec.items(s) for s in todo)
         self._futures = collections.deque()
 
     def __enter__(self) -> "_Loader":
@@ -158,7 +158,7 @@ class _Loader:
         return self._futures.popleft().result()
 
     def _load(self, item: int) -> decoding.Example | decoding.UnreadableImage:
-        image, copy = divmod(item, self._plan.copies)
+        image, copy = divmod(item, self._spec.copies)
         seed = None
         if copy:
             seed = int(np.random.default_rng([SEED, copy, image]).integers(1 << 63))
@@ -168,10 +168,10 @@ class _Loader:
             if self._skip:
                 return error
             raise
-        if not 0 <= example.label < len(self._plan.class_names):
+        if not 0 <= example.label < len(self._spec.class_names):
             raise ValueError(
                 f"{example.key}: label {example.label} is not one of the "
-                f"{len(self._plan.class_names)} classes"
+                f"{len(self._spec.class_names)} classes"
             )
         return example
 
@@ -182,25 +182,25 @@ Item = tuple[int, int, decoding.Example | decoding.UnreadableImage]  # shard, it
 def _batches(
     loader: _Loader,
     source: images.Source,
-    plan: tokens.TokenSetSpec,
+    spec: tokens.TokenSetSpec,
     todo: list[int],
     num_devices: int,
     times: Times,
 ) -> Iterator[tuple[list[Item | None], np.ndarray]]:
     """Yields the items of a batch, None where it is padded, and its images, uint8 [b, h, w, c]."""
     groups = [
-        [(shard, item) for item in items[i : i + plan.batch_size]]
+        [(shard, item) for item in items[i : i + spec.batch_size]]
         for shard in todo
-        for items in [plan.items(shard)]
-        for i in range(0, len(items), plan.batch_size)
+        for items in [spec.items(shard)]
+        for i in range(0, len(items), spec.batch_size)
     ]
-    size = plan.batch_size * num_devices
+    size = spec.batch_size * num_devices
     for first in range(0, len(groups), num_devices):
         start = time.perf_counter()
         batch = np.zeros((size, *source.image_shape), np.uint8)
         items: list[Item | None] = [None] * size
         for g, group in enumerate(groups[first : first + num_devices]):
-            for place, (shard, item) in enumerate(group, g * plan.batch_size):
+            for place, (shard, item) in enumerate(group, g * spec.batch_size):
                 found = loader.next(ahead=2 * size)
                 items[place] = shard, item, found
                 if isinstance(found, decoding.Example):
@@ -212,8 +212,8 @@ def _batches(
 class _Shards:
     """Collects the records of shards and writes each when it is complete."""
 
-    def __init__(self, plan: tokens.TokenSetSpec, directory: pathlib.Path, times: Times):
-        self._plan = plan
+    def __init__(self, spec: tokens.TokenSetSpec, directory: pathlib.Path, times: Times):
+        self._spec = spec
         self._directory = directory
         self._times = times
         self._rows: dict[int, list[np.ndarray]] = collections.defaultdict(list)
@@ -226,28 +226,28 @@ class _Shards:
             if entry is None:
                 continue
             shard, item, example = entry
-            image = item // self._plan.copies
+            image = item // self._spec.copies
             self._keys[shard][image] = example.key
             if isinstance(example, decoding.UnreadableImage):
                 reason = {"image": image, "key": example.key, "reason": example.reason}
                 self._skipped[shard][image] = reason
             else:
-                rows = np.zeros(self._plan.views, self._plan.dtype)
-                rows["tokens"], rows["flip"] = codes, np.arange(self._plan.views)
+                rows = np.zeros(self._spec.views, self._spec.dtype)
+                rows["tokens"], rows["flip"] = codes, np.arange(self._spec.views)
                 rows["label"], rows["image"] = example.label, image
                 self._rows[shard].append(rows)
-            if item == self._plan.items(shard)[-1]:
+            if item == self._spec.items(shard)[-1]:
                 self._write(shard)
 
     def _write(self, shard: int) -> None:
         start = time.perf_counter()
-        rows = self._rows.pop(shard, None) or [np.zeros(0, self._plan.dtype)]
-        keys, items = self._keys.pop(shard), self._plan.items(shard)
-        if len(keys) != items[-1] // self._plan.copies - items[0] // self._plan.copies + 1:
+        rows = self._rows.pop(shard, None) or [np.zeros(0, self._spec.dtype)]
+        keys, items = self._keys.pop(shard), self._spec.items(shard)
+        if len(keys) != items[-1] // self._spec.copies - items[0] // self._spec.copies + 1:
             raise RuntimeError(f"images of shard {shard} were lost")  # never a silent gap
         tokens.write_shard(
             self._directory,
-            self._plan,
+            self._spec,
             shard,
             np.concatenate(rows),
             list(keys.values()),

@@ -6,11 +6,12 @@ import os
 
 import numpy as np
 import pytest
+import tiny
 
 from enat_jax.checkpoints import model_files
 from enat_jax.data import tokens
 
-PLAN = tokens.TokenSetSpec(
+SPEC = tokens.TokenSetSpec(
     num_images=10,
     copies=1,
     flips=True,
@@ -25,25 +26,25 @@ PLAN = tokens.TokenSetSpec(
 )
 
 
-def rows_of(plan, shard):
-    items = np.array(plan.items(shard))
-    rows = np.zeros(len(items) * plan.views, plan.dtype)
-    rows["image"] = np.repeat(items // plan.copies, plan.views)
-    rows["flip"] = np.tile(np.arange(plan.views), len(items))
+def rows_of(spec, shard):
+    items = np.array(spec.items(shard))
+    rows = np.zeros(len(items) * spec.views, spec.dtype)
+    rows["image"] = np.repeat(items // spec.copies, spec.views)
+    rows["flip"] = np.tile(np.arange(spec.views), len(items))
     rows["label"] = rows["image"] % 2
     rows["tokens"] = (rows["image"] * 2 + rows["flip"])[:, None] + np.arange(4)
     return rows
 
 
-def write(directory, plan, shard):
-    keys = [f"{i}.png" for i in sorted({item // plan.copies for item in plan.items(shard)})]
-    tokens.write_shard(directory, plan, shard, rows_of(plan, shard), keys, [])
+def write(directory, spec, shard):
+    keys = [f"{i}.png" for i in sorted({item // spec.copies for item in spec.items(shard)})]
+    tokens.write_shard(directory, spec, shard, rows_of(spec, shard), keys, [])
 
 
-def make(directory, plan=PLAN, backwards=False):
-    for shard in sorted(tokens.begin(directory, plan), reverse=backwards):
-        write(directory, plan, shard)
-    assert tokens.finish(directory, plan)
+def make(directory, spec=SPEC, backwards=False):
+    for shard in sorted(tokens.begin(directory, spec), reverse=backwards):
+        write(directory, spec, shard)
+    assert tokens.finish(directory, spec)
     return directory
 
 
@@ -52,14 +53,14 @@ def content(directory):
 
 
 def test_a_plan_cuts_items_into_shards_of_whole_batches():
-    assert (PLAN.num_items, PLAN.num_shards, PLAN.views) == (10, 3, 2)
-    assert [list(PLAN.items(s)) for s in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    odd = dataclasses.replace(PLAN, shard_items=5)
+    assert (SPEC.num_items, SPEC.num_shards, SPEC.views) == (10, 3, 2)
+    assert [list(SPEC.items(s)) for s in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    odd = dataclasses.replace(SPEC, shard_items=5)
     assert odd.items_per_shard == 6  # whole batches of 2
-    imagenet = dataclasses.replace(PLAN, num_images=1_281_167, batch_size=16, shard_items=None)
+    imagenet = dataclasses.replace(SPEC, num_images=1_281_167, batch_size=16, shard_items=None)
     assert imagenet.num_shards <= tokens.MAX_SHARDS
     assert sum(len(imagenet.items(s)) for s in range(imagenet.num_shards)) == 1_281_167
-    few = dataclasses.replace(PLAN, copies=3, shard_items=None)
+    few = dataclasses.replace(SPEC, copies=3, shard_items=None)
     assert (few.num_items, few.num_shards) == (30, 1)
 
 
@@ -67,7 +68,7 @@ def test_what_was_made_is_opened_again(tmp_path):
     found = tokens.TokenSet.open(make(tmp_path / "set"))
     assert len(found) == 20
     assert (found.grid, found.codebook_size, found.class_names) == ((2, 2), 300, ("a", "b"))
-    assert (found.tokenizer, found.preprocessing) == ("1234", PLAN.preprocessing)
+    assert (found.tokenizer, found.preprocessing) == ("1234", SPEC.preprocessing)
     batch = found.gather(np.array([19, 4]))
     assert batch["tokens"].dtype == batch["labels"].dtype == np.int32
     np.testing.assert_array_equal(batch["tokens"], [[19, 20, 21, 22], [4, 5, 6, 7]])
@@ -89,9 +90,9 @@ def test_metadata_say_what_is_in_it(tmp_path):
 
 
 def test_records_lead_back_to_their_images(tmp_path):
-    plan = dataclasses.replace(PLAN, copies=3, batch_size=1)  # images across shards of 4 items
-    directory = make(tmp_path / "set", plan)
-    keys = tokens.image_keys(directory)
+    spec = dataclasses.replace(SPEC, copies=3, batch_size=1)  # images across shards of 4 items
+    directory = make(tmp_path / "set", spec)
+    keys = tiny.image_keys(directory)
     assert keys == [f"{i}.png" for i in range(10)]
     last = tokens.TokenSet.open(directory).rows[np.array([59])]
     assert keys[last["image"][0]] == "9.png"
@@ -121,11 +122,11 @@ def test_the_bytes_depend_neither_on_the_order_nor_on_interruptions(tmp_path, mo
 
 def test_unfinished_shards_are_named_and_finished_ones_kept(tmp_path):
     directory = tmp_path / "set"
-    assert tokens.begin(directory, PLAN) == [0, 1, 2]
-    write(directory, PLAN, 1)
+    assert tokens.begin(directory, SPEC) == [0, 1, 2]
+    write(directory, SPEC, 1)
     before = (directory / "00001-of-00003.npy").stat().st_mtime_ns
-    assert tokens.begin(directory, PLAN) == [0, 2]
-    assert not tokens.finish(directory, PLAN)
+    assert tokens.begin(directory, SPEC) == [0, 2]
+    assert not tokens.finish(directory, SPEC)
     with pytest.raises(ValueError, match="not finished: start the command"):
         tokens.TokenSet.open(directory)
     make(directory)
@@ -136,7 +137,7 @@ def test_records_without_their_description_are_not_finished(tmp_path):
     directory = make(tmp_path / "set")
     (directory / "00002-of-00003.json").unlink()
     (directory / "metadata.json").unlink()
-    assert tokens.begin(directory, PLAN) == [2]
+    assert tokens.begin(directory, SPEC) == [2]
 
 
 @pytest.mark.parametrize(
@@ -153,14 +154,14 @@ def test_another_plan_is_refused(tmp_path, change, words):
     directory = make(tmp_path / "set")
     before = content(directory)
     with pytest.raises(ValueError, match=words):
-        tokens.begin(directory, dataclasses.replace(PLAN, **change))
+        tokens.begin(directory, dataclasses.replace(SPEC, **change))
     assert content(directory) == before
 
 
 def test_images_may_move(tmp_path):
     directory = make(tmp_path / "set")
     before = content(directory)
-    moved = dataclasses.replace(PLAN, location={"source": "elsewhere", "size": 3})
+    moved = dataclasses.replace(SPEC, location={"source": "elsewhere", "size": 3})
     assert tokens.begin(directory, moved) == [] and tokens.finish(directory, moved)
     assert content(directory) == before
 
@@ -168,14 +169,14 @@ def test_images_may_move(tmp_path):
 def test_what_is_no_token_set_is_left_alone(tmp_path):
     (tmp_path / "photo.jpg").write_text("mine")
     with pytest.raises(ValueError, match="is no token set: choose another"):
-        tokens.begin(tmp_path, PLAN)
+        tokens.begin(tmp_path, SPEC)
     with pytest.raises(ValueError, match="is no token set: choose another"):
-        tokens.begin(tmp_path / "photo.jpg", PLAN)
+        tokens.begin(tmp_path / "photo.jpg", SPEC)
     with pytest.raises(FileNotFoundError, match="no token set"):
         tokens.TokenSet.open(tmp_path)
     (tmp_path / "plan.json").write_text('{"format": "something else"}')
     with pytest.raises(ValueError, match="no token set of ours"):
-        tokens.begin(tmp_path, PLAN)
+        tokens.begin(tmp_path, SPEC)
     (tmp_path / "metadata.json").write_text('{"format": "something else"}')
     with pytest.raises(ValueError, match="does not say"):
         tokens.TokenSet.open(tmp_path)
@@ -193,16 +194,16 @@ def test_a_damaged_set_is_refused(tmp_path):
 
 
 def test_skipped_images_are_listed_once(tmp_path):
-    plan = dataclasses.replace(PLAN, copies=3, flips=False, batch_size=1)
+    spec = dataclasses.replace(SPEC, copies=3, flips=False, batch_size=1)
     directory = tmp_path / "set"
-    tokens.begin(directory, plan)
+    tokens.begin(directory, spec)
     bad = {"image": 1, "key": "1.png", "reason": "is truncated"}
-    for shard in range(plan.num_shards):  # items 3 to 5 are copies of image 1, in two shards
-        rows = rows_of(plan, shard)
+    for shard in range(spec.num_shards):  # items 3 to 5 are copies of image 1, in two shards
+        rows = rows_of(spec, shard)
         rows = rows[rows["image"] != 1]
         skipped = [bad] if shard < 2 else []
-        tokens.write_shard(directory, plan, shard, rows, ["..."], skipped)
-    assert tokens.finish(directory, plan)
+        tokens.write_shard(directory, spec, shard, rows, ["..."], skipped)
+    assert tokens.finish(directory, spec)
     metadata = tokens.read_metadata(directory)
     assert metadata["skipped"] == [bad] and metadata["num_records"] == 27
     assert metadata["shards"][:2] == [3, 2]
@@ -210,12 +211,12 @@ def test_skipped_images_are_listed_once(tmp_path):
 
 
 def test_a_set_of_nothing_is_refused(tmp_path):
-    plan = dataclasses.replace(PLAN, num_images=1)
-    tokens.begin(tmp_path, plan)
+    spec = dataclasses.replace(SPEC, num_images=1)
+    tokens.begin(tmp_path, spec)
     bad = {"image": 0, "key": "0.png", "reason": "is empty"}
-    tokens.write_shard(tmp_path, plan, 0, rows_of(plan, 0)[:0], ["0.png"], [bad])
+    tokens.write_shard(tmp_path, spec, 0, rows_of(spec, 0)[:0], ["0.png"], [bad])
     with pytest.raises(ValueError, match="none of the 1 images could be read"):
-        tokens.finish(tmp_path, plan)
+        tokens.finish(tmp_path, spec)
 
 
 def test_a_feature_file_of_the_reference_is_a_token_set(tmp_path):

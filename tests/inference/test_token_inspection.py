@@ -27,7 +27,7 @@ def directory(model, tmp_path):
     (tmp_path / "pictures" / "notes.txt").write_text("not a picture")
     location = {"source": str(tmp_path / "pictures"), "split": "all", "size": 8, "channels": 1}
     source = images.open_source(**location)
-    plan = tokens.TokenSetSpec(
+    spec = tokens.TokenSetSpec(
         num_images=21,
         copies=1,
         flips=True,
@@ -40,8 +40,8 @@ def directory(model, tmp_path):
         location=location,
         shard_items=8,
     )
-    tokenization.tokenize(model, source, plan, tmp_path / "tokens")
-    assert tokens.finish(tmp_path / "tokens", plan)
+    tokenization.tokenize(model, source, spec, tmp_path / "tokens")
+    assert tokens.finish(tmp_path / "tokens", spec)
     return tmp_path / "tokens"
 
 

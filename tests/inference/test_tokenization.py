@@ -44,7 +44,7 @@ def model():
     return tiny.make_tokenizer()
 
 
-def plan_for(model, source, **settings):
+def spec_for(model, source, **settings):
     defaults = {"copies": 1, "flips": True, "batch_size": 4, "shard_items": 8}
     return tokens.TokenSetSpec(
         num_images=len(source),
@@ -59,18 +59,18 @@ def plan_for(model, source, **settings):
 
 
 def make(directory, model, source, hosts=1, skip_errors=False, **settings):
-    plan = plan_for(model, source, **settings)
+    spec = spec_for(model, source, **settings)
     for host in range(hosts):
         tokenization.tokenize(
             model,
             source,
-            plan,
+            spec,
             directory,
             skip_errors=skip_errors,
             host_index=host,
             num_hosts=hosts,
         )
-        assert tokens.finish(directory, plan) == (host == hosts - 1)
+        assert tokens.finish(directory, spec) == (host == hosts - 1)
     return directory
 
 
@@ -187,8 +187,8 @@ def test_a_label_without_a_class_is_refused(model, tmp_path):
 
 def test_times_say_what_was_waited_for(model, tmp_path):
     source = Pictures()
-    plan = plan_for(model, source)
-    times = tokenization.tokenize(model, source, plan, tmp_path / "set")
+    spec = spec_for(model, source)
+    times = tokenization.tokenize(model, source, spec, tmp_path / "set")
     assert times.num_images == 37
     assert 0 < times.pictures + times.tokenizer + times.writing <= times.total
     assert "images/s" in str(times) and "% on the tokenizer" in str(times)
