@@ -1,12 +1,15 @@
 """Files of model directories: weights in two formats, and the JSON of settings beside them."""
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
 import re
 import shutil
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +17,71 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 
 from enat_jax.checkpoints import weight_files
-from enat_jax.runtime import files
+from enat_jax.runtime import files, sharding
 
 WEIGHTS = ("orbax", "safetensors")  # formats of weights; a directory may have one or both
 DTYPES = ("float32", "bfloat16")  # that weights may be loaded in; they are saved in float32
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A model with its weights.
+
+    Attributes:
+        model: a Linen module.
+        params: its (EMA) parameters, a nested dict of arrays.
+        devices: of this process, that images are divided over; empty: the first one.
+        saved_fingerprint: of the weights on disk, where ``params`` are those in another dtype.
+    """
+
+    model: Any
+    params: PyTree
+    devices: tuple[jax.Device, ...] = dataclasses.field(default=(), kw_only=True)
+    saved_fingerprint: str | None = dataclasses.field(default=None, kw_only=True)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights in float32, hexadecimal."""
+        return self.saved_fingerprint or fingerprint(self.params)
+
+    def with_dtype(self, dtype: str) -> Self:
+        """Returns the same with weights and computation in ``dtype``, "float32" or "bfloat16"."""
+        return dataclasses.replace(
+            self,
+            model=self.model.clone(dtype=dtype),
+            params=cast(self.params, dtype),
+            saved_fingerprint=self.fingerprint,
+        )
+
+    @functools.cached_property
+    def placed(self) -> tuple[jax.sharding.Mesh, PyTree]:
+        """The mesh of ``devices``, and the parameters on all of them."""
+        mesh = sharding.make_mesh(sharding.Sharding(), self.devices or jax.local_devices()[:1])
+        return mesh, jax.device_put(self.params, sharding.replicated(mesh))
+
+    def on_devices(self, dtype: str | None) -> Self:
+        """Returns the same in ``dtype``, if it is not None, with its parameters on ``devices``."""
+        found = self if dtype is None else self.with_dtype(dtype)
+        # They are sent once: what is on the devices already is not sent again.
+        return dataclasses.replace(found, params=found.placed[1])
+
+    def save_weights(self, base: pathlib.Path, formats: Collection[str], format: str) -> None:
+        """Writes the weights as ``model_files.save_weights`` does.
+
+        ``format`` is that of the description beside them.
+
+        Raises:
+            ValueError: the weights were loaded in another dtype than they were saved in, or
+                ``formats`` is empty or has an unknown one.
+            OSError: they cannot be written.
+        """
+        if self.saved_fingerprint not in (None, fingerprint(self.params)):
+            raise ValueError("weights were rounded when they were loaded: save those on disk")
+        metadata = {"format": format, "fingerprint": self.fingerprint}
+        save_weights(base, self.params, formats, metadata)
 
 
 def settings_of(module):
@@ -82,6 +144,23 @@ def load_weights(base):
         return traverse_util.unflatten_dict(tensors, sep="/")
     except TypeError as error:  # a name that is another one's folder
         raise ValueError(f"{_safetensors(base)} has no weights of such a model") from error
+
+
+def load_saved(base: pathlib.Path, expected_fingerprint: str) -> dict[str, Any]:
+    """Reads weights as ``load_weights`` does, and raises ValueError if the fingerprint differs."""
+    params = load_weights(base)
+    if fingerprint(params) != expected_fingerprint:
+        raise ValueError(f"the weights in {base.parent} are not those that were saved: damaged")
+    return params
+
+
+@contextlib.contextmanager
+def parsing(path: pathlib.Path) -> Iterator[None]:
+    """Within, a field of a description that is missing or wrong becomes a ValueError."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
 
 
 def _safetensors(base):

@@ -15,9 +15,7 @@ A model directory is all that is needed to draw images:
 """
 
 import dataclasses
-import functools
 import pathlib
-from typing import Any
 
 import jax
 import numpy as np
@@ -32,28 +30,23 @@ BATCH_SIZE = 100  # images per call of the sampler, at most, where nothing else 
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Generator:
+class Generator(model_files.TrainedModel):
     """Transformer, tokenizer and sampler settings.
 
     Attributes:
-        model: ``enat.ENAT`` or ``nat.NAT``; params: its (EMA) parameters.
         tokenizer: turns tokens into images.
         class_names: one name per class.
         settings: ``sampling.Settings`` to sample with.
         provenance: JSON values that say where the weights come from.
-        devices: of this process, that images are divided over; empty: the first one. Every
-            process of several draws images of its own.
-        saved_fingerprint: of the weights on disk, where ``params`` are those in another dtype.
+
+    Each of several processes draws images of its own, on its ``devices``.
     """
 
     model: enat.ENAT | nat.NAT
-    params: Any
     tokenizer: tokenizer.Tokenizer
     class_names: tuple[str, ...]
     settings: sampling.Settings = sampling.Settings()
     provenance: dict = dataclasses.field(default_factory=dict)
-    devices: tuple[jax.Device, ...] = ()
-    saved_fingerprint: str | None = None
 
     def __post_init__(self):
         rows, columns = self.tokenizer.grid
@@ -65,24 +58,14 @@ class Generator:
                 f"{found}, of the transformer {needed}: they do not belong together"
             )
 
-    @functools.cached_property
-    def fingerprint(self):
-        """SHA-256 of the transformer's weights in float32, hexadecimal."""
-        return self.saved_fingerprint or model_files.fingerprint(self.params)
-
     def with_settings(self, **changes):
         """The same model with other sampler settings, for instance ``guidance_scale=3.0``."""
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **changes))
 
     def with_dtype(self, dtype):
         """The same with weights and computation in ``dtype``, "float32" or "bfloat16"."""
-        return dataclasses.replace(
-            self,
-            model=self.model.clone(dtype=dtype),
-            params=model_files.cast(self.params, dtype),
-            tokenizer=self.tokenizer.with_dtype(dtype),
-            saved_fingerprint=self.fingerprint,
-        )
+        tokenizer_ = self.tokenizer.with_dtype(dtype)
+        return dataclasses.replace(super().with_dtype(dtype), tokenizer=tokenizer_)
 
     def sample(self, labels, seed=0, first_index=0, batch_size=None):
         """Generate one image per label.
@@ -120,7 +103,7 @@ class Generator:
         if batch_size < 1:
             raise ValueError(f"{batch_size=} must be at least 1")
         key = _key(seed)
-        mesh, params = self._placed
+        mesh, params = self.placed
         run = sampling.make(self.model, self.settings)
         for start in range(0, len(labels), batch_size):
             part = labels[start : start + batch_size]
@@ -128,13 +111,6 @@ class Generator:
             # `place` fills up to a multiple of the devices.
             rows = [sharding.place(x, mesh) for x in (np.resize(part, batch_size), index)]
             yield len(part), np.asarray(run(params, *rows, key))
-
-    @functools.cached_property
-    def _placed(self):
-        """The mesh, and the parameters on all of its devices."""
-        devices = self.devices or jax.local_devices()[:1]
-        mesh = sharding.make_mesh(sharding.Sharding(), devices)
-        return mesh, jax.device_put(self.params, sharding.replicated(mesh))
 
     def masked_scores(self, tokens, labels, num_visible, seed=0):
         """How well the model predicts masked tokens when ``num_visible`` random ones are seen.
@@ -150,7 +126,7 @@ class Generator:
         if not 0 <= num_visible < self.model.num_tokens:
             raise ValueError(f"{num_visible=} must lie in [0, {self.model.num_tokens})")
         order = np.asarray(masked_scores.random_order(jax.random.key(seed), tokens.shape))
-        mesh, params = self._placed
+        mesh, params = self.placed
         rows = [sharding.place(x, mesh) for x in (tokens, self._checked(labels), order)]
         scores = masked_scores.scores(self.model, params, *rows, int(num_visible))
         return tuple(np.asarray(x)[: len(tokens)] for x in scores)
@@ -167,10 +143,7 @@ class Generator:
             OSError: it cannot be written.
         """
         directory = pathlib.Path(directory)
-        if self.saved_fingerprint not in (None, model_files.fingerprint(self.params)):
-            raise ValueError("weights were rounded when they were loaded: save those on disk")
-        metadata = {"format": FORMAT, "fingerprint": self.fingerprint}
-        model_files.save_weights(directory / "transformer", self.params, formats, metadata)
+        self.save_weights(directory / "transformer", formats, FORMAT)
         self.tokenizer.save(directory / "tokenizer", formats)
         if jax.process_index() == 0:
             self.write_readme(directory)
@@ -217,7 +190,7 @@ class Generator:
             directory = hub.download(directory)
         directory = pathlib.Path(directory)
         description = _description(directory)
-        try:
+        with model_files.parsing(directory / "model.json"):
             model = transformers.MODELS[description["kind"]](
                 **model_files.settings_from(description["model"])
             )
@@ -226,22 +199,19 @@ class Generator:
             provenance = description["provenance"]
             expected = description["fingerprint"]["transformer"]
             expected_tokenizer = description["fingerprint"]["tokenizer"]
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{directory / 'model.json'} is damaged: {error!r}") from error
-        params = model_files.load_weights(directory / "transformer")
-        if model_files.fingerprint(params) != expected:
-            raise ValueError(f"the weights in {directory} are not those that were saved: damaged")
+        params = model_files.load_saved(directory / "transformer", expected)
         codec = tokenizer.Tokenizer.load(directory / "tokenizer", dtype, devices)
         if codec.fingerprint != expected_tokenizer:
             raise ValueError(
                 f"the tokenizer in {directory} is not the one that the model was trained with: "
                 "copy the whole model directory again"
             )
-        found = cls(model, params, codec, names, settings, provenance, codec.devices, expected)
-        if dtype is not None:
-            found = found.with_dtype(dtype)
-        # To the devices once; what is there already is not sent again.
-        return dataclasses.replace(found, params=found._placed[1])
+        found = cls(
+            *(model, params, codec, names, settings, provenance),
+            devices=codec.devices,
+            saved_fingerprint=expected,
+        )
+        return found.on_devices(dtype)
 
     def trace(self, labels, seed=0, index=None):
         """What the sampler knows after each step, of all images in one call of the network.
@@ -258,7 +228,7 @@ class Generator:
         """
         labels = self._checked(labels)
         index = np.arange(len(labels)) if index is None else np.asarray(index)
-        mesh, params = self._placed
+        mesh, params = self.placed
         rows = [sharding.place(x, mesh) for x in (labels, index.astype(np.int32))]
         static, inputs = sampling.make_schedule(self.settings, self.model)
         found = sampling.trace_tokens(self.model, static, inputs, params, *rows, _key(seed))

@@ -5,9 +5,7 @@ A tokenizer directory holds ``tokenizer.json`` (settings and provenance) and the
 """
 
 import dataclasses
-import functools
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,44 +20,23 @@ BATCH_SIZE = 64  # images per call of the network and device
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Tokenizer:
+class Tokenizer(model_files.TrainedModel):
     """A VQGAN with its weights.
 
     Attributes:
-        model: the Linen module.
-        params: its parameters, a nested dict of arrays.
         image_size: (height, width) in pixels of the images it was trained for.
         provenance: JSON values that say where the weights come from.
-        devices: of this process, that images are divided over; empty: the first one.
-        saved_fingerprint: of the weights on disk, where ``params`` are those in another dtype.
     """
 
     model: vqgan.VQGAN
-    params: Any
     image_size: tuple[int, int]
     provenance: dict = dataclasses.field(default_factory=dict)
-    devices: tuple[jax.Device, ...] = ()
-    saved_fingerprint: str | None = None
 
     @property
     def grid(self):
         """Rows and columns of tokens."""
         height, width = self.image_size
         return height // self.model.downsampling, width // self.model.downsampling
-
-    @functools.cached_property
-    def fingerprint(self):
-        """SHA-256 of the weights in float32, hexadecimal."""
-        return self.saved_fingerprint or model_files.fingerprint(self.params)
-
-    def with_dtype(self, dtype):
-        """The same with weights and computation in ``dtype``, "float32" or "bfloat16"."""
-        return dataclasses.replace(
-            self,
-            model=self.model.clone(dtype=dtype),
-            params=model_files.cast(self.params, dtype),
-            saved_fingerprint=self.fingerprint,
-        )
 
     def encode(self, images):
         """uint8 images [n, h, w, c] to int32 tokens [n, l] in raster order."""
@@ -87,16 +64,9 @@ class Tokenizer:
             )
         return self._in_batches(_decode, codes.reshape(-1, rows, columns).astype(np.int32))
 
-    @functools.cached_property
-    def _placed(self):
-        """The mesh, and the parameters on all of its devices."""
-        devices = self.devices or jax.local_devices()[:1]
-        mesh = sharding.make_mesh(sharding.Sharding(), devices)
-        return mesh, jax.device_put(self.params, sharding.replicated(mesh))
-
     def _in_batches(self, function, rows):
         """Apply to batches of one size, so that one compiled shape serves any number of rows."""
-        mesh, params = self._placed
+        mesh, params = self.placed
         calls = max(1, -(-len(rows) // (BATCH_SIZE * mesh.size)))
         # A device that has one image alone rounds otherwise than one that has several.
         size = max(2 * mesh.size, -(-len(rows) // calls))
@@ -120,10 +90,7 @@ class Tokenizer:
             OSError: it cannot be written.
         """
         directory = pathlib.Path(directory)
-        if self.saved_fingerprint not in (None, model_files.fingerprint(self.params)):
-            raise ValueError("weights were rounded when they were loaded: save those on disk")
-        metadata = {"format": FORMAT, "fingerprint": self.fingerprint}
-        model_files.save_weights(directory / "params", self.params, formats, metadata)
+        self.save_weights(directory / "params", formats, FORMAT)
         description = {
             "format": FORMAT,
             "model": model_files.settings_of(self.model),
@@ -153,21 +120,18 @@ class Tokenizer:
         if (directory / "model.json").is_file():
             advice = f"this is a whole model, its tokenizer is {directory / 'tokenizer'}"
         description = model_files.read_json(directory / "tokenizer.json", FORMAT, advice)
-        try:
+        with model_files.parsing(directory / "tokenizer.json"):
             model = vqgan.VQGAN(**model_files.settings_from(description["model"]))
             image_size = tuple(description["image_size"])
             provenance, fingerprint = description["provenance"], description["fingerprint"]
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{directory / 'tokenizer.json'} is damaged: {error!r}") from error
-        params = model_files.load_weights(directory / "params")
-        if model_files.fingerprint(params) != fingerprint:
-            raise ValueError(f"the weights in {directory} are not those that were saved: damaged")
+        params = model_files.load_saved(directory / "params", fingerprint)
         devices = tuple(jax.local_devices() if devices is None else devices)
-        found = cls(model, params, image_size, provenance, devices, fingerprint)
-        if dtype is not None:
-            found = found.with_dtype(dtype)
-        # To the devices once; what is there already is not sent again.
-        return dataclasses.replace(found, params=found._placed[1])
+        found = cls(
+            *(model, params, image_size, provenance),
+            devices=devices,
+            saved_fingerprint=fingerprint,
+        )
+        return found.on_devices(dtype)
 
 
 def to_float(images):
