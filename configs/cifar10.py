@@ -12,12 +12,7 @@ Small enough for two CPU cores, and too small to draw what it has not seen often
 shapes of the class, not objects. Width, layers and steps are there to be raised on a GPU.
 """
 
-import pathlib
-import runpy
-
 import ml_collections
-
-COMMON = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -46,7 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
         "in_memory": False,
     }
     config.mask = {"mask_ratio": "cosine", "min_visible": 0, "reuse_probability": 0.5}
-    config.training = {
+    config.loss = {
         "label_smoothing": 0.0,
         "label_drop": 0.1,
         "ema_decay": 0.995,
@@ -74,7 +69,5 @@ def get_config() -> ml_collections.ConfigDict:
         "log_every": 50,
         "eval_every": 1000,
         "save_every": 250,
-        **COMMON["RUN"],
     }
-    config.sharding = COMMON["SHARDING"]
     return config

@@ -7,13 +7,7 @@ The source is a folder or an archive of `train/<class name>/<picture>`, or "tfds
 has been prepared as array_record.
 """
 
-import pathlib
-import runpy
-
 import ml_collections
-from ml_collections import config_dict
-
-COMMON = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -30,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
         "image_channels": 3,
     }
     config.data = {
-        "source": config_dict.placeholder(str),  # give it on the command line
+        "source": None,  # give it on the command line
         "size": 32,  # pixels
         "held_out": 0.02,  # share of the pictures kept for evaluation
         "crop_area": (0.8, 1.0),
@@ -57,7 +51,5 @@ def get_config() -> ml_collections.ConfigDict:
         "log_every": 50,
         "eval_every": 500,
         "save_every": 250,
-        **COMMON["RUN"],
     }
-    config.sharding = COMMON["SHARDING"]
     return config

@@ -6,12 +6,7 @@
 For what it draws, and how good that is, see the README.
 """
 
-import pathlib
-import runpy
-
 import ml_collections
-
-COMMON = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -44,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
     }
     # Beta(12, 3) hardly ever shows 64 tokens the ratios that sampling uses, nor the first step.
     config.mask = {"mask_ratio": "cosine", "min_visible": 0, "reuse_probability": 0.5}
-    config.training = {
+    config.loss = {
         "label_smoothing": 0.0,
         "label_drop": 0.1,
         "ema_decay": 0.99,
@@ -75,7 +70,5 @@ def get_config() -> ml_collections.ConfigDict:
         "log_every": 50,
         "eval_every": 1000,
         "save_every": 250,
-        **COMMON["RUN"],
     }
-    config.sharding = COMMON["SHARDING"]
     return config

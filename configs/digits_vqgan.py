@@ -9,12 +9,7 @@ gave no more than 32 do, but are harder to predict: a random forest that sees th
 and the class of a token names it in 0.30 of cases with 32 codes, in 0.23 with 64.
 """
 
-import pathlib
-import runpy
-
 import ml_collections
-
-COMMON = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -63,7 +58,5 @@ def get_config() -> ml_collections.ConfigDict:
         "log_every": 50,
         "eval_every": 200,
         "save_every": 100,
-        **COMMON["RUN"],
     }
-    config.sharding = COMMON["SHARDING"]
     return config

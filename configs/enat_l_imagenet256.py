@@ -8,13 +8,7 @@ A100s; the paper reports FID 2.79 and IS 326.7 at 8 steps. Not reproduced here y
 Sources: "paper" is arXiv 2411.06959, "reference" the authors' PyTorch release.
 """
 
-import pathlib
-import runpy
-
 import ml_collections
-from ml_collections import config_dict
-
-COMMON = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))
 
 # Paper Table 7.
 SIZES = {
@@ -46,7 +40,6 @@ def get_config(size: str = "L") -> ml_collections.ConfigDict:
     }
     config.data = {
         "tokens": "data/imagenet256_tokens",  # centre crops and flips; reference
-        "held_out_tokens": config_dict.placeholder(str),
         "tokenizer": "models/vqgan_imagenet256",
     }
     config.mask = {
@@ -56,7 +49,7 @@ def get_config(size: str = "L") -> ml_collections.ConfigDict:
         "min_visible": 1,  # reference
         "reuse_probability": 0.5,  # paper Section 4.2
     }
-    config.training = {
+    config.loss = {
         "label_smoothing": 0.1,  # reference
         # reference: 0.15 in the data set, then 0.1 in the model: 1 - 0.85 * 0.9
         "label_drop": 0.235,
@@ -87,7 +80,5 @@ def get_config(size: str = "L") -> ml_collections.ConfigDict:
         "eval_every": 25_000,
         "save_every": 5_000,
         "pictures": True,
-        **COMMON["RUN"],
     }
-    config.sharding = COMMON["SHARDING"]
     return config

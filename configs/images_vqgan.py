@@ -11,13 +11,7 @@ reconstructions are soft. A smaller picture needs fewer levels: 128 pixels with
 those of MaskGIT's release, scaled to the batch.
 """
 
-import pathlib
-import runpy
-
 import ml_collections
-from ml_collections import config_dict
-
-COMMON = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -34,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
         "image_channels": 3,
     }
     config.data = {
-        "source": config_dict.placeholder(str),  # give it on the command line
+        "source": None,  # give it on the command line
         "size": 256,  # pixels
         "held_out": 0.05,  # share of the pictures kept for evaluation, if no folder is called test
         "crop_area": (0.8, 1.0),  # share of the picture that a crop takes
@@ -61,7 +55,5 @@ def get_config() -> ml_collections.ConfigDict:
         "log_every": 100,
         "eval_every": 5000,
         "save_every": 1000,
-        **COMMON["RUN"],
     }
-    config.sharding = COMMON["SHARDING"]
     return config

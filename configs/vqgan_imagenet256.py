@@ -8,13 +8,7 @@ publish no settings for it; reconstructions will be softer than those of the rel
 Sources: "MaskGIT" is arXiv:2202.04200 and its release, "VQ-VAE" arXiv:1711.00937.
 """
 
-import pathlib
-import runpy
-
 import ml_collections
-from ml_collections import config_dict
-
-COMMON = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -33,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.data = {
         "source": "tfds:imagenet2012",  # see enat_jax.prepare
-        "data_dir": config_dict.placeholder(str),  # of TFDS; its default: ~/tensorflow_datasets
+        "data_dir": None,  # of TFDS; its default: ~/tensorflow_datasets
         "held_out_split": "validation",
         "size": 256,  # pixels
     }
@@ -58,7 +52,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = {
         "batch_size": 256,  # MaskGIT
         "num_steps": 500_000,
-        **COMMON["RUN"],
     }
-    config.sharding = COMMON["SHARDING"]
     return config

@@ -163,7 +163,7 @@ def _profile(options, overrides):
         setup.make_model(
             config, options.dtype
         )  # a mistake in it would otherwise be one in every row
-    setup.load_config(options.tokenizer_config)
+    setup.load_config(options.tokenizer_config, task="vqgan")
     rows = profile_rows.list_rows(
         configs,
         options.tokenizer_config,
@@ -234,11 +234,10 @@ def _loader(options):
 
 def _scaling(config, options):
     """The training step compiled for several layouts of devices, and predictions from it."""
-    if config.get("model", {}).get("attention") == "cudnn":
+    if config.model.attention == "cudnn":
         config.model.attention = "xla"  # the same products and collectives; this one compiles here
     task = setup.make_task(config, options.batch or config.train.batch_size)
-    rules = config.get("sharding", {}).get("rules")
-    rules = enat_task.RULES if rules is None else rules
+    rules = enat_task.RULES if config.sharding.rules is None else config.sharding.rules
     layouts = options.layouts or [x for n in options.devices for x in scaling.layouts_of(n)]
     assumptions = scaling.Assumptions(options.of_flops, options.of_bandwidth)
     scaling.cpu_devices(max(math.prod(sizes.values()) for sizes in layouts))
@@ -269,14 +268,14 @@ def _sampler(config, options):
     if options.steps is not None:
         values["num_steps"] = options.steps
     values["num_segments"] = None
-    settings = setup._splat(sampling.Settings, "sampler", **values)
+    settings = sampling.Settings(**values)
     if options.decode != (options.tokenizer_config is not None):
         raise ValueError("--decode and --tokenizer-config FILE go together: give both or neither")
     codec = None
     if options.decode:
-        section = setup.load_config(options.tokenizer_config).model.to_dict()
+        section = setup.load_config(options.tokenizer_config, task="vqgan").model
         # One compute dtype for both, so that there is one rate to compare with.
-        codec = setup._splat(vqgan.VQGAN, "model", **section | {"dtype": model.dtype})
+        codec = vqgan.VQGAN(**section.to_dict() | {"dtype": model.dtype})
     segments = options.segments or (1, settings.num_steps)
     how = {"codec": codec, "repeats": options.repeats}
     fit = None

@@ -20,7 +20,6 @@ import pathlib
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from enat_jax.checkpoints import checkpoint, model_files
 from enat_jax.data import loader
@@ -79,7 +78,8 @@ def _train(config, workdir, built, devices, from_step):
     )
     best = checkpoint.Best(loop.best_metric, loop.best_mode) if loop.best_metric else None
     checkpointer = checkpoint.Checkpointer(
-        workdir / "checkpoints", loop.save_every, loop.keep, loop.keep_every, best
+        *(workdir / "checkpoints", loop.save_every, loop.keep, loop.keep_every, best),
+        complete=train_config.complete_identity,
     )
     meta = train_config.identity(config, task)
     restored = checkpointer.restore(steps.abstract_state, meta, from_step)
@@ -243,7 +243,7 @@ def _log(message):
         print(f"[train] {message}", flush=True)
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File of the config.", lock_config=True)
+_CONFIG = train_config.define()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _FROM_STEP = flags.DEFINE_integer(
     "from_step", None, "Step of the checkpoint to continue from; by default the last."

@@ -14,6 +14,7 @@ import tiny
 
 from enat_jax.inference import tokenizer
 from enat_jax.models import vqgan
+from enat_jax.training import config as train_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -34,7 +35,7 @@ def small_config(root, **changes):
                 "tokenizer": str(root / "tokenizer"),
             },
             "mask": {"mask_ratio": "cosine", "min_visible": 0},
-            "training": {"max_shapes": 2, "ema_decay": 0.9},
+            "loss": {"max_shapes": 2, "ema_decay": 0.9},
             "sampler": {"num_steps": 3, "num_segments": 1},
             "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2},
             "train": {
@@ -44,7 +45,7 @@ def small_config(root, **changes):
         }
     )  # fmt: skip
     config.update_from_flattened_dict(changes)
-    return config
+    return train_config.complete(config)
 
 
 def write_data(root):

@@ -15,8 +15,6 @@ from enat_jax.runtime import cli, matrix_rate
 
 SMALL = (32, 48, 32)
 TIMED = tiny_config.measurement(label={"visible": (0, 1), "cached": (0, 1), "reuse": True})
-# ml_collections loads config files by a way that Python is giving up.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 CONFIG = """
 import ml_collections
 

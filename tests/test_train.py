@@ -134,7 +134,7 @@ def test_words_may_start_from_the_codebook(data):
     """As a projection of the codes: alike where they are alike; all else starts as it does."""
     config = small_config(data)
     plain = enat_task.make(config)
-    config.training.words_from_codebook = True
+    config.loss.words_from_codebook = True
     task = enat_task.make(config)
     usual, found = (jax.jit(t.init)(jax.random.key(0)).params for t in (plain, task))
     words = np.asarray(found["embed"]["word"])

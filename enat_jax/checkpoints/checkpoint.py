@@ -43,6 +43,7 @@ class Checkpointer:
         keep_every: checkpoints at multiples of so many steps stay for good; a multiple of
             ``save_every``.
         best: the best checkpoint by this metric stays until there is a better one.
+        complete: see ``manifest.differences``.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Checkpointer:
         keep: int = 2,
         keep_every: int | None = None,
         best: Best | None = None,
+        complete: manifest.Complete = dict,
     ):
         if save_every < 1 or keep < 1:
             raise ValueError(f"{save_every=} and {keep=} must be positive")
@@ -59,6 +61,7 @@ class Checkpointer:
             raise ValueError(f"{keep_every=} must be a positive multiple of {save_every=}")
         self._directory = pathlib.Path(directory).absolute()
         self._save_every = save_every
+        self._complete = complete
         self._best = None if best is None else preservation.KeepBest(best)
         policies = [checkpoint_managers.LatestN(keep)]
         if keep_every is not None:
@@ -222,7 +225,7 @@ class Checkpointer:
         described, damage = agreement.broadcast_from_first(functools.partial(manifest.read, path))
         if damage:
             raise _Damaged(damage)
-        differences = manifest.differences(described, expected_meta, abstract_state)
+        differences = manifest.differences(described, expected_meta, abstract_state, self._complete)
         if differences:
             raise ValueError(
                 f"the checkpoint of step {step} in {self._directory} is of another configuration: "

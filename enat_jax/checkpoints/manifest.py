@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from enat_jax.checkpoints import checksums
+
+Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 def make(
@@ -53,13 +55,20 @@ def read(directory: pathlib.Path) -> tuple[dict[str, Any] | None, str | None]:
     return found, None
 
 
-def differences(manifest: Mapping[str, Any], meta: Mapping[str, Any], state: Any) -> str:
+def differences(
+    manifest: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    state: Any,
+    complete: Complete = dict,
+) -> str:
     """Says where settings and arrays are not those of ``meta`` and of ``state``, which may be
     abstract.
 
+    Settings are compared as ``complete`` returns them, which may add what they leave out.
     Names the first eight values with what they are and what is expected; "" if the checkpoint fits.
     """
-    found = _differences(manifest["config"], as_json(meta))
+    saved, expected = (as_json(complete(x)) for x in (manifest["config"], meta))
+    found = _differences(saved, expected)
     return _shortened(found + _differences(manifest["tree"], tree(state)))
 
 

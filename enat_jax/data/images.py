@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import inspect
 import pathlib
 from collections.abc import Sequence
 from typing import Protocol
@@ -131,6 +132,21 @@ class Files:
         }
 
 
+def _settings(*classes: type) -> dict[str, inspect.Parameter]:
+    """Returns what classes take, by name, but for where the pictures are."""
+    found = {k: v for x in classes for k, v in inspect.signature(x).parameters.items()}
+    others = ("source", "path", "reader", "split", "framing")
+    return {k: v for k, v in found.items() if k not in others}
+
+
+# Settings of each kind of source.
+SETTINGS = {
+    "digits": _settings(Digits),
+    "tfds": _settings(decoding.Framing, tfds_records.Records),
+    "files": _settings(decoding.Framing, Files),
+}
+
+
 def kind(source: str) -> str:
     """One of "digits", "tfds" and "files"; sources of a kind have the same settings."""
     if source == "digits":
@@ -154,30 +170,30 @@ def open_source(source: str, split: str, **settings) -> Source:
     files that cannot be listed or opened.
     """
     if kind(source) == "digits":
-        known = {field.name for field in dataclasses.fields(Digits)} - {"split"}
-        _refuse_unknown(source, settings, known)
+        _refuse_unknown(source, settings)
         return Digits(split=split, **settings)
     if kind(source) == "tfds":
-        framing, others = _framing(source, settings, {"data_dir", "image_key", "label_key"})
+        framing, others = _framing(source, settings)
         return tfds_records.Records(source, split, framing, **others)
     path = pathlib.Path(source).expanduser()
     reader = readers.kind(path)
     if reader is None:
         reason = "is none of these" if path.exists() else "does not exist"
         raise ValueError(f"{source=} {reason}: {KINDS}")
-    framing, others = _framing(source, settings, {"classes", "class_names", "held_out"})
+    framing, others = _framing(source, settings)
     return Files(path, reader(path), split, framing, **others)
 
 
-def _framing(source: str, settings: dict, others: set[str]) -> tuple[decoding.Framing, dict]:
-    names = {field.name for field in dataclasses.fields(decoding.Framing)}
-    _refuse_unknown(source, settings, names | others)
+def _framing(source: str, settings: dict) -> tuple[decoding.Framing, dict]:
+    _refuse_unknown(source, settings)
     if "size" not in settings:
         raise ValueError(f"{source=} needs a setting size, the pixels of a side of its images")
+    names = {field.name for field in dataclasses.fields(decoding.Framing)}
     framing = decoding.Framing(**{k: v for k, v in settings.items() if k in names})
-    return framing, {k: v for k, v in settings.items() if k in others}
+    return framing, {k: v for k, v in settings.items() if k not in names}
 
 
-def _refuse_unknown(source: str, settings: dict, known: set[str]) -> None:
-    if unknown := sorted(set(settings) - known):
+def _refuse_unknown(source: str, settings: dict) -> None:
+    known = SETTINGS[kind(source)]
+    if unknown := sorted(set(settings) - set(known)):
         raise ValueError(f"{source=} has no settings {unknown}: it has {sorted(known)}")

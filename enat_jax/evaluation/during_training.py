@@ -1,8 +1,8 @@
 """The quality of a few samples during training, by the code that ``evaluate`` uses.
 
-The optional section ``evaluation`` of a config switches it on:
+The section ``evaluation`` of a config switches it on, or the command line:
 
-    config.evaluation = {"reference": "digits", "features": "random:0", "num": 500}
+    --config.evaluation.reference=digits --config.evaluation.features=random:0
 """
 
 import dataclasses
@@ -24,20 +24,27 @@ class Settings:
         reference: statistics (.npz), or pictures, ``data.images.open_source``, as the tokenizer was
             trained on. Of many pictures every process makes the statistics at the first
             evaluation; ``python -m enat_jax.evaluate --make-reference`` makes them once for all.
+            None: no evaluation.
         features: as for ``features.open_features``; inception: path of Inception's weights.
         num: samples; few give a distance that is too high, so compare equal numbers.
         split: of pictures.
         keep: pictures whose features are kept for precision and recall.
     """
 
-    reference: str
-    features: str
+    reference: str | None = None
+    features: str | None = None
     num: int = 500
     inception: str | None = None
     split: str = "train"
     keep: int = 10_000
 
     def __post_init__(self):
+        if (self.reference is None) != (self.features is None):
+            name = "reference" if self.reference is None else "features"
+            raise ValueError(
+                f"evaluation.{name} is not set: samples are compared with a reference by features, "
+                f"so give --config.evaluation.{name}=, too"
+            )
         for name in ("num", "keep"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 10:
@@ -100,15 +107,15 @@ class SampleQuality:
 
 
 def make(section, codec: tokenizer.Tokenizer) -> SampleQuality | None:
-    """Of a config's section, a ConfigDict, for images of the tokenizer; None for no section.
+    """Of a config's section, a ConfigDict, for images of the tokenizer; None without a reference.
 
     Raises:
         OSError: a file cannot be read.
         ValueError: settings, reference, features and images do not fit together.
     """
-    if section is None:
-        return None
     settings = Settings(**section.to_dict())
+    if settings.reference is None:
+        return None
     network = features.open_features(settings.features, weights=settings.inception)
     shape = (*codec.image_size, codec.model.image_channels)
     sizes = {k: v.shape[1] for k, v in network(np.zeros((1, *shape), np.uint8)).items()}

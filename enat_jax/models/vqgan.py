@@ -115,7 +115,7 @@ class VQGAN(nn.Module):
     codebook_size: int = 1024
     num_groups: int = 32  # must divide the width of every level
     image_channels: int = 3
-    dtype: jnp.dtype = jnp.float32
+    dtype: str = "float32"
 
     @property
     def downsampling(self) -> int:

@@ -83,12 +83,12 @@ def _settings(config, task):
         (f"{name}={value}", [f"--config.model.{name}={value}"])
         for name, values in changes
         for value in values
-        if value != config.model.get(name, values[0])
+        if value != config.model[name]
     ]
     if task == "train":
         return [("baseline", []), *found]
     steps = config.sampler.num_steps
-    usual = min(config.sampler.get("num_segments") or steps, steps)
+    usual = min(config.sampler.num_segments or steps, steps)
     found = [(name, [*arguments, "--segments", str(usual)]) for name, arguments in found]
     others = [n for n in (*SEGMENTS, steps) if n <= steps and n != usual]
     found += [(f"segments={n}", ["--segments", str(n)]) for n in dict.fromkeys(others)]

@@ -87,16 +87,13 @@ def run_absl(main, argv=None):
 
 
 def _parse_flags(argv):
-    # config_flags reports a missing file only when the config is read, and then in four lines.
-    for i, argument in enumerate(argv):
-        if argument.startswith(("--config=", "-config=")):
-            path = argument.split("=", 1)[1]
-        elif argument in ("--config", "-config") and i + 1 < len(argv):
-            path = argv[i + 1]
-        else:
-            continue
-        if not os.path.isfile(path) and not os.path.isfile(path.split(":")[0]):
-            raise FileNotFoundError(f"there is no config file {path}")
+    for argument in argv:
+        if argument.startswith(("--config.", "--noconfig.")):
+            raise ValueError(
+                f"{argument} has no config to change yet: give --config FILE before it"
+            )
+        if argument.split("=")[0] in ("--config", "-config"):
+            break  # whose file says which other flags there are
     return flags.FLAGS(argv)
 
 

@@ -1,25 +1,40 @@
-"""The config of a training run: its sections, the loop's settings, and what a run depends on."""
+"""The config of a training run: its file and flags, its sections, and what a run depends on.
+
+A config says what differs from the defaults of the classes that ``SECTIONS`` names; ``complete``
+adds the rest.
+"""
 
 import dataclasses
+import functools
+import inspect
 import json
+import os
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import ml_collections
+from absl import flags
+
+from enat_jax.data import image_data, images, token_data
+from enat_jax.evaluation import during_training
+from enat_jax.inference import sampling
+from enat_jax.models import classifier, transformers, vqgan
 from enat_jax.runtime import sharding
-from enat_jax.training import classifier_task, enat_task, optim, vqgan_task
+from enat_jax.schedules import reveal
+from enat_jax.training import classifier_task, enat_task, optim, settings, vqgan_task
 
 TASKS = {"vqgan": vqgan_task, "enat": enat_task, "classifier": classifier_task}
-SECTIONS = {
-    "vqgan": {"model", "data", "loss", "optimizer", "train", "sharding"},
-    "enat": {
-        *("model", "data", "mask", "training", "sampler", "optimizer", "train", "sharding"),
-        "evaluation",
-    },
-    "classifier": {"model", "data", "loss", "optimizer", "train", "sharding"},
-}
 
-OPTIONAL = {"sharding", "evaluation"}
+# Names that sections had in earlier versions, whose configs, runs and command lines go on working.
+RENAMED = {"enat": {"training": "loss"}, "vqgan": {}, "classifier": {}}
 
 # Settings that change speed and rounding alone, so that a run may go on elsewhere with others.
 SPEED = [("model", name) for name in ("remat", "attention", "unroll")]
+
+# Sections that may change when a run goes on; the task says what must not change of its data.
+FREE = ("data", "train", "sampler", "sharding", "evaluation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,48 +96,200 @@ class Loop:
             )
 
 
+SEED = settings.setting("seed", int, 0)
+# The classes that sections describe; see ``schema`` for what is left.
+COMMON = {"train": Loop, "optimizer": optim.Optimizer, "sharding": sharding.Sharding}
+SECTIONS = {
+    "enat": COMMON
+    | {
+        "data": token_data.Data,
+        "mask": reveal.SplitDistribution,
+        "loss": enat_task.Training,
+        "sampler": sampling.Settings,
+        "evaluation": during_training.Settings,
+    },
+    "vqgan": COMMON | {"model": vqgan.VQGAN, "data": image_data.Data, "loss": vqgan_task.Loss},
+    "classifier": COMMON
+    | {"model": classifier.Classifier, "data": image_data.Data, "loss": classifier_task.Loss},
+}
+
+
+def schema(task: str, kind: str | None = None) -> dict[str, settings.Settings]:
+    """Returns the settings of each section; ``kind`` is of the transformer, None: of all kinds."""
+    found = {name: settings.of(made) for name, made in SECTIONS[task].items()}
+    if task == "enat":
+        models = [transformers.MODELS[kind]] if kind else transformers.MODELS.values()
+        found["model"] = {"kind": settings.setting("kind", str, "enat")}
+        for model in models:
+            found["model"] |= settings.of(model)
+        return found
+    del found["data"]["settings"]  # stand beside the others
+    for name, setting in (x for kind in images.SETTINGS.values() for x in kind.items()):
+        found["data"][name] = setting.replace(default=setting.empty)  # each kind has its own
+    if task == "classifier":
+        for name in ("num_classes", "image_channels"):  # as the data have them
+            del found["model"][name]
+    return found
+
+
+def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns a config with every setting of every section; without value or default it is None.
+
+    Raises:
+        ValueError: a section or a setting is unknown, or a value is of another type.
+    """
+    task = _task(config)
+    values = {RENAMED[task].get(name, name): value for name, value in config.to_dict().items()}
+    kind = (values.get("model") or {}).get("kind", "enat")
+    if task == "enat" and kind not in transformers.MODELS:
+        raise ValueError(f"model.kind={kind!r} is unknown: one of {sorted(transformers.MODELS)}")
+    sections = schema(task, kind)
+    top = {"task": settings.setting("task", str), "seed": SEED}
+    settings.refuse_unknown("config", values, top | sections)
+    found = settings.complete("config", {k: v for k, v in values.items() if k in top}, top)
+    for name, section in sections.items():
+        found[name] = settings.complete(f"config.{name}", values.get(name) or {}, section)
+    return ml_collections.ConfigDict(found)
+
+
+def _task(config: ml_collections.ConfigDict) -> str:
+    task = config.get("task")
+    if task not in TASKS:
+        raise ValueError(f"task={task!r} is unknown: one of {sorted(TASKS)}")
+    return task
+
+
+# --- files and flags ------------------------------------------------------------------------
+
+
+def define(values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder:
+    """Defines the flag --config FILE, which defines --config.SECTION.SETTING for all settings."""
+    parser, words = _ConfigParser(values), "File of the config."
+    return flags.DEFINE(parser, "config", None, words, values, module_name=sys.argv[0])
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """Returns the config of a file with arguments such as ``--config.model.width=64`` applied.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        absl.flags.Error: a setting is unknown or has a value of another type.
+        ValueError: an argument sets nothing.
+    """
+    values = flags.FlagValues()  # of its own: a program may have a flag of this name
+    config = define(values)
+    rest = values(["", f"--config={path}", *overrides])[1:]
+    if rest:
+        raise ValueError(f"arguments that mean nothing: {' '.join(rest)}")
+    return config.value
+
+
+class _ConfigParser(flags.ArgumentParser):
+    """Reads ``FILE``, or ``FILE:NAME`` for a ``get_config`` that takes a name."""
+
+    def __init__(self, values: flags.FlagValues):
+        self._values = values
+
+    def parse(self, argument: str) -> ml_collections.ConfigDict:
+        path, *name = argument.split(":", 1)
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"there is no config file {argument}")
+        config = runpy.run_path(path)["get_config"](*name)
+        old_names = RENAMED[_task(config)]
+        known = {"seed": SEED} | {
+            f"{section}.{name}": setting
+            for section, found in schema(config.task).items()
+            for name, setting in found.items()
+        }
+        with config.unlocked():
+            for old in old_names.keys() & set(config):
+                config[old_names[old]] = config[old]
+                del config[old]
+        config.lock()
+
+        def put(path: str, value: Any) -> None:
+            for name in reversed(path.split(".")):
+                value = {name: value}
+            with config.unlocked(), config.ignore_type():
+                config.update(value)
+
+        for path, setting in known.items():
+            section, *name = path.split(".")
+            for shown in (section, *(old for old, new in old_names.items() if new == section)):
+                flag = settings.Flag(
+                    ".".join(["config", shown, *name]), setting, functools.partial(put, path)
+                )
+                # Among the program's own flags, so that --config FILE --help shows them.
+                flags.DEFINE_flag(flag, self._values, module_name=sys.argv[0])
+        return config
+
+
+# --- what a run is made of ------------------------------------------------------------------
+
+
 def build(config):
-    """Settings of loop, sharding and optimizer, and the task of a config; unknown keys raise."""
-    if config.get("task") not in TASKS:
-        raise ValueError(f"task={config.get('task')!r} is unknown: one of {sorted(TASKS)}")
-    expected = SECTIONS[config.task] | {"task", "seed"}
-    unknown, missing = set(config) - expected, expected - set(config) - OPTIONAL
-    if unknown or missing:
-        raise ValueError(
-            f"a config of task {config.task!r} has no sections {sorted(unknown)} "
-            f"and needs {sorted(missing)}"
-        )
+    """Returns settings of loop, sharding and optimizer, and the task of a config.
+
+    Raises:
+        ValueError: a setting is unknown, not set, or does not fit the others.
+    """
+    config = complete(config)
+    for section, found in schema(config.task).items():
+        # The data have advice of their own; sizes of the model may be left to them.
+        for name in found if section not in ("data", "model") else ():
+            if config[section][name] is None and found[name].default is inspect.Parameter.empty:
+                path = f"config.{section}.{name}"
+                raise ValueError(f"{path} is not set: give --{path}={name.upper()}")
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"seed={config.seed} must lie in [0, 2**32)")
     try:
-        loop = Loop(**config.train.to_dict())
-        policy = sharding.Sharding(**config.get("sharding", {}))
-        optimizer = optim.Optimizer(**config.optimizer.to_dict())
+        loop = Loop(**config.train)
+        policy = sharding.Sharding(**config.sharding)
+        optimizer = optim.Optimizer(**config.optimizer)
         task = TASKS[config.task].make(config, loop.batch_size // loop.accumulate)
-        if loop.best_metric and loop.best_metric not in task.evaluated:
-            raise ValueError(
-                f"train.best_metric={loop.best_metric!r} is not evaluated here, only "
-                f"{', '.join(task.evaluated) or 'nothing: there is no held-out set'}"
-            )
-        return loop, policy, optimizer, task
     except TypeError as error:
-        # A dataclass names the key that it does not know, or that it needs.
-        if "unexpected keyword" in str(error) or "required positional" in str(error):
+        # A network names the setting that it needs.
+        if "required positional" in str(error):
             raise ValueError(f"config: {error}") from error
         raise
+    if loop.best_metric and loop.best_metric not in task.evaluated:
+        raise ValueError(
+            f"train.best_metric={loop.best_metric!r} is not evaluated here, only "
+            f"{', '.join(task.evaluated) or 'nothing: there is no held-out set'}"
+        )
+    return loop, policy, optimizer, task
 
 
 def identity(config, task):
-    """What a checkpoint must have been made with to be continued, as JSON values."""
+    """Returns what a checkpoint must have been made with to be continued, as JSON values.
+
+    As the config has them, without defaults, and by the names of earlier versions, which can then
+    go on from the checkpoint, too.
+    """
     values = json.loads(config.to_json_best_effort())
-    others = ("data", "train", "sampler", "sharding", "evaluation")
-    kept = {k: v for k, v in values.items() if k not in others}
+    full = complete(config)
+    kept = {k: v for k, v in values.items() if k not in FREE}
     for section, name in SPEED:
         kept.get(section, {}).pop(name, None)
-    kept["batch_size"] = config.train.batch_size
-    kept["accumulate"] = config.train.get("accumulate", 1)
+    for old, new in RENAMED[config.task].items():
+        if new in kept:
+            kept[old] = kept.pop(new)
+    kept["batch_size"] = full.train.batch_size
+    kept["accumulate"] = full.train.accumulate
     kept["data"] = task.data_identity()
-    settings = config.optimizer
-    if settings.get("schedule", "constant") != "constant" and settings.get("decay_steps") is None:
-        kept["num_steps"] = config.train.num_steps  # the learning rate depends on it
+    if full.optimizer.schedule != "constant" and full.optimizer.decay_steps is None:
+        kept["num_steps"] = full.train.num_steps  # the learning rate depends on it
     return kept
+
+
+def complete_identity(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an identity with all defaults: two that mean the same are then equal."""
+    renamed = RENAMED[values["task"]]
+    values = {renamed.get(name, name): value for name, value in values.items()}
+    sections = schema(values["task"], values["model"].get("kind", "enat"))
+    filled = {
+        name: settings.defaults(section) | values.get(name, {})
+        for name, section in sections.items()
+        if name not in FREE
+    }
+    return {"seed": SEED.default} | values | filled

@@ -20,7 +20,9 @@ from enat_jax.inference import masked_scores, sampling, tokenizer
 from enat_jax.models import enat, nat, transformers
 from enat_jax.runtime import sharding
 from enat_jax.schedules import costs, reveal, shape_buckets
-from enat_jax.training import masked_tokens, optim, train_state
+from enat_jax.training import masked_tokens, optim
+from enat_jax.training import task as tasks
+from enat_jax.training.task import Metrics, TrainState
 
 # What is divided over the mesh, see ``sharding.Sharding``. The layers of a stack are axis 0. In and
 # out of a block alternate over "tensor": only the second product of a pair is summed over it.
@@ -93,15 +95,9 @@ class Task:
         params = self.model.init(key, ids, jnp.zeros((1,), jnp.int32))["params"]
         if self.training.words_from_codebook:
             params = _with_words(params, self.tokenizer.params["codebook"], self.model, key)
-        return train_state.TrainState(
-            step=jnp.zeros((), jnp.int32),
-            skipped=jnp.zeros((), jnp.int32),
-            params=params,
-            # A copy of its own: the state is donated, and no buffer may be donated twice.
-            ema_params=jax.tree.map(jnp.copy, params),
-            opt_state=self.optimizer.init(params),
-            extra={},
-        )
+        # A copy of its own: the state is donated, and no buffer may be donated twice.
+        ema_params = jax.tree.map(jnp.copy, params)
+        return tasks.initial_state(params, self.optimizer, ema_params=ema_params)
 
     def batch_spec(self):
         """Shapes and dtypes of a whole batch."""
@@ -154,11 +150,6 @@ class Task:
 
     def _split(self, index):
         return self.splits.draw(self.model.num_tokens, self.seed, index)
-
-    def prepare(self, state, batch, key):
-        """Nothing to do before a step."""
-        del batch, key
-        return state, {}
 
     def gradients(self, state, batch, traced, key, *, static):
         """Gradients of one batch; ``key`` is of this batch alone.
@@ -275,13 +266,11 @@ def make(config, batch_size=None):
         FileNotFoundError: the tokens or the tokenizer are not there.
         ValueError: settings, tokens and tokenizer do not fit together.
     """
-    training = Training(**config.training.to_dict())
+    training = Training(**config.loss.to_dict())
     data = token_data.Data(**config.data.to_dict())
     codec = tokenizer.Tokenizer.load(data.tokenizer)
     settings = config.model.to_dict()
     kind = settings.pop("kind")
-    if kind not in transformers.MODELS:
-        raise ValueError(f"model.kind={kind!r} is unknown: one of {sorted(transformers.MODELS)}")
     token_set = token_data.open_tokens(data.tokens, settings, codec)
     held_out = (
         token_data.open_tokens(data.held_out_tokens, settings, codec)
@@ -319,5 +308,5 @@ def make(config, batch_size=None):
         sampler=sampling.Settings(**config.sampler.to_dict()),
         seed=config.seed,
         batch_size=batch_size or config.train.batch_size,
-        quality=during_training.make(config.get("evaluation"), codec),
+        quality=during_training.make(config.evaluation, codec),
     )

@@ -85,7 +85,7 @@ def _of_checkpoint(workdir, steps, step):
         raise FileNotFoundError(f"{workdir} has neither a finished model nor a checkpoint yet")
     if step is not None and step not in steps:
         raise ValueError(f"{workdir} has no checkpoint of step {step}: it has {steps}")
-    config = ml_collections.ConfigDict(_tuples(files.read_json(path, advice)))
+    config = ml_collections.ConfigDict(files.read_json(path, advice))
     if config.get("task") not in ("enat", "vqgan"):
         raise ValueError(f"{workdir} trains neither a transformer nor a tokenizer")
     *_, task = train_config.build(config)
@@ -99,13 +99,6 @@ def _of_checkpoint(workdir, steps, step):
     raise ValueError(f"no checkpoint in {workdir} can be read ({'; '.join(damaged)})")
 
 
-def _tuples(values):
-    """JSON's lists as the tuples that a config has: settings of a model must be hashable."""
-    if isinstance(values, dict):
-        return {k: _tuples(v) for k, v in values.items()}
-    return tuple(_tuples(v) for v in values) if isinstance(values, list) else values
-
-
 def _read(path, config, task):
     """Parameters of a checkpoint, those to keep alone, and None; or None and what is damaged.
 
@@ -115,7 +108,8 @@ def _read(path, config, task):
     if damage:
         return None, damage
     state = jax.eval_shape(task.init, jax.random.key(0))
-    differences = manifest.differences(described, train_config.identity(config, task), state)
+    expected = train_config.identity(config, task)
+    differences = manifest.differences(described, expected, state, train_config.complete_identity)
     if differences:
         raise ValueError(f"{path} is not of the run's config.json: {differences}")
     name = "params" if config.task == "vqgan" else "ema_params"

@@ -3,7 +3,6 @@
 import functools
 import itertools
 import pathlib
-import runpy
 
 import jax
 import numpy as np
@@ -13,6 +12,7 @@ from jax.sharding import PartitionSpec
 from enat_jax.models import vqgan
 from enat_jax.profiling import setup
 from enat_jax.runtime import sharding
+from enat_jax.training import config as train_config
 from enat_jax.training import enat_task, vqgan_task
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -84,7 +84,7 @@ def test_rows_that_do_not_divide_are_filled_up():
 @functools.cache
 def abstract_params(name):
     """Shapes of the parameters of a config's model, and the rules of its task."""
-    config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
+    config = train_config.complete(train_config.load(str(CONFIGS / f"{name}.py")))
     if config.task == "vqgan":
         init = vqgan.VQGAN(**config.model.to_dict()).init
         inputs, rules = (array(1, 16, 16, 3),), vqgan_task.RULES

@@ -1,0 +1,146 @@
+"""Settings: what a class takes, as values of a config and as flags of the command line.
+
+Names, types and defaults are those of the class; nothing else lists them.
+"""
+
+import ast
+import contextlib
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from absl import flags
+
+Settings = dict[str, inspect.Parameter]
+
+_SCALARS = {
+    bool: flags.BooleanParser(),
+    int: flags.IntegerParser(),
+    float: flags.FloatParser(),
+    str: flags.ArgumentParser(),
+}
+
+
+def of(made: Callable[..., Any]) -> Settings:
+    """Returns the arguments of a class by name; their annotations are types."""
+    found = inspect.signature(made, eval_str=True).parameters
+    return {k: v for k, v in found.items() if k not in ("parent", "name")}  # those of Linen
+
+
+def setting(name: str, kind: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    """Returns a setting that no class has."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+
+
+def defaults(settings: Settings) -> dict[str, Any]:
+    """Returns the values of settings that have a default."""
+    return {k: v.default for k, v in settings.items() if v.default is not v.empty}
+
+
+def complete(where: str, given: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Returns all settings of a section, checked; one without a value or a default is None.
+
+    Raises:
+        ValueError: a setting is unknown or has a value of another type; names it.
+    """
+    refuse_unknown(where, given, settings)
+    values = {name: _checked(f"{where}.{name}", v, settings[name]) for name, v in given.items()}
+    return dict.fromkeys(settings) | defaults(settings) | values
+
+
+def refuse_unknown(where: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ValueError for the first name that is not known, with those that are near it."""
+    known = sorted(known)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known) or known
+            raise ValueError(f"{where}: {name!r} is unknown; did you mean {', '.join(near)}?")
+
+
+class Flag(flags.Flag):
+    """A flag for a setting, whose value is handed to ``put`` as soon as it is parsed."""
+
+    def __init__(self, name: str, setting: inspect.Parameter, put: Callable[[Any], None]):
+        self._put = put
+        words = _words(setting)
+        if setting.default is not setting.empty:
+            words += f"; by default {setting.default}"
+        scalar = _kinds(setting)[0] in _SCALARS
+        super().__init__(
+            *(_Parser(setting), flags.ArgumentSerializer(), name, None, words),
+            boolean=setting.annotation is bool,
+            allow_override=True,  # by the settings of another file, if --config is given twice
+            allow_overwrite=scalar,
+        )
+
+    def parse(self, argument: str) -> None:
+        super().parse(argument)
+        self._put(self.value)
+
+
+class _Parser(flags.ArgumentParser):
+    def __init__(self, setting: inspect.Parameter):
+        self._setting = setting
+
+    def parse(self, argument: str) -> Any:
+        kinds = _kinds(self._setting)
+        if argument == "None" and types.NoneType in kinds:
+            return None
+        try:
+            if kinds[0] in _SCALARS:
+                return _SCALARS[kinds[0]].parse(argument)
+            value = ast.literal_eval(argument)
+            value = value if isinstance(value, (list, tuple)) else (value,)
+            return _as(self._setting.annotation, value)
+        except (SyntaxError, TypeError, ValueError):
+            raise ValueError(f"must be {_words(self._setting)}") from None
+
+
+def _kinds(setting: inspect.Parameter) -> tuple[Any, ...]:
+    """Returns the types that a setting may have; without a default, it may be left unset."""
+    kind = setting.annotation
+    union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    unset = (types.NoneType,) if setting.default is setting.empty else ()
+    return (*(typing.get_args(kind) if union else (kind,)), *unset)
+
+
+def _words(setting: inspect.Parameter) -> str:
+    text = inspect.formatannotation(setting.annotation)
+    return text.replace("collections.abc.", "").replace(" | ", " or ")
+
+
+def _checked(name: str, value: Any, setting: inspect.Parameter) -> Any:
+    if value is None and types.NoneType in _kinds(setting):
+        return None
+    try:
+        return _as(setting.annotation, value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={value!r} must be {_words(setting)}") from None
+
+
+def _as(kind: Any, value: Any) -> Any:
+    """Returns a value as a type says: lists become tuples, whole numbers floats.
+
+    Raises:
+        TypeError, ValueError: it is of another type or length.
+    """
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        for one in inner:
+            with contextlib.suppress(TypeError, ValueError):
+                return _as(one, value)
+        raise TypeError
+    if origin in (tuple, Sequence):
+        if not isinstance(value, (list, tuple)):
+            raise TypeError
+        if origin is Sequence or inner[-1] is Ellipsis:
+            inner = inner[:1] * len(value)
+        return tuple(_as(k, v) for k, v in zip(inner, value, strict=True))
+    if kind is float and type(value) is int:
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError
+    return value
