@@ -20,27 +20,22 @@ seek times.
 
 import argparse
 import concurrent.futures.process
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import io
-import multiprocessing.connection
+import multiprocessing
 import os
 import pathlib
 import shutil
 import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from enat_jax.checkpoints import model_files
-from enat_jax.data import imagenet, imagenet_records
-
 # The workers import this module, too: what is slow to import and needed by the main process alone,
-# such as jax below metric_writer, is imported where it is used.
-from enat_jax.runtime import cli, files, progress
+# such as jax, is imported where it is used.
+from enat_jax.data import imagenet, imagenet_records
+from enat_jax.runtime import cli, exits, files
 
 _PLAN_FORMAT = "enat_jax.prepare.plan.1"
 _REGISTER = "image-net.org gives it to people who register at https://image-net.org/download-images"
@@ -70,9 +65,10 @@ def prepare(
 
     Raises:
         OSError: a tar file is missing, something cannot be read or written, the disk is too small,
-            another process is preparing the same, or a worker was killed.
-        ValueError: a tar file is not as it should be (see ``imagenet.scan``) or not complete; or
-            what is already in ``out`` is something else than what was asked for.
+            or a worker was killed.
+        ValueError: a tar file is not as it should be (see ``imagenet.scan``) or not complete; what
+            is already in ``out`` is something else than what was asked for; or another process is
+            preparing the same.
     """
     final = pathlib.Path(out).absolute() / imagenet_records.NAME / imagenet_records.VERSION
     unfinished = final.with_name(f"{final.name}.unfinished")
@@ -82,7 +78,7 @@ def prepare(
         tar_files = _tar_files(pathlib.Path(tars), splits)
         directory = unfinished / "records"
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(unfinished / "lock"):
+        with files.lock_directory(unfinished):
             shards = {}
             for split, tar in tar_files.items():
                 pictures = _scanned(tar, split, unfinished / f"index-{split}.npz")
@@ -142,17 +138,6 @@ def _tar_files(tars: pathlib.Path, splits: Sequence[str] | None) -> dict[str, pa
     return tar_files
 
 
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    with path.open("w") as file:
-        try:
-            # The system drops the lock when the process ends, however it ends.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OSError(f"another process is working in {path.parent}") from error
-        yield
-
-
 def _scanned(tar: pathlib.Path, split: str, cache: pathlib.Path) -> imagenet.Pictures:
     """The pictures of a tar file, remembered in ``cache`` as long as the file is not touched."""
     found = tar.stat()
@@ -194,15 +179,16 @@ def _keep_plan(unfinished: pathlib.Path, shards: dict[str, list[imagenet_records
             "bytes": [shard.num_bytes for shard in of_split],
         }
     advice = f"remove {unfinished} to start anew"
-    if path.exists() and model_files.read_json(path, _PLAN_FORMAT, advice) != plan:
+    if path.exists() and files.read_json(path, advice) != plan:
         raise ValueError(
             f"{unfinished} was begun with other tar files, other splits, or another version of "
             f"TFDS or Pillow: go on with those, or {advice}"
         )
-    model_files.write_json(path, plan)
+    files.write_atomically(path, files.json_bytes(plan))
 
 
 def _write_missing(shards: Sequence[imagenet_records.Shard], processes: int) -> None:
+    from enat_jax.runtime import progress  # imports jax
 
     directory = shards[0].path.parent
     for leftover in set(directory.iterdir()) - {shard.path for shard in shards}:
@@ -221,7 +207,8 @@ def _write_missing(shards: Sequence[imagenet_records.Shard], processes: int) -> 
     workers = concurrent.futures.ProcessPoolExecutor(
         min(processes, len(missing)),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
+        initializer=exits.end_with_parent,
+        initargs=(signal.SIGINT,),  # the main process says when to stop
     )
     try:
         with progress.Progress(total, 1, done) as bar:
@@ -237,16 +224,6 @@ def _write_missing(shards: Sequence[imagenet_records.Shard], processes: int) -> 
         ) from error
     finally:
         workers.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process says when to stop
-    threading.Thread(target=_end_with_main_process, daemon=True).start()
-
-
-def _end_with_main_process() -> None:
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
 
 
 def main(arguments: list[str]) -> None:

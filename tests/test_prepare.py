@@ -23,7 +23,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from enat_jax import prepare
 from enat_jax.data import imagenet, imagenet_records
-from enat_jax.runtime import cli
+from enat_jax.runtime import cli, files
 
 ENCODED_ANEW = {*fake_imagenet.CMYK, fake_imagenet.PNG}
 NUM_SHARDS = 3
@@ -244,8 +244,8 @@ def test_only_one_process_prepares_a_data_set(tars, tmp_path):
     unfinished = tmp_path / "imagenet2012" / "5.1.0.unfinished"
     unfinished.mkdir(parents=True)
     with (
-        prepare._locked(unfinished / "lock"),
-        pytest.raises(OSError, match="another process is working in .*5.1.0.unfinished"),
+        files.lock_directory(unfinished),
+        pytest.raises(ValueError, match="another process is at work in .*5.1.0.unfinished"),
     ):
         prepare.prepare(tars, tmp_path, allow_incomplete=True)
 

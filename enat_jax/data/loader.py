@@ -6,17 +6,16 @@ batch is the same however many processes share it.
 """
 
 import collections
-import multiprocessing
-import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
+
+from enat_jax.runtime import exits
 
 Batch = dict[str, np.ndarray]
 
@@ -101,24 +100,13 @@ def train_batches(
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, parsed or not
     options = grain.multiprocessing.MultiprocessingOptions(workers, per_worker_buffer_size=2)
     stream = batches.to_iter_dataset(grain.ReadOptions(0, 0))
-    return iter(stream.mp_prefetch(options, worker_init_fn=_live_with_parent))
+    return iter(stream.mp_prefetch(options, worker_init_fn=_start_worker))
 
 
-def _live_with_parent(index: int, count: int) -> None:
-    """Makes a worker heed its parent alone.
-
-    Ctrl-C and a scheduler's SIGTERM go to all processes of a run: the parent still needs batches
-    for the step after which it saves. And no worker stays behind when the parent is killed.
-    """
+def _start_worker(index: int, count: int) -> None:
+    """Leaves all signals to the parent, which needs batches up to the step after which it saves."""
     del index, count
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    exits.end_with_parent(signal.SIGINT, signal.SIGTERM)
 
 
 def prefetch(batches: Iterable[Batch], put: Callable[[Batch], Any], ahead: int = 2) -> Iterator:
@@ -133,3 +121,8 @@ def prefetch(batches: Iterable[Batch], put: Callable[[Batch], Any], ahead: int =
         if len(waiting) > ahead:
             yield waiting.popleft()
     yield from waiting
+
+
+def evenly(num_rows: int, max_rows: int) -> np.ndarray:
+    """Returns the int64 numbers of at most ``max_rows`` rows, evenly over a set sorted by class."""
+    return np.linspace(0, num_rows - 1, min(num_rows, max_rows)).astype(np.int64)

@@ -132,6 +132,22 @@ def end_without(message, stacks=False):
         _exit(PEER_LOST)
 
 
+def end_with_parent(*ignored: signal.Signals) -> None:
+    """Makes a worker process ignore some signals, and end when its parent has ended.
+
+    Ctrl-C and a scheduler's SIGTERM go to all processes of a run, and its parent says when a worker
+    is no longer needed. A parent that is killed cannot say it; no worker stays behind then.
+
+    Args:
+        ignored: signals that are left to the parent.
+    """
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+    if parent := multiprocessing.parent_process():
+        end = lambda: (parent.join(), os._exit(BUG))  # noqa: E731
+        threading.Thread(target=end, daemon=True).start()
+
+
 def _on_abort(number):
     if _process.leaving is not None:
         _exit(_process.leaving)  # a farewell that failed
