@@ -143,10 +143,8 @@ def make_schedule(settings: Settings, model: Transformer) -> tuple[Schedule, Ste
     """Returns the schedule of ``settings`` for a model; host arithmetic only."""
     t = settings.num_steps
     steps = reveal.sampling_steps(model.num_tokens, t, model.reuse)
-    dims = costs.dims_of(model)
-    segments = reveal.cut_segments(
-        steps, settings.num_segments or min(t, MAX_BODIES), lambda x: costs.step_cost(dims, *x)
-    )
+    cost = functools.partial(costs.step_cost, costs.dims_of(model))
+    segments = reveal.cut_segments(steps, settings.num_segments or min(t, MAX_BODIES), cost)
     s = np.arange(t)
     remaining = 1 - (s + 1) / t
     token_temperature = np.maximum(settings.token_temperature * remaining, 1e-3)

@@ -10,21 +10,30 @@ Everything here is host arithmetic in float64 on numpy values: schedules and sha
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 from scipy import special
 
+Size = int | Int[np.ndarray, "..."]
+# The work of one step in windows of given sizes: (num_cached, num_new, num_visible, num_masked),
+# as in ``Windows``; elementwise for arrays, which broadcast.
+Cost = Callable[[Size, Size, Size, Size], np.ndarray]
 
-def mask_counts(num_tokens, num_steps):
-    """Masked tokens before each step: ``floor(l cos(pi s / 2t))`` (paper Section 3, reference).
+
+def mask_counts(num_tokens: int, num_steps: int) -> Int[np.ndarray, " t+1"]:
+    """Returns the masked tokens before each step: ``floor(l cos(pi s / 2t))``.
+
+    The cosine schedule of the paper (Section 3) in the float64 arithmetic of the reference.
 
     Args:
         num_tokens: l, at least 1.
         num_steps: t, at least 1.
 
     Returns:
-        int64 [t + 1], from l (nothing visible) down to 0 (all visible), never increasing.
+        int64, from l (nothing visible) down to 0 (all visible), never increasing.
 
     Raises:
         ValueError: an argument is below 1.
@@ -38,20 +47,40 @@ def mask_counts(num_tokens, num_steps):
 
 
 class StepCounts(NamedTuple):
-    """Token counts of the sampling steps, int64 [t] each."""
+    """Token counts of the sampling steps, int64.
 
-    num_cached: np.ndarray  # visible before the step, features kept from earlier steps
-    num_new: np.ndarray  # encoded in this step
-    num_masked: np.ndarray  # decoded in this step
-    num_left: np.ndarray  # still masked after this step
+    Attributes:
+        num_cached: visible before the step, with features kept from earlier steps.
+        num_new: encoded in the step.
+        num_masked: decoded in the step.
+        num_left: still masked after the step.
+    """
+
+    num_cached: Int[np.ndarray, " t"]
+    num_new: Int[np.ndarray, " t"]
+    num_masked: Int[np.ndarray, " t"]
+    num_left: Int[np.ndarray, " t"]
 
     @property
-    def num_visible(self):
+    def num_visible(self) -> Int[np.ndarray, " t"]:
+        """The context of the decoder in the step."""
         return self.num_cached + self.num_new
 
+    @property
+    def sizes(self) -> tuple[Int[np.ndarray, " t"], ...]:
+        """The sizes of the windows without padding, in the order of ``Windows``."""
+        return self.num_cached, self.num_new, self.num_visible, self.num_masked
 
-def sampling_steps(num_tokens, num_steps, reuse=True):
-    """Token counts of every sampling step; without reuse all visible tokens are encoded anew."""
+
+def sampling_steps(num_tokens: int, num_steps: int, reuse: bool = True) -> StepCounts:
+    """Returns the token counts of every sampling step.
+
+    Args:
+        num_tokens: l, at least 1.
+        num_steps: t, at least 1.
+        reuse: whether features of earlier steps are kept; without, all visible tokens are encoded
+            anew in every step.
+    """
     counts = mask_counts(num_tokens, num_steps)
     visible = num_tokens - counts[:-1]
     cached = np.concatenate([[0], visible[:-1]]) if reuse else np.zeros_like(visible)
@@ -59,7 +88,14 @@ def sampling_steps(num_tokens, num_steps, reuse=True):
 
 
 class Windows(NamedTuple):
-    """Static window sizes of one compiled shape; all are upper bounds of the true counts."""
+    """Static window sizes of one compiled shape; all are upper bounds of the true counts.
+
+    Attributes:
+        num_cached: the encoder's context.
+        num_new: the encoder's input.
+        num_visible: the decoder's context.
+        num_masked: the decoder's input.
+    """
 
     num_cached: int
     num_new: int
@@ -75,31 +111,22 @@ class Segment(NamedTuple):
     windows: Windows
 
 
-def _cover(steps, start, stop):
-    """The smallest windows in which all steps ``start <= s < stop`` fit."""
-    part = [np.asarray(x[start:stop]) for x in (*steps, steps.num_visible)]
-    cached, new, masked, _, visible = part
-    return Windows(*(int(x.max()) for x in (cached, new, visible, masked)))
+def _cover(steps: StepCounts, start: int, stop: int) -> Windows:
+    """Returns the smallest windows in which all steps ``start <= s < stop`` fit."""
+    return Windows(*(int(x[start:stop].max()) for x in steps.sizes))
 
 
-def _covers_from(steps, start):
-    """``_cover`` of all runs from ``start``, as ``Windows`` of int [t - start] arrays."""
-    sizes = (steps.num_cached, steps.num_new, steps.num_visible, steps.num_masked)
-    return Windows(*(np.maximum.accumulate(np.asarray(x)[start:]) for x in sizes))
-
-
-def cut_segments(steps, num_segments, cost):
-    """Cut the sampling steps into runs such that the padded work is least.
+def cut_segments(steps: StepCounts, num_segments: int, cost: Cost) -> tuple[Segment, ...]:
+    """Cuts the sampling steps into runs such that the padded work is least.
 
     Args:
-        steps: ``StepCounts`` of t steps.
+        steps: counts of t steps.
         num_segments: how many runs; more than t means t. One run compiles one body that pays
             for the largest step every time, t runs pay exactly and compile t bodies.
-        cost: ``cost(windows) -> float``, work of one step with these window sizes; elementwise,
-            for ``Windows`` of int arrays.
+        cost: the work of one step.
 
     Returns:
-        tuple of ``Segment``, in order.
+        The segments in their order.
 
     Raises:
         ValueError: ``num_segments`` is below 1.
@@ -110,16 +137,22 @@ def cut_segments(steps, num_segments, cost):
     num_segments = min(num_segments, t)
     work = np.full((t + 1, t + 1), np.inf)
     for i in range(t):
-        work[i, i + 1 :] = np.arange(1, t - i + 1) * cost(_covers_from(steps, i))
+        covers = (np.maximum.accumulate(x[i:]) for x in steps.sizes)
+        work[i, i + 1 :] = np.arange(1, t - i + 1) * cost(*covers)
     _, ends = best_partition(work, num_segments)
     starts = [0, *ends[:-1]]
     return tuple(Segment(i, j, _cover(steps, i, j)) for i, j in zip(starts, ends, strict=True))
 
 
-def best_partition(work, num_parts):
-    """Least total of ``work[i, j]`` over a partition of 0..t into ``num_parts`` runs.
+def best_partition(work: Float[np.ndarray, "t+1 t+1"], num_parts: int) -> tuple[float, list[int]]:
+    """Finds the cheapest partition of 0..t into runs, by dynamic programming.
 
-    Returns the total and the list of the runs' ends.
+    Args:
+        work: ``work[i, j]`` is that of the run ``i <= s < j``; infinite where there is none.
+        num_parts: how many runs, from 1 to t.
+
+    Returns:
+        The total work, and where the runs end.
     """
     size = len(work)
     best = np.full((num_parts + 1, size), np.inf)
@@ -139,7 +172,13 @@ def best_partition(work, num_parts):
 
 
 class Split(NamedTuple):
-    """Counts of one training step: ``n_prev`` tokens cached, ``n_vis`` visible, the rest masked."""
+    """Token counts of one training step.
+
+    Attributes:
+        reuse: whether the step has a cache of features of the EMA model; it may be empty.
+        num_cached: tokens of the cache, 0 without reuse.
+        num_visible: cached and newly revealed tokens; the rest is masked.
+    """
 
     reuse: bool
     num_cached: int
@@ -148,12 +187,13 @@ class Split(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SplitDistribution:
-    """The distribution of training splits (paper Section 4.2, reference; method Section 4).
+    """The distribution of training splits (the paper, Section 4.2, and the reference).
 
     Attributes:
         mask_ratio: "beta": r ~ Beta(alpha, beta), the paper; "cosine": r = cos(pi u / 2) with
             u ~ U(0, 1), MaskGIT's, which shows a small grid all the ratios that sampling uses.
-        alpha, beta: of the Beta distribution; the paper has 12 and 3.
+        alpha: of the Beta distribution, 12 in the paper.
+        beta: of the Beta distribution, 3 in the paper.
         min_visible: fewest visible tokens; 1 in the reference. 0 trains the fully masked case,
             the first step of sampling, too.
         reuse_probability: share of steps that reuse features of the EMA model; 0.5 in the paper.
@@ -165,7 +205,7 @@ class SplitDistribution:
     min_visible: int = 1
     reuse_probability: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.mask_ratio not in ("beta", "cosine"):
             raise ValueError(f"{self.mask_ratio=} is neither 'beta' nor 'cosine'")
         if not 0 <= self.reuse_probability <= 1:
@@ -175,11 +215,12 @@ class SplitDistribution:
         if self.min_visible not in (0, 1):
             raise ValueError(f"{self.min_visible=} is neither 0 nor 1")
 
-    def draw(self, num_tokens, seed, step):
-        """The split of one training step, a function of (seed, step) alone.
+    def draw(self, num_tokens: int, seed: int, step: int) -> Split:
+        """Draws the split of one training step, a function of (seed, step) alone.
 
-        Every host draws it for itself and gets the same. ``n_masked = clip(round(l r), 1,
-        l - min_visible)``; with reuse ``n_prev = n_vis - round(n_vis u)``; rounding half to even.
+        Every host draws it for itself and gets the same. ``num_masked = clip(round(l r), 1,
+        l - min_visible)``; with reuse ``num_cached = num_visible - round(num_visible u)``, where
+        u ~ U(0, 1); halves are rounded to even, as in the reference.
         """
         generator = np.random.Generator(np.random.Philox(key=[seed, step]))
         # Always four draws in this order, so that one setting never shifts another's numbers.
@@ -194,8 +235,8 @@ class SplitDistribution:
             return Split(False, 0, visible)
         return Split(True, visible - int(np.rint(visible * uniforms[2])), visible)
 
-    def visible_probabilities(self, num_tokens):
-        """Probability of each number of visible tokens, float64 [l + 1]."""
+    def visible_probabilities(self, num_tokens: int) -> Float[np.ndarray, " l+1"]:
+        """Returns the probability of each number of visible tokens, float64."""
         edge = (np.arange(num_tokens + 2) - 0.5) / num_tokens
         edge = np.clip(edge, 0.0, 1.0)
         if self.mask_ratio == "beta":
@@ -210,8 +251,8 @@ class SplitDistribution:
             masked[-1] = 0.0
         return masked[::-1]
 
-    def cached_probabilities(self, num_visible):
-        """Given reuse, probability of each number of cached tokens, float64 [n_vis + 1]."""
+    def cached_probabilities(self, num_visible: int) -> Float[np.ndarray, " num_visible+1"]:
+        """Returns the probability of each number of cached tokens given reuse, float64."""
         if num_visible == 0:
             return np.ones(1)
         mass = np.full(num_visible + 1, 1.0 / num_visible)

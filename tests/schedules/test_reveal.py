@@ -1,5 +1,6 @@
 """Reveal order: schedules, segments and training splits."""
 
+import functools
 import math
 from fractions import Fraction
 
@@ -65,7 +66,7 @@ def test_counts_refuse_sizes_below_one(arguments):
 @pytest.mark.parametrize("num_segments", [1, 2, 3, 8, 20])
 def test_segments_cover_the_steps_and_hold_their_windows(num_segments):
     steps = reveal.sampling_steps(256, 8)
-    cost = lambda w: costs.step_cost(ENAT_L, *w)  # noqa: E731
+    cost = functools.partial(costs.step_cost, ENAT_L)
     segments = reveal.cut_segments(steps, num_segments, cost)
     assert len(segments) == min(num_segments, 8)
     assert [s for x in segments for s in range(x.start, x.stop)] == list(range(8))
@@ -77,11 +78,11 @@ def test_segments_cover_the_steps_and_hold_their_windows(num_segments):
 
 def test_the_cut_is_the_best_of_all_cuts():
     steps = reveal.sampling_steps(256, 8)
-    cost = lambda w: costs.step_cost(ENAT_L, *w)  # noqa: E731
+    cost = functools.partial(costs.step_cost, ENAT_L)
 
     def work(bounds):
         parts = [reveal._cover(steps, i, j) for i, j in zip(bounds, bounds[1:], strict=False)]
-        return sum(cost(w) * (j - i) for w, i, j in zip(parts, bounds, bounds[1:], strict=False))
+        return sum(cost(*w) * (j - i) for w, i, j in zip(parts, bounds, bounds[1:], strict=False))
 
     best = min(work([0, i, j, 8]) for i in range(1, 7) for j in range(i + 1, 8))
     segments = reveal.cut_segments(steps, 3, cost)
