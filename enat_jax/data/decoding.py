@@ -40,6 +40,17 @@ class UnreadableImage(ValueError):
         return f"{key}: {self.reason}"
 
 
+@contextlib.contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Turns an OSError or ValueError about a picture into an ``UnreadableImage`` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UnreadableImage(key, f"cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UnreadableImage(key, str(error)) from error
+
+
 class Example(NamedTuple):
     """One example of a source."""
 

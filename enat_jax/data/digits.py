@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import numbers
+from typing import ClassVar
 
 import numpy as np
 from scipy import ndimage
@@ -30,6 +31,10 @@ class Digits:
     Raises ValueError for an unknown split or a size below 8.
     """
 
+    class_names: ClassVar[tuple[str, ...]] = tuple("0123456789")
+    mirrored: ClassVar[bool] = False  # a mirrored 2 is no 2
+    ignored: ClassVar[dict[str, int]] = {}
+
     split: str
     size: int = 32  # pixels of a side of the result
     fill: float = 0.8125  # share of the side that the 8x8 pixels take up, the rest is margin
@@ -55,10 +60,6 @@ class Digits:
             raise ValueError(f"threshold={ends!r} must be two numbers, the lower one first")
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        return tuple("0123456789")
-
-    @property
     def image_shape(self) -> tuple[int, int, int]:
         return (self.size, self.size, 1)
 
@@ -75,14 +76,6 @@ class Digits:
         """Cubic spline coefficients [n, 16, 16] of the images in a margin of zeros."""
         padded = np.pad(_digits()[0][_split(self.split)], ((0, 0), (4, 4), (4, 4)))
         return np.stack([ndimage.spline_filter(image, order=3) for image in padded])
-
-    @property
-    def mirrored(self) -> bool:
-        return False  # a mirrored 2 is no 2
-
-    @property
-    def ignored(self) -> dict[str, int]:
-        return {}
 
     def identity(self) -> dict[str, object]:
         settings = dataclasses.asdict(self) | {"threshold": list(self.threshold)}

@@ -71,7 +71,7 @@ class Files:
     def __init__(
         self,
         path: pathlib.Path,
-        reader: readers.Folder | readers.Zip | readers.Tar,
+        reader: readers.Reader,
         split: str,
         framing: decoding.Framing,
         *,
@@ -105,10 +105,8 @@ class Files:
     def load(self, index: int, seed: int | None = None) -> Example:
         key = self.key(index)
         data = self._reader.read(self._rows[index])
-        try:
+        with decoding.naming(key):
             pixels = self._framing.pixels(data, seed)
-        except ValueError as error:
-            raise UnreadableImage(key, str(error)) from error
         return Example(pixels, int(self.labels[index]), key)
 
     def gather(

@@ -1,19 +1,11 @@
-"""The picture files of a folder, a zip file or a tar file: a sorted listing, and their bytes.
-
-Every reader has
-    keys: list of str, sorted by code points: paths below the folder, or members of the archive,
-        with "/"; unique, and always encodable as UTF-8.
-    sizes: int64 [n], bytes of each file; -1 for a link to nothing.
-    folders: frozenset of str, the folders that were seen, in which there may be no pictures.
-    ignored: {extension: number} of the files that are no pictures.
-    packed: whether it is an archive.
-    read(i) -> bytes; raises UnreadableImage.
+"""The bytes of picture files in a folder, a zip file or a tar file, with a sorted listing of them.
 
 Readers are thread-safe and picklable; an archive is opened again where it is unpickled. Archives
 are never unpacked. Hidden files and folders and what macOS and Windows add are passed over.
 """
 
 import collections
+import errno
 import os
 import pathlib
 import stat
@@ -23,10 +15,11 @@ import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 
-from enat_jax.data.decoding import EXTENSIONS, MAX_BYTES, UnreadableImage
+from enat_jax.data import decoding
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".tzst")
 _COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")  # gzip, xz, bzip2, zstandard
@@ -35,20 +28,33 @@ _LITTER = ("__macosx", "thumbs.db", "desktop.ini")  # beside what begins with a 
 _NOT_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error)
 
 
+class Reader(Protocol):
+    """Picture files of one place, numbered by their sorted keys."""
+
+    keys: list[str]  # sorted by code points: relative paths with "/", unique, encodable as UTF-8
+    sizes: np.ndarray  # int64 [n], bytes of each file; -1 for a link to nothing
+    folders: frozenset[str]  # that were seen; there may be no pictures in them
+    ignored: dict[str, int]  # number of files that are no pictures, by extension
+    packed: bool  # whether it is an archive
+
+    def read(self, i: int) -> bytes:
+        """Returns the content of file ``i``; raises ``UnreadableImage``."""
+
+
 class _Listing:
     """Collects files; what it says is the same whatever the order they come in."""
 
     def __init__(self, source: object):
         self._source = source
-        self._found = {}
-        self._folders = set()
-        self._ignored = collections.Counter()
+        self._found: dict[str, tuple[int, ...]] = {}
+        self._folders: set[str] = set()
+        self._ignored: collections.Counter[str] = collections.Counter()
 
     def add_folder(self, key: str) -> None:
         if key and not _is_litter(key):
             self._folders.add(key)
 
-    def add(self, key: str, where: tuple, regular: bool = True) -> None:
+    def add(self, key: str, where: tuple[int, ...], regular: bool = True) -> None:
         """``where`` is what reading needs, beginning with the size; not ``regular``: no picture."""
         if _is_litter(key):
             return
@@ -56,14 +62,14 @@ class _Listing:
         if folder:
             self._folders.add(folder)
         extension = os.path.splitext(name)[1].lower()
-        if not regular or extension not in EXTENSIONS:
+        if not regular or extension not in decoding.EXTENSIONS:
             self._ignored[extension] += 1
         elif key in self._found:
             raise ValueError(f"{self._source} holds two files named {key!r}: rename or remove one")
         else:
             self._found[key] = where
 
-    def finish(self, reader: "Folder | Zip | Tar", items: int) -> np.ndarray:
+    def finish(self, reader: Reader, items: int) -> np.ndarray:
         """Gives ``reader`` its attributes; returns ``where`` of each key, int64 [n, items]."""
         reader.keys = sorted(self._found)
         try:
@@ -84,7 +90,7 @@ def _is_litter(key: str) -> bool:
     return any(name in lower for name in _LITTER) and not {*_LITTER}.isdisjoint(lower.split("/"))
 
 
-class Folder:
+class Folder(Reader):
     """The files below a folder; links to folders are followed, but not round in circles.
 
     Raises OSError if the folder or one within it cannot be listed; so does ``read`` if the folder
@@ -114,16 +120,21 @@ class Folder:
         path = os.path.join(self._root, self._names.get(key, key))
         try:
             # Not to wait for a writer, should it be a pipe by now.
-            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+            with (
+                decoding.naming(key),
+                open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file,
+            ):
                 status = os.fstat(file.fileno())
-                _check_size(key, status.st_size)
+                _check_size(status.st_size)
                 if not stat.S_ISREG(status.st_mode) or status.st_size != self.sizes[i]:
-                    raise UnreadableImage(key, "has changed since the folder was listed")
+                    raise ValueError("has changed since the folder was listed")
                 return file.read()
-        except OSError as error:
-            if not os.path.isdir(self._root):  # no fault of a picture, and none to skip
-                raise OSError(error.errno, "the folder of pictures is gone", self._root) from error
-            raise UnreadableImage(key, f"cannot be read ({error.strerror})") from error
+        except decoding.UnreadableImage as error:
+            if os.path.isdir(self._root):
+                raise
+            # This is no fault of the picture, and no reason to skip it.
+            gone = "the folder of pictures is gone"
+            raise FileNotFoundError(errno.ENOENT, gone, self._root) from error
 
 
 def _walk(root: str) -> Iterator[tuple[str, os.stat_result | None]]:
@@ -179,7 +190,7 @@ class _File:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-class Zip:
+class Zip(Reader):
     """The members of a zip file, stored or deflated; several threads read at once.
 
     Raises ValueError if it is damaged, encrypted or compressed otherwise, or if a name in it is
@@ -217,29 +228,25 @@ class Zip:
             )
 
     def read(self, i: int) -> bytes:
-        key = self.keys[i]
         size, header, packed, method, crc, _ = map(int, self._places[i])
-        _check_size(key, max(size, packed))
-        try:
+        with decoding.naming(self.keys[i]):
+            _check_size(max(size, packed))
             fixed = self._file.read(header, 30)
             if fixed[:4] != b"PK\3\4":
                 raise ValueError("has no header where the zip file's directory says")
             name, extra = struct.unpack("<HH", fixed[26:])
             data = self._file.read(header + 30 + name + extra, packed)
             if method == zipfile.ZIP_DEFLATED:
-                # One byte more than there should be: more than that is never unpacked.
-                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+                try:
+                    # One byte more than there should be: more than that is never unpacked.
+                    data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+                except zlib.error as error:
+                    raise ValueError(f"is damaged ({error})") from error
             if len(data) != size:
                 raise ValueError("has another size than the zip file's directory says")
             if zlib.crc32(data) != crc:
                 raise ValueError("is damaged (wrong checksum in the zip file)")
-        except OSError as error:
-            raise UnreadableImage(key, f"cannot be read ({error.strerror})") from error
-        except zlib.error as error:
-            raise UnreadableImage(key, f"is damaged ({error})") from error
-        except ValueError as error:
-            raise UnreadableImage(key, str(error)) from error
-        return data
+            return data
 
 
 def _zip_members(path: str | os.PathLike) -> list[zipfile.ZipInfo]:
@@ -263,7 +270,7 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
         return name
 
 
-class Tar:
+class Tar(Reader):
     """The members of a tar file that is not compressed; several threads read at once.
 
     Links, devices and pipes count as no pictures. Raises ValueError if the file is compressed or
@@ -288,15 +295,10 @@ class Tar:
         self._places = listing.finish(self, items=2)
 
     def read(self, i: int) -> bytes:
-        key = self.keys[i]
         size, offset = map(int, self._places[i])
-        _check_size(key, size)
-        try:
+        with decoding.naming(self.keys[i]):
+            _check_size(size)
             return self._file.read(offset, size)
-        except OSError as error:
-            raise UnreadableImage(key, f"cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise UnreadableImage(key, str(error)) from error
 
 
 def _tar_members(path: str | os.PathLike) -> Iterator[tarfile.TarInfo]:
@@ -347,9 +349,9 @@ def _unsafe(path: str | os.PathLike, name: str) -> ValueError:
     )
 
 
-def _check_size(key: str, size: int) -> None:
-    if size > MAX_BYTES:
-        raise UnreadableImage(key, f"is too large: {size:,} bytes, at most {MAX_BYTES:,} are read")
+def _check_size(size: int) -> None:
+    if size > decoding.MAX_BYTES:
+        raise ValueError(f"is too large: {size:,} bytes, at most {decoding.MAX_BYTES:,} are read")
 
 
 def _compressed_tar(path: str | os.PathLike) -> ValueError:

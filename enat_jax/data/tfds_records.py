@@ -51,8 +51,15 @@ class Records:
                 raise ValueError(f"{name}={value!r} is not a text")
         if data_dir:
             data_dir = os.path.abspath(os.path.expanduser(data_dir))
-        settings = {"data_dir": data_dir, "image_key": image_key, "label_key": label_key}
-        self._arguments = functools.partial(Records, source, split, framing, **settings)
+        self._reopened = functools.partial(
+            Records,
+            source,
+            split,
+            framing,
+            data_dir=data_dir,
+            image_key=image_key,
+            label_key=label_key,
+        )
         self._directory = _find(source, data_dir)
         try:
             self._builder = tfds.builder_from_directory(self._directory)
@@ -88,7 +95,7 @@ class Records:
             ) from error
 
     def __reduce__(self):
-        return self._arguments, ()  # files are opened anew
+        return self._reopened, ()  # files are opened anew
 
     def _check_split(self) -> None:
         splits = self._builder.info.splits
@@ -128,10 +135,8 @@ class Records:
         label = int(record[self._label_key])
         if not 0 <= label < len(self.class_names):
             raise decoding.UnreadableImage(key, f"has no class: its label is {label}")
-        try:
+        with decoding.naming(key):
             pixels = self._framing.pixels(record[self._image_key], seed)
-        except ValueError as error:
-            raise decoding.UnreadableImage(key, str(error)) from error
         return decoding.Example(pixels, label, key)
 
     def gather(

@@ -11,7 +11,7 @@ import zipfile
 
 import pytest
 
-from enat_jax.data import readers
+from enat_jax.data import decoding, readers
 from enat_jax.data.decoding import UnreadableImage
 
 FILES = {
@@ -114,7 +114,7 @@ def test_no_file_stays_open(make):
 
 def test_a_file_above_the_limit_is_not_read(make, monkeypatch):
     reader = make(FILES)
-    monkeypatch.setattr(readers, "MAX_BYTES", 2999)
+    monkeypatch.setattr(decoding, "MAX_BYTES", 2999)
     assert reader.read(0) == b"a" * 10
     with pytest.raises(UnreadableImage, match="cat/b.jpg: is too large: 3,000 bytes"):
         reader.read(1)
