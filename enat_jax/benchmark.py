@@ -42,7 +42,7 @@ from enat_jax.profiling import (
     timing_report,
 )
 from enat_jax.profiling.timing_report import table
-from enat_jax.runtime import cli, matrix_rate, memory
+from enat_jax.runtime import cli, files, matrix_rate, memory
 from enat_jax.training import enat_task
 
 # --- configs --------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def _write(result, path):
     if path == "-":
         print(json.dumps(result, indent=2))
     elif path:
-        model_files.write_json(path, result)
+        files.write_json(path, result)
 
 
 def _loader(options):

@@ -37,11 +37,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from enat_jax.checkpoints import model_files
 from enat_jax.data import images, tokens
 from enat_jax.inference import generator
 from enat_jax.metrics import digit_quality, fid
-from enat_jax.runtime import cli
+from enat_jax.runtime import cli, files
 
 FEATURE_SIZE = 8  # pixels a side of the published digits
 NUM_NEIGHBOURS = 3
@@ -352,7 +351,7 @@ def main(arguments: Sequence[str]) -> None:
         seed=options.seed,
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    model_files.write_json(options.out / "evaluation.json", dataclasses.asdict(evaluation))
+    files.write_json(options.out / "evaluation.json", dataclasses.asdict(evaluation))
     (options.out / "evaluation.md").write_text(evaluation.markdown(), encoding="utf-8")
     print(evaluation.markdown())
 

@@ -24,7 +24,7 @@ import shutil
 
 import jax
 
-from enat_jax.checkpoints import hub, manifest, model_files, weight_files
+from enat_jax.checkpoints import hub, model_files, weight_files
 from enat_jax.inference import compiled_sampler, generator, tokenizer
 from enat_jax.models import conversion, enat
 from enat_jax.runtime import cli, files
@@ -66,7 +66,7 @@ def write(model, out, formats, dtype=None):
             computing = model if dtype is None else model.with_dtype(dtype)
             program, description = compiled_sampler.make(computing)
             files.write_atomically(directory / "sampler.jaxexport", program)
-            model_files.write_json(directory / "sampler.json", description)
+            files.write_json(directory / "sampler.json", description)
         if draws:
             model.write_readme(directory, compiled=(directory / "sampler.json").is_file())
 
@@ -84,7 +84,7 @@ def _is_new(model, out):
     else:
         names = ("fingerprint", "sampler", "class_names")
         found, own = (
-            {k: x.get(k) for k in names} for x in (found, manifest.as_json(model.description))
+            {k: x.get(k) for k in names} for x in (found, files.as_json(model.description))
         )
     if found != own:
         raise ValueError(f"{out} holds another model: name another directory")
@@ -135,7 +135,7 @@ def main(argv):
         print(f"[export] {options.out}: step {model.provenance.get('step')}, {size:,.1f} MiB")
     if options.push is not None:
         directory = options.out or options.model
-        model_files.read_json(
+        files.read_description(
             pathlib.Path(directory) / "model.json", generator.FORMAT, "push a model directory"
         )
         print(f"[export] pushed: {hub.push(directory, hub.PREFIX + options.push)}")

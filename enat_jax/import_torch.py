@@ -11,7 +11,6 @@ off the shapes; what shapes do not tell is known for the paper's models and aske
 
 import argparse
 import hashlib
-import json
 import math
 import pathlib
 import secrets
@@ -26,7 +25,7 @@ from enat_jax.data import imagenet
 from enat_jax.inference import generator, sampling
 from enat_jax.inference import tokenizer as tokenizers
 from enat_jax.models import conversion, reference_sizes
-from enat_jax.runtime import cli
+from enat_jax.runtime import cli, files
 
 # The reference's settings for its released models, by tokens of an image (its README).
 SETTINGS = {
@@ -123,7 +122,7 @@ def _provenance(path, part, origin, model):
         "model": model_files.settings_of(model),
         "enat_jax": enat_jax.__version__,
     }
-    return json.loads(json.dumps(provenance))  # as it will be read again
+    return files.as_json(provenance)  # as it will be read again
 
 
 def class_names_for(num_classes, path):

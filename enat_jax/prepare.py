@@ -184,7 +184,7 @@ def _keep_plan(unfinished: pathlib.Path, shards: dict[str, list[imagenet_records
             f"{unfinished} was begun with other tar files, other splits, or another version of "
             f"TFDS or Pillow: go on with those, or {advice}"
         )
-    files.write_atomically(path, files.json_bytes(plan))
+    files.write_json(path, plan)
 
 
 def _write_missing(shards: Sequence[imagenet_records.Shard], processes: int) -> None:

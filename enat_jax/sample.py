@@ -24,7 +24,6 @@ import numpy as np
 import PIL.Image
 
 import enat_jax
-from enat_jax.checkpoints import model_files
 from enat_jax.inference import generator, guidance, reveal_pictures
 from enat_jax.runtime import cli, files, png, progress
 
@@ -219,9 +218,9 @@ def sample(model, labels, num, out, *, seed=0, batch_size=generator.BATCH_SIZE):
 def _claim(images):
     """Write ``settings.json``, unless the directory belongs to other settings."""
     path = images.out / "settings.json"
-    settings = json.loads(json.dumps(images.settings()))
+    settings = files.as_json(images.settings())
     if not path.exists():
-        model_files.write_json(path, settings)
+        files.write_json(path, settings)
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from enat_jax.checkpoints import checksums
+from enat_jax.runtime import files
+
+_MISSING = object()  # a value that is not there, other than None
 
 Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -34,7 +37,7 @@ def make(
             raise ValueError(f"{path} of the state is a {type(leaf).__name__}, not a jax.Array")
     sums = jax.device_get(checksums.of_tree(state))
     manifest = {
-        "config": as_json(meta),
+        "config": files.as_json(meta),
         "tree": tree(state),
         "checksums": dict(zip(paths(state), map(int, sums), strict=True)),
         "metrics": dict(metrics),
@@ -67,9 +70,9 @@ def differences(
     Settings are compared as ``complete`` returns them, which may add what they leave out.
     Names the first eight values with what they are and what is expected; "" if the checkpoint fits.
     """
-    saved, expected = (as_json(complete(x)) for x in (manifest["config"], meta))
-    found = _differences(saved, expected)
-    return _shortened(found + _differences(manifest["tree"], tree(state)))
+    saved, expected = (files.as_json(complete(x)) for x in (manifest["config"], meta))
+    pairs = ((saved, expected), (manifest["tree"], tree(state)))
+    return _shortened([line for pair in pairs for line in _differences(*pair)])
 
 
 def changed(manifest: Mapping[str, Any], state: Any) -> str:
@@ -94,11 +97,6 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def as_json(meta: Mapping[str, Any]) -> Any:
-    """What ``meta`` looks like after a way through a file: tuples are lists, keys are strings."""
-    return json.loads(json.dumps(meta))
-
-
 def paths(state: Any) -> list[str]:
     """Names such as "params/dense/kernel", in the order of ``jax.tree.leaves``."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
@@ -117,21 +115,15 @@ def _crc(manifest: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
 
 
-def _differences(saved: Any, expected: Any, path: str = "") -> list[str]:
-    if isinstance(saved, dict) and isinstance(expected, dict):
-        found = []
-        for key in sorted(saved.keys() | expected.keys()):
-            inner = f"{path}.{key}" if path else key
-            if key not in expected:
-                found.append(f"{inner} is only in the checkpoint ({saved[key]})")
-            elif key not in saved:
-                found.append(f"{inner} is missing in the checkpoint ({expected[key]} expected)")
-            else:
-                found += _differences(saved[key], expected[key], inner)
-        return found
-    if saved == expected:
-        return []
-    return [f"{path} is {saved} in the checkpoint but {expected} is expected"]
+def _differences(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[str]:
+    found = files.differences(saved, expected, missing=_MISSING)
+    for name, was, now in sorted(found, key=lambda difference: difference[0]):
+        if now is _MISSING:
+            yield f"{name} is only in the checkpoint ({was})"
+        elif was is _MISSING:
+            yield f"{name} is missing in the checkpoint ({now} expected)"
+        else:
+            yield f"{name} is {was} in the checkpoint but {now} is expected"
 
 
 def _shortened(parts: Sequence[str]) -> str:

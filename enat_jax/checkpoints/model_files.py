@@ -4,9 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
-import re
 import shutil
 from collections.abc import Collection, Iterator
 from typing import Any, Self
@@ -14,13 +12,12 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import traverse_util
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from enat_jax.checkpoints import weight_files
-from enat_jax.runtime import files, sharding
+from enat_jax.runtime import sharding
 
 WEIGHTS = ("orbax", "safetensors")  # formats of weights; a directory may have one or both
 DTYPES = ("float32", "bfloat16")  # that weights may be loaded in; they are saved in float32
@@ -179,44 +176,6 @@ def cast(params, dtype):
     return jax.tree.map(lambda x: x.astype(dtype) if floats(x) else x, params)
 
 
-def write_json(path, values):
-    """Write JSON, whole or not at all; parents are created."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
-    files.write_atomically(path, text.encode())
-
-
-def read_json(path, expected_format, advice):
-    """Read a description and check that it is of the expected format.
-
-    Args:
-        path: of the file.
-        expected_format: what its field ``format`` must say.
-        advice: what a user without such a file should do.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, or of another format.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: {advice}")
-    values = files.read_json(path, advice)
-    found = values.get("format") if isinstance(values, dict) else None
-    if found != expected_format:
-        if _is_newer(found, expected_format):
-            advice = "it is of a newer version of enat_jax, update this one"
-        raise ValueError(f"{path} is of format {found!r}, not {expected_format!r}: {advice}")
-    return values
-
-
-def _is_newer(found, expected):
-    """Whether "enat_jax model 3" was found and "enat_jax model 2" expected."""
-    parts = [re.fullmatch(r"(.+) (\d{1,9})", str(text)) for text in (found, expected)]
-    return all(parts) and parts[0][1] == parts[1][1] and int(parts[0][2]) > int(parts[1][2])
-
-
 def fingerprint(params: Any) -> str:
     """SHA-256 of a tree of arrays: paths, shapes, types and bytes; the identity of a tokenizer."""
     digest = hashlib.sha256()
@@ -237,6 +196,8 @@ def save_params(directory: str | pathlib.Path, params: Any) -> None:
         directory: to be created; its parents too.
         params: nested dict of arrays, of any sharding.
     """
+    import orbax.checkpoint as ocp  # 290 modules that who loads safetensors does without
+
     final = pathlib.Path(directory).absolute()
     fresh, old = sibling(final, "new"), sibling(final, "old")
     if jax.process_count() > 1:  # arrays that each process has for itself, the first one writes
@@ -268,6 +229,8 @@ def load_params(directory: str | pathlib.Path) -> dict:
     source = final if final.is_dir() else sibling(final, "old")
     if not source.is_dir():
         raise FileNotFoundError(f"no parameters at {final}: not a directory")
+    import orbax.checkpoint as ocp  # late, as in `save_params`
+
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.metadata(source).item_metadata.tree

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from enat_jax.data import plans, records
+from enat_jax.data import records
 from enat_jax.runtime import files, versions
 
 FORMAT = "enat_jax tokens 3"
@@ -99,8 +99,8 @@ class TokenSetSpec:
         values = {"format": FORMAT} | dataclasses.asdict(self)
         values["shard_items"] = self.items_per_shard
         values["versions"] = versions.library_versions()
-        values = json.loads(json.dumps(values))
-        return values | {"digest": plans.digest(values)}
+        values = files.as_json(values)
+        return values | {"digest": digest(values)}
 
 
 def begin(directory: str | os.PathLike, spec: TokenSetSpec) -> list[int]:
@@ -116,7 +116,7 @@ def begin(directory: str | os.PathLike, spec: TokenSetSpec) -> list[int]:
     if not path.exists():
         _refuse_other_files(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(path, files.json_bytes(wanted))
+        files.write_json(path, wanted)
     # Even of its own spec: another process may have begun at the same moment.
     _read_plan(directory, wanted)
     return [s for s in range(spec.num_shards) if not spec.path(directory, s, ".json").exists()]
@@ -144,9 +144,7 @@ def write_shard(
         "skipped": list(skipped),
     }
     files.write_atomically(spec.path(directory, shard, ".npy"), content)
-    files.write_atomically(
-        spec.path(directory, shard, ".json"), files.json_bytes(description, indent=None)
-    )
+    files.write_json(spec.path(directory, shard, ".json"), description)
 
 
 def finish(directory: str | os.PathLike, spec: TokenSetSpec) -> bool:
@@ -335,8 +333,45 @@ def _read_plan(directory: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any
     found = files.read_json(directory / "plan.json", f"remove {directory} and start again")
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError(f"{directory} holds no token set of ours: choose another directory")
-    plans.refuse_others(directory, found, wanted)
+    refuse_others(directory, found, wanted)
     return found
+
+
+def digest(plan: dict[str, Any]) -> str:
+    """SHA-256 of all values of a plan that decide the records."""
+    waiting, decisive = [("", plan)], {}
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{name}.{key}" if name else key, x) for key, x in value.items()]
+        elif _is_decisive(name):
+            decisive[name] = value
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_others(directory: pathlib.Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises ValueError, naming what differs, if the plan ``found`` in ``directory`` would give
+    other records than the one that is ``wanted``."""
+    different = [x for x in files.differences(wanted, found) if _is_decisive(x[0])]
+    if different:
+        name, now, before = different[0]
+        changed = " (pictures were renamed or changed)" if name.endswith(".listing") else ""
+        raise ValueError(
+            f"{directory} holds or has begun another token set: its {name} is "
+            f"{_short(before)}, now it would be {_short(now)}{changed}"
+            f"{f', and {len(different) - 1} more differ' if different[1:] else ''}; "
+            "remove it or choose another directory"
+        )
+
+
+def _is_decisive(name: str) -> bool:
+    """Not where images lie, what else lies beside them, and the digest of all that decides."""
+    return not f"{name}.".startswith(("location.", "preprocessing.ignored_files.", "digest."))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _refuse_other_files(directory: pathlib.Path) -> None:

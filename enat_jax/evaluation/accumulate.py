@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from enat_jax.checkpoints import model_files
 from enat_jax.evaluation import features
 from enat_jax.evaluation import statistics as image_statistics
 from enat_jax.metrics import moments
@@ -335,7 +334,7 @@ def _read_state(path: pathlib.Path, plan: PassSpec) -> Totals | None:
         raise ValueError(
             f"{path} is damaged ({error}): remove the folder {path.parent} to begin it anew"
         ) from error
-    if files.differences(before, json.loads(json.dumps(dataclasses.asdict(plan)))):
+    if files.differences(before, files.as_json(dataclasses.asdict(plan))):
         raise ValueError(f"{path} is of another evaluation: name another --out")
     for name, size in sizes.items():
         rows = path.with_name(f"{name}.npy")
@@ -359,12 +358,12 @@ def begin(
         OSError: it cannot be written.
     """
     path = directory / "plan.json"
-    settings = json.loads(json.dumps(settings))  # as they are read again: no tuples
+    settings = files.as_json(settings)  # as they are read again: no tuples
     # Looked at first: another host may claim it in between.
     occupied = directory.is_dir() and any(not x.name.startswith(".") for x in directory.iterdir())
     if path.exists():
         before = files.read_json(path, advice)
-        if found := files.differences(before, settings):
+        if found := sorted(files.differences(before, settings), key=lambda found: found[0]):
             name, was, now = found[0]
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             raise ValueError(
@@ -374,4 +373,4 @@ def begin(
         return
     if occupied:
         raise ValueError(f"{directory} holds something else already: {advice}")
-    model_files.write_json(path, settings)
+    files.write_json(path, settings)

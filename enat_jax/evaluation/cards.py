@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 
-from enat_jax.checkpoints import model_files
 from enat_jax.runtime import files
 
 FORMAT = "enat_jax evaluation card 1"
@@ -62,7 +61,7 @@ def write(directory: pathlib.Path, card: Card) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     files.write_atomically(directory / "card.md", markdown(card).encode())
     # In its own order, which is that of the tables.
-    files.write_atomically(directory / "card.json", files.json_bytes(card))
+    files.write_json(directory / "card.json", card)
 
 
 def read(path: str | os.PathLike) -> Card:
@@ -76,7 +75,7 @@ def read(path: str | os.PathLike) -> Card:
     if path.is_dir():
         path = path / "card.json"
     advice = "name the card.json that python -m enat_jax.evaluate wrote"
-    card = model_files.read_json(path, FORMAT, advice)
+    card = files.read_description(path, FORMAT, advice)
     if missing := [name for name in SECTIONS if name not in card]:
         raise ValueError(f"{path} is damaged, it has no {', '.join(missing)}: {advice}")
     return card

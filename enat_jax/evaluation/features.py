@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec
 from enat_jax.checkpoints import model_files
 from enat_jax.evaluation import inception_weights
 from enat_jax.models import classifier, inception
-from enat_jax.runtime import sharding
+from enat_jax.runtime import files, sharding
 
 BATCH_SIZE = 32  # images on a device at a time
 FORMAT = "enat_jax features 1"
@@ -270,7 +270,7 @@ def save_trained(
         "provenance": provenance,
     }
     if jax.process_index() == 0:
-        model_files.write_json(directory / "features.json", description)
+        files.write_json(directory / "features.json", description)
 
 
 def load_trained(directory: str | os.PathLike, batch_size: int = BATCH_SIZE) -> Features:
@@ -281,7 +281,7 @@ def load_trained(directory: str | os.PathLike, batch_size: int = BATCH_SIZE) -> 
     directory = pathlib.Path(directory)
     path = directory / "features.json"
     advice = "train a feature network, see configs/digits_features.py"
-    saved = model_files.read_json(path, FORMAT, advice)
+    saved = files.read_description(path, FORMAT, advice)
     try:
         settings = saved["model"]
         model = classifier.Classifier(**model_files.settings_from(settings))

@@ -147,7 +147,7 @@ class Generator(model_files.TrainedModel):
         self.tokenizer.save(directory / "tokenizer", formats)
         if jax.process_index() == 0:
             self.write_readme(directory)
-            model_files.write_json(directory / "model.json", self.description)
+            files.write_json(directory / "model.json", self.description)
 
     @property
     def description(self):
@@ -262,4 +262,4 @@ def _description(directory):
         advice = "this is a tokenizer, which draws nothing: name the model of a transformer"
     elif (directory / "checkpoints").is_dir():
         advice = "this run is not finished, see python -m enat_jax.export --help for its model"
-    return model_files.read_json(directory / "model.json", FORMAT, advice)
+    return files.read_description(directory / "model.json", FORMAT, advice)

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from enat_jax.checkpoints import model_files
 from enat_jax.data import images, tokens
 from enat_jax.inference import tokenizer
 from enat_jax.models import vqgan
-from enat_jax.runtime import png
+from enat_jax.runtime import files, png
 
 CHUNK = 65_536  # records in memory at a time
 MEASURED = 256  # images whose reconstruction error is measured
@@ -115,7 +114,7 @@ def inspect(
         )
         pictures = _interleaved(originals[:SHOWN], decoded[:SHOWN])
     png.write_png(out / "reconstructions.png", png.grid(pictures, min(COLUMNS, len(rows))))
-    model_files.write_json(out / "inspection.json", values)
+    files.write_json(out / "inspection.json", values)
     return "\n".join([*lines, f"pictures in {out / 'reconstructions.png'}"])
 
 

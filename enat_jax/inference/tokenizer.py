@@ -13,7 +13,7 @@ import numpy as np
 
 from enat_jax.checkpoints import model_files
 from enat_jax.models import vqgan
-from enat_jax.runtime import sharding
+from enat_jax.runtime import files, sharding
 
 FORMAT = "enat_jax tokenizer 1"
 BATCH_SIZE = 64  # images per call of the network and device
@@ -99,7 +99,7 @@ class Tokenizer(model_files.TrainedModel):
             "provenance": self.provenance,
         }
         if jax.process_index() == 0:
-            model_files.write_json(directory / "tokenizer.json", description)
+            files.write_json(directory / "tokenizer.json", description)
 
     @classmethod
     def load(cls, directory, dtype=None, devices=None):
@@ -119,7 +119,7 @@ class Tokenizer(model_files.TrainedModel):
         advice = "train one with python -m enat_jax.train"
         if (directory / "model.json").is_file():
             advice = f"this is a whole model, its tokenizer is {directory / 'tokenizer'}"
-        description = model_files.read_json(directory / "tokenizer.json", FORMAT, advice)
+        description = files.read_description(directory / "tokenizer.json", FORMAT, advice)
         with model_files.parsing(directory / "tokenizer.json"):
             model = vqgan.VQGAN(**model_files.settings_from(description["model"]))
             image_size = tuple(description["image_size"])

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 
-from enat_jax.checkpoints import model_files
 from enat_jax.models import layers
 from enat_jax.profiling import profile_report
 from enat_jax.runtime import files
@@ -238,7 +237,7 @@ def _begin(path, measured):
         raise ValueError(f"the machine cannot be measured: {measured['failed']}")
     saved = {"format": FORMAT, "rows": [], "traces": {}}
     if path.exists():
-        saved = model_files.read_json(path, FORMAT, "choose another --out")
+        saved = files.read_description(path, FORMAT, "choose another --out")
         before, now = (
             {name: x["machine"][name] for name in ("device", "driver", "jax")}
             for x in (saved, measured)
@@ -257,7 +256,7 @@ def _find(rows, row):
 
 
 def _write(path, saved):
-    model_files.write_json(path, saved)
+    files.write_json(path, saved)
     files.write_atomically(path.with_suffix(".md"), profile_report.markdown(saved).encode())
 
 

@@ -17,18 +17,26 @@ import numpy as np
 _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]+\.unfinished")
 
 
-def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """Whole or not at all, even if the machine stops; several processes may write the same.
+def write_atomically(path: pathlib.Path, content: bytes, sync: bool = True) -> None:
+    """Writes a file whole or not at all; several processes may write the same one.
 
-    Raises OSError, which names ``path``.
+    Args:
+        path: of the file, in a directory that exists.
+        content: of the file.
+        sync: wait for the disk, so that the file is whole even if the machine stops. Thousands of
+            small files would feel this.
+
+    Raises:
+        OSError: the file cannot be written; the error names ``path``.
     """
     # No process number: those of two hosts, or in two containers, can be the same.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.unfinished")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         try:
             temporary.replace(path)
         except FileNotFoundError:  # another process was first, and has tidied up
@@ -48,7 +56,8 @@ def lock_directory(directory: pathlib.Path) -> Iterator[None]:
     The system lets go of it when the process ends, however that happens. On a file system without
     locks nothing is held.
 
-    Raises ValueError if another process has it.
+    Raises:
+        ValueError: another process has it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / ".lock", "w") as file:
@@ -65,38 +74,104 @@ def lock_directory(directory: pathlib.Path) -> Iterator[None]:
 
 
 def is_unfinished(path: pathlib.Path) -> bool:
-    """Whether it is a temporary file of ``write_atomically``, left by a process that was killed."""
+    """Says whether ``write_atomically`` left it as a temporary file when its process was killed."""
     return _UNFINISHED.fullmatch(path.name) is not None
 
 
-def json_bytes(values: Any, indent: int | None = 2) -> bytes:
-    """JSON as UTF-8, with a newline at its end."""
+def write_json(path: str | os.PathLike, values: Any) -> None:
+    """Writes JSON values as ``write_atomically`` does; parents of ``path`` are created."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json_bytes(values))
+
+
+def json_bytes(values: Any) -> bytes:
+    """Returns JSON values as UTF-8, in their own order and with a newline at the end."""
     # A path that is not UTF-8 holds surrogates, which become JSON's escapes of themselves.
-    text = json.dumps(values, indent=indent, ensure_ascii=False) + "\n"
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     return text.encode("utf-8", "backslashreplace")
 
 
 def read_json(path: pathlib.Path, advice: str) -> Any:
-    """JSON values of a file; raises OSError, ValueError with ``advice`` if they are damaged."""
+    """Reads the JSON values of a file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON; the message ends with ``advice``.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged, it is not JSON ({error}): {advice}") from error
 
 
-def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """Where two trees of JSON values differ: dotted name, both values; None for a missing one."""
+def read_description(path: str | os.PathLike, expected_format: str, advice: str) -> dict[str, Any]:
+    """Reads a JSON file that describes what lies beside it, and checks its field ``format``.
+
+    Args:
+        path: of the file.
+        expected_format: what the field must say, such as "enat_jax model 2".
+        advice: what a user without such a file should do.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, or of another format.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: {advice}")
+    values = read_json(path, advice)
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != expected_format:
+        if _is_newer(found, expected_format):
+            advice = "it is of a newer version of enat_jax, update this one"
+        raise ValueError(f"{path} is of format {found!r}, not {expected_format!r}: {advice}")
+    return values
+
+
+def _is_newer(found: Any, expected: str) -> bool:
+    """Says whether "enat_jax model 3" was found and "enat_jax model 2" expected."""
+    matches = [re.fullmatch(r"(.+) (\d{1,9})", str(text)) for text in (found, expected)]
+    parts = [match.groups() for match in matches if match]
+    return len(parts) == 2 and parts[0][0] == parts[1][0] and int(parts[0][1]) > int(parts[1][1])
+
+
+def differences(
+    before: Any, now: Any, name: str = "", missing: Any = None
+) -> list[tuple[str, Any, Any]]:
+    """Compares two trees of JSON values.
+
+    Args:
+        before: one of the trees.
+        now: the other one.
+        name: what all dotted names begin with.
+        missing: stands for a value that only the other tree has.
+
+    Returns:
+        The dotted name and both values of each place where they differ.
+    """
     if isinstance(before, dict) and isinstance(now, dict):
         found = []
-        for key in [*before, *(key for key in now if key not in before)]:
+        for key in before | now:
             inner = f"{name}.{key}" if name else str(key)
-            found += differences(before.get(key), now.get(key), inner)
+            found += differences(before.get(key, missing), now.get(key, missing), inner, missing)
         return found
     return [] if before == now else [(name, before, now)]
 
 
+def as_json(values: Any) -> Any:
+    """Returns JSON values as a file would give them back: tuples are lists, keys are strings."""
+    return json.loads(json.dumps(values))
+
+
 class Rows:
-    """A .npy file, float32 [n, d], whose rows are written in place."""
+    """A .npy file, float32 ``[n, d]``, whose rows are written in place.
+
+    Args:
+        path: of the file.
+        num_rows: n.
+        width: d.
+    """
 
     def __init__(self, path: pathlib.Path, num_rows: int, width: int):
         header = io.BytesIO()
