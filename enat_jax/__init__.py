@@ -32,3 +32,19 @@ The last four are the ground and import nothing of the package.
 """
 
 __version__ = "0.1.0"
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # Type checkers and editors take this name for true.
+    from enat_jax.inference.generator import Generator as Generator
+else:
+
+    def __getattr__(name):
+        """Imports ``Generator``, and with it JAX, for the first who asks for it (PEP 562)."""
+        if name != "Generator":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from enat_jax.inference.generator import Generator
+
+        return Generator
+
+    def __dir__():
+        return sorted([*globals(), "Generator"])

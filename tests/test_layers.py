@@ -3,6 +3,7 @@
 import ast
 import pathlib
 import re
+import subprocess
 import sys
 
 import pytest
@@ -29,6 +30,9 @@ OF_MATHS = {
     "schedules": {"numpy", "scipy", "jaxtyping", "enat_jax"},
     "metrics": {"numpy", "scipy", "sklearn", "jaxtyping", "enat_jax"},
 }
+
+# What a program that only draws images should not have to wait for.
+HEAVY = ("grain", "optax", "orbax", "tensorboardX", "tensorflow_datasets", "huggingface_hub", "PIL")
 
 MACHINE_PATH = re.compile(r"(?<![\w.$}~/-])/(home|root|tmp|work|Users)/")
 
@@ -72,8 +76,40 @@ def internal(module):
             yield found
 
 
+def loaded_by(statement):
+    """Modules that a fresh process loads for ``statement`` and has not had before."""
+    code = f"import sys; before = set(sys.modules); {statement}; print(*set(sys.modules) - before)"
+    command = [sys.executable, "-c", code]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+
 def test_the_root_imports_nothing():
-    assert not list(imports(SOURCES["enat_jax"]))
+    assert not list(imports(SOURCES["enat_jax"], everywhere=False))
+    assert loaded_by("import enat_jax") == {"enat_jax"}
+
+
+@pytest.mark.parametrize(
+    "statement", ["import enat_jax.generator", "from enat_jax import Generator"]
+)
+def test_the_generator_is_light(statement):
+    # What `import jax` loads is no business of ours: it depends on the version.
+    found = loaded_by(f"import jax, jax.numpy; before = set(sys.modules); {statement}")
+    ours = {name for name in found if within(name, "enat_jax")}
+    assert {room(name) for name in ours - {"enat_jax"}} <= {None, "inference", *ROOMS["inference"]}
+    for library in HEAVY:
+        assert not [name for name in found if within(name, library)], library
+    assert len(ours) <= 31, sorted(ours)
+    assert len(found) <= 420, len(found)  # 377 with jax 0.10; of them 29 are ours
+
+
+def test_the_root_offers_the_generator():
+    import enat_jax
+    from enat_jax.inference import generator
+
+    assert enat_jax.Generator is generator.Generator
+    assert "Generator" in dir(enat_jax)
+    with pytest.raises(AttributeError, match="'enat_jax' has no attribute 'generators'"):
+        _ = enat_jax.generators
 
 
 def test_every_folder_is_a_room():
@@ -92,7 +128,8 @@ def test_a_room_imports_only_rooms_below_it(module):
 
 
 def test_no_imports_go_in_a_circle():
-    left = {module: set(internal(module)) - {module} for module in SOURCES}
+    # The root imports when it is asked for something, and not while others import it.
+    left = {module: set(internal(module)) - {module, "enat_jax"} for module in CODE}
     while free := [module for module, needs in left.items() if not needs & left.keys()]:
         for module in free:
             del left[module]
