@@ -1,6 +1,6 @@
-"""From the bytes of a picture file to pixels: decoding and crops.
+"""Pixels from the bytes of one picture file: decoding, crops, augmentation, and their errors.
 
-Pixels are those of the file: colour profiles are ignored, as in the literature.
+Colour profiles are ignored, as in the literature.
 """
 
 import concurrent.futures
@@ -12,22 +12,25 @@ import numbers
 import operator
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int, UInt8
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")  # in any case
-MAX_PIXELS = 89_478_485  # a quarter of a GiB of RGB
-MAX_BYTES = 64 * 2**20  # of an encoded picture
-PLAIN_CROP = "centre, halved by a box filter, then bicubic (ADM)"  # for people
-MODES = {1: "L", 3: "RGB"}  # by number of channels
+MAX_PIXELS = 89_478_485  # of one picture: a quarter of a GiB of RGB
+MAX_BYTES = 64 * 2**20  # of one encoded picture
+PLAIN_CROP = "centre, halved by a box filter, then bicubic (ADM)"  # what identities say
+MODES = {1: "L", 3: "RGB"}  # Pillow's name for so many channels
+
+Batch = dict[str, np.ndarray]  # arrays whose first axis counts the examples
 
 
 class UnreadableImage(ValueError):
-    """A picture that cannot be had. ``key`` names it, ``reason`` says why: "KEY: REASON"."""
+    """A picture that cannot be read: ``key`` names it, ``reason`` says why; "KEY: REASON"."""
 
     def __init__(self, key: str, reason: str):
         super().__init__(key, reason)
@@ -54,19 +57,20 @@ def naming(key: str) -> Iterator[None]:
 class Example(NamedTuple):
     """One example of a source."""
 
-    image: np.ndarray  # uint8 [h, w, c]
+    image: UInt8[np.ndarray, "height width c"]
     label: int
     key: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Framing:
-    """How pictures of any size become pixels [size, size, channels].
+    """How pictures of any size become pixels ``[size, size, channels]``.
 
-    Not augmented: ``center_crop``. Augmented: ``random_resized_crop``, then mirrored half of the
-        time.
+    Without augmentation a picture goes through ``center_crop``, with it through
+    ``random_resized_crop``, and half of the pictures are mirrored.
 
-    Raises ValueError for a setting out of its range.
+    Raises:
+        ValueError: a setting is out of its range.
     """
 
     size: int  # pixels of a side of the result
@@ -75,7 +79,7 @@ class Framing:
     crop_ratio: tuple[float, float] = (0.75, 1.3333)  # width to height
     flip: bool = True  # mirror left to right
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
             raise ValueError(f"size={self.size!r} is not a whole number of pixels of at least 1")
         if type(self.channels) is not int or self.channels not in MODES:
@@ -95,18 +99,24 @@ class Framing:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the result."""
         return (self.size, self.size, self.channels)
 
     def identity(self) -> dict[str, object]:
-        """The settings as JSON values."""
+        """Returns the settings as JSON values."""
         settings = dataclasses.asdict(self)
         settings = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
         return {"plain_crop": PLAIN_CROP, **settings}
 
-    def pixels(self, data: bytes, seed: int | None = None) -> np.ndarray:
-        """uint8 [size, size, channels] of an encoded picture; ``seed`` decides the augmentation.
+    def pixels(self, data: bytes, seed: int | None = None) -> UInt8[np.ndarray, "size size c"]:
+        """Returns the pixels of an encoded picture.
 
-        Raises ValueError saying what is the matter with the picture.
+        Args:
+            data: of the file.
+            seed: decides the augmentation, not negative; None: no augmentation.
+
+        Raises:
+            ValueError: what is wrong with the picture.
         """
         image = decode(data, self.channels)
         if seed is None:
@@ -119,7 +129,7 @@ class Framing:
 
 
 def checked(index: int, n: int) -> int:
-    """``index`` as an int; raises IndexError if it is not in [0, n)."""
+    """Returns ``index`` as an int; raises IndexError if it is not in [0, n)."""
     index = operator.index(index)
     if not 0 <= index < n:
         raise IndexError(f"{index=} is not in [0, {n})")
@@ -129,23 +139,27 @@ def checked(index: int, n: int) -> int:
 def gather(
     load: Callable[[int, int | None], Example],
     shape: tuple[int, int, int],
-    indices: Sequence[int],
-    seeds: Sequence[int] | None = None,
-) -> dict[str, np.ndarray]:
-    """{"images": uint8 [b, *shape], "labels": int32 [b]} of ``load(index, seed)``, in threads.
+    indices: Int[np.ndarray, " b"],
+    seeds: Int[np.ndarray, " b"] | None = None,
+) -> Batch:
+    """Calls ``load(index, seed)`` in threads, and collects what it returns.
 
-    Raises the first UnreadableImage, with what to do about it.
+    Returns:
+        {"images": uint8 ``[b, *shape]``, "labels": int32 ``[b]``}.
+
+    Raises:
+        UnreadableImage: the first one, with what to do about it.
+        ValueError: the number of seeds is not that of indices.
     """
-    indices = [int(i) for i in indices]
-    seeds = [None] * len(indices) if seeds is None else [int(s) for s in seeds]
-    if len(indices) != len(seeds):
-        raise ValueError(f"{len(indices)} indices, but {len(seeds)} seeds")
+    drawn = [None] * len(indices) if seeds is None else [int(s) for s in seeds]
+    if len(indices) != len(drawn):
+        raise ValueError(f"{len(indices)} indices, but {len(drawn)} seeds")
     images = np.empty((len(indices), *shape), np.uint8)
     labels = np.empty(len(indices), np.int32)
     threads = max(1, min(os.cpu_count() or 1, len(indices)))
     try:
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            for i, example in enumerate(pool.map(load, indices, seeds)):
+            for i, example in enumerate(pool.map(load, map(int, indices), drawn)):
                 images[i], labels[i] = example.image, example.label
     except UnreadableImage as error:
         advice = "remove this picture or replace it by a good copy"
@@ -154,13 +168,13 @@ def gather(
 
 
 def decode(data: bytes, channels: int = 3) -> Image.Image:
-    """A picture as RGB, or as grey ("L") for one channel: the first frame, the right way up.
+    """Returns a picture as RGB, or as grey ("L") for one channel: the first frame, upright.
 
     The orientation in the EXIF data is applied. Transparent parts show white. Of 16 bits the upper
     8 are taken. CMYK is read as Adobe's programs write it.
 
-    Raises ValueError if ``data`` is no whole picture of ``FORMATS`` or has more than
-    ``MAX_PIXELS``.
+    Raises:
+        ValueError: ``data`` is no whole picture of ``FORMATS``, or has more than ``MAX_PIXELS``.
     """
     if not data:
         raise ValueError("is empty (0 bytes)")
@@ -181,13 +195,14 @@ def decode(data: bytes, channels: int = 3) -> Image.Image:
         return converted if turn is None else converted.transpose(turn)
 
 
-def center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """The middle square of a picture, its shorter side resized to ``size``: uint8 [size, size, c].
+def center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size c"]:
+    """Returns the middle square of a picture, its shorter side resized to ``size``.
 
     The preprocessing of "Diffusion Models Beat GANs on Image Synthesis" (arXiv:2105.05233): halved
     by a box filter while the shorter side is at least 2 * size, then bicubic.
 
-    Raises ValueError if the picture is so elongated that resized it exceeds ``MAX_PIXELS``.
+    Raises:
+        ValueError: the picture is so elongated that resized it exceeds ``MAX_PIXELS``.
     """
     _refuse_elongated(image, size)
     while min(image.size) >= 2 * size:
@@ -205,14 +220,15 @@ def random_resized_crop(
     area: tuple[float, float],
     ratio: tuple[float, float],
     rng: np.random.Generator,
-) -> np.ndarray:
-    """A random rectangle of a picture, resized to uint8 [size, size, c].
+) -> UInt8[np.ndarray, "size size c"]:
+    """Returns a random rectangle of a picture, resized.
 
     Its share of the picture's area is uniform in ``area``, its width to height log-uniform in
     ``ratio``. If ten such rectangles do not fit in, it is the largest one in the middle whose
     proportions are the nearest ones within ``ratio``.
 
-    Raises ValueError for the pictures that ``center_crop`` refuses.
+    Raises:
+        ValueError: the picture is one that ``center_crop`` refuses.
     """
     _refuse_elongated(image, size)
     box = _random_box(image.width, image.height, area, ratio, rng)
@@ -257,7 +273,7 @@ def _refuse_elongated(image: Image.Image, size: int) -> None:
         )
 
 
-def _array(image: Image.Image) -> np.ndarray:
+def _array(image: Image.Image) -> UInt8[np.ndarray, "height width c"]:
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
@@ -268,7 +284,7 @@ def _open(data: bytes) -> Image.Image:
 
 @contextlib.contextmanager
 def _reasons() -> Iterator[None]:
-    """Turns whatever a decoder raises into a ValueError that says what ails the picture."""
+    """Turns whatever a decoder raises into a ValueError that says what is wrong."""
     try:
         yield
     except Exception as error:  # decoders of damaged data raise nearly everything
@@ -300,7 +316,7 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _without_metadata(jpeg: bytes) -> tuple[bytes, bytes]:
-    """A JPEG file without what says nothing about its pixels, and its EXIF data.
+    """Returns a JPEG file without what says nothing about its pixels, and its EXIF data.
 
     Pillow reads metadata of its own accord and warns of damaged ones, which there are in ImageNet;
     warnings cannot be kept quiet in threads.
@@ -335,7 +351,7 @@ _ORIENTATION = 0x0112  # the tag's number
 
 
 def _orientation(exif: bytes) -> int:
-    """1 to 8 as EXIF counts them; 1, upright, where the data do not say or are damaged."""
+    """Returns 1 to 8 as EXIF counts them; 1, upright, if the data do not say or are damaged."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:

@@ -1,4 +1,4 @@
-"""The handwritten digits of scikit-learn as a source of pictures."""
+"""The handwritten digits of scikit-learn as a source of images."""
 
 import dataclasses
 import functools
@@ -7,6 +7,7 @@ import numbers
 from typing import ClassVar
 
 import numpy as np
+from jaxtyping import Float, Int, UInt8
 from scipy import ndimage
 
 from enat_jax.data import decoding
@@ -28,7 +29,8 @@ class Digits:
     All other settings may be chosen freely; the augmentation draws uniformly from plus or minus the
     given bounds.
 
-    Raises ValueError for an unknown split or a size below 8.
+    Raises:
+        ValueError: the split is unknown, or a setting is out of its range.
     """
 
     class_names: ClassVar[tuple[str, ...]] = tuple("0123456789")
@@ -44,7 +46,7 @@ class Digits:
     shear: float = 0.0  # horizontal shift per height
     shift: float = 0.0  # share of the side, both ways
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"split={self.split!r} is unknown: choose one of {SPLITS}")
         if type(self.size) is not int or self.size < 8:
@@ -61,38 +63,45 @@ class Digits:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of all images."""
         return (self.size, self.size, 1)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @functools.cached_property
-    def labels(self) -> np.ndarray:
-        """Classes of the split's images, int32 [n]."""
+    def labels(self) -> Int[np.ndarray, " n"]:
+        """Classes of the split's images, int32."""
         return _digits()[1][_split(self.split)].astype(np.int32)
 
     @functools.cached_property
-    def _splines(self) -> np.ndarray:
-        """Cubic spline coefficients [n, 16, 16] of the images in a margin of zeros."""
+    def _splines(self) -> Float[np.ndarray, "n 16 16"]:
+        """Cubic spline coefficients of the images in a margin of zeros."""
         padded = np.pad(_digits()[0][_split(self.split)], ((0, 0), (4, 4), (4, 4)))
         return np.stack([ndimage.spline_filter(image, order=3) for image in padded])
 
     def identity(self) -> dict[str, object]:
+        """Returns all settings as JSON values."""
         settings = dataclasses.asdict(self) | {"threshold": list(self.threshold)}
         return {"source": "digits", **settings}
 
     def key(self, index: int) -> str:
-        """The digit's place in scikit-learn's data, such as "digits/17"."""
+        """Returns the digit's place in scikit-learn's data, such as "digits/17"."""
         return f"digits/{_split(self.split)[decoding.checked(index, len(self))]}"
 
     def load(self, index: int, seed: int | None = None) -> decoding.Example:
+        """Returns one example; ``seed`` decides its augmentation."""
         batch = self.gather(np.array([index]), None if seed is None else np.array([seed]))
         return decoding.Example(batch["images"][0], int(batch["labels"][0]), self.key(index))
 
-    def gather(self, indices: np.ndarray, seeds: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """The images [b, size, size, 1] uint8 and labels [b] int32 of ``indices`` in [0, n).
+    def gather(
+        self, indices: Int[np.ndarray, " b"], seeds: Int[np.ndarray, " b"] | None = None
+    ) -> decoding.Batch:
+        """Returns {"images": uint8 ``[b, size, size, 1]``, "labels": int32 ``[b]``}.
 
-        ``seeds`` are integers [b], not negative; the same seed gives the same image.
+        Args:
+            indices: in [0, n).
+            seeds: not negative; the same seed gives the same image. None: no augmentation.
         """
         indices = np.asarray(indices)
         draws = np.zeros((len(indices), 6))
@@ -105,8 +114,10 @@ class Digits:
             "labels": self.labels[indices],
         }
 
-    def _render(self, spline: np.ndarray, draw: np.ndarray) -> np.ndarray:
-        """One image [size, size, 1] uint8; ``draw`` holds six numbers in [-1, 1]."""
+    def _render(
+        self, spline: Float[np.ndarray, "16 16"], draw: Float[np.ndarray, " 6"]
+    ) -> UInt8[np.ndarray, "size size 1"]:
+        """Returns one image; ``draw`` holds numbers in [-1, 1]."""
         angle = math.radians(self.rotation) * draw[0]
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         slant = np.array([[1.0, 0.0], [self.shear * draw[1], 1.0]])
@@ -125,8 +136,8 @@ class Digits:
 
 
 @functools.cache
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """All images, float64 [1797, 8, 8] in [0, 1], and labels, int64 [1797]."""
+def _digits() -> tuple[Float[np.ndarray, "1797 8 8"], Int[np.ndarray, " 1797"]]:
+    """Returns all images, float64 in [0, 1], and their labels."""
     try:
         from sklearn import datasets  # an extra: slow to import, and only the digits need it
     except ModuleNotFoundError as error:
@@ -138,11 +149,11 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def _split(split: str) -> np.ndarray:
-    """Indices of a split, ascending: of each class the same share, drawn once and for all."""
+def _split(split: str) -> Int[np.ndarray, " n"]:
+    """Returns ascending indices: the same share of each class, drawn once and for all."""
     labels = _digits()[1]
     rng = np.random.default_rng(_SPLIT_SEED)
-    parts = {name: [] for name in SPLITS}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in SPLITS}
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
         cut = round(len(members) * _TEST_SHARE)

@@ -1,4 +1,4 @@
-"""ImageNet-2012 (ILSVRC 2012) as image-net.org gives it out: its classes and its tar files.
+"""The classes of ImageNet-2012 (ILSVRC 2012), and its tar files as image-net.org gives them out.
 
 ``imagenet_classes.txt`` has a line "n01440764 tench, Tinca tinca" for each class: the id of its
 synset in WordNet 3.0 and all lemmas of the synset, sorted by id, so that line i (from 0) is label i
@@ -14,9 +14,10 @@ import posixpath
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import IO, cast
 
 import numpy as np
+from jaxtyping import Int, Shaped
 
 _CLASSES: dict[str, str] = dict(
     line.split(" ", maxsplit=1)
@@ -38,7 +39,7 @@ UNKNOWN = -1  # the label of all test pictures: theirs were never published
 
 
 def readable_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """Names for people: "n01440764" becomes "tench, Tinca tinca".
+    """Returns names for people: "n01440764" becomes "tench, Tinca tinca".
 
     Only if all ``class_names`` are ids of ImageNet-2012's classes; otherwise, as for folders that
     somebody named, all of them stay what they are.
@@ -53,23 +54,23 @@ class Pictures:
     """The pictures of a split and where in its tar file they lie, in the order of the file.
 
     Attributes:
-        names: bytes ``[n]`` (dtype "S"), "n01440764_10026.JPEG": the members' names in ASCII.
-        labels: int64 ``[n]`` in [0, 1000), or UNKNOWN.
-        offsets: int64 ``[n]``, of the first byte of the encoded picture in the (outer) tar file.
-        sizes: int64 ``[n]``, number of bytes of the encoded picture.
+        names: the members' names in ASCII (dtype "S"), such as "n01440764_10026.JPEG".
+        labels: int64 in [0, 1000), or UNKNOWN.
+        offsets: int64, of the first byte of the encoded picture in the (outer) tar file.
+        sizes: int64, number of bytes of the encoded picture.
     """
 
-    names: np.ndarray
-    labels: np.ndarray
-    offsets: np.ndarray
-    sizes: np.ndarray
+    names: Shaped[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"]
+    offsets: Int[np.ndarray, " n"]
+    sizes: Int[np.ndarray, " n"]
 
     def __len__(self) -> int:
         return len(self.names)
 
 
 def scan(path: str | os.PathLike, split: str, validation_ids: Sequence[str]) -> Pictures:
-    """Finds the pictures in the official tar file of a split. Reads the headers only.
+    """Finds the pictures in the official tar file of a split, reading the headers only.
 
     Args:
         path: of the uncompressed tar file. For "train" it holds a tar file for each class.
@@ -80,8 +81,7 @@ def scan(path: str | os.PathLike, split: str, validation_ids: Sequence[str]) -> 
         OSError: the file cannot be read.
         ValueError: it is no tar file, is cut short or damaged, or holds something that does not
             belong there: a class that is none of the 1000, a picture that is in none of the
-                classes, a
-            name that comes twice, nothing at all.
+            classes, a name that comes twice, nothing at all.
     """
     with open(path, "rb") as file, _opened(file, str(path)) as tar:
         if split == "train":
@@ -110,7 +110,8 @@ def _of_classes(tar: tarfile.TarFile, called: str) -> Iterator[tuple[str, int, i
             raise ValueError(f"{where} is in none of the classes: expected one tar file for each")
         if wordnet_id not in _LABELS:
             raise ValueError(f"{where} is none of the 1000 classes of ImageNet-2012")
-        with _opened(tar.extractfile(class_tar), where) as pictures:
+        content = cast(IO[bytes], tar.extractfile(class_tar))  # as that of every regular file
+        with _opened(content, where) as pictures:
             for picture in _files(pictures, where):
                 name = posixpath.normpath(picture.name)
                 if not re.fullmatch(rf"{wordnet_id}_[0-9]+\.JPEG", name):
@@ -146,7 +147,7 @@ def _of_flat_tar(
 
 
 @contextlib.contextmanager
-def _opened(file: BinaryIO, called: str) -> Iterator[tarfile.TarFile]:
+def _opened(file: IO[bytes], called: str) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             yield tar

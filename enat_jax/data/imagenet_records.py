@@ -14,12 +14,18 @@ import io
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
 from array_record.python import array_record_module
+from jaxtyping import Int
 
 from enat_jax.data import imagenet
+
+if TYPE_CHECKING:  # slow to import
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import example_serializer, naming
 
 NAME = "imagenet2012"
 VERSION = "5.1.0"
@@ -44,7 +50,7 @@ class Shard:
 
 
 def validation_ids() -> list[str]:
-    """The class of each validation picture, as a WordNet id, by the number in its name."""
+    """Returns the class of each validation picture, a WordNet id, by the number in its name."""
     import tensorflow_datasets as tfds
 
     path = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
@@ -58,7 +64,7 @@ def plan_shards(
     directory: pathlib.Path,
     num_shards: int | None,
 ) -> list[Shard]:
-    """The files of a split as TFDS's writer would make them: by hashed keys and by total size.
+    """Returns the files of a split as TFDS's writer would make them, by hashed keys and total size.
 
     Args:
         split: the salt of the hashes.
@@ -95,8 +101,8 @@ def plan_shards(
     return shards
 
 
-def _record_sizes(tar: pathlib.Path, pictures: imagenet.Pictures) -> np.ndarray:
-    """Bytes of the serialised records, int64 ``[n]``; only what is encoded anew is read for it.
+def _record_sizes(tar: pathlib.Path, pictures: imagenet.Pictures) -> Int[np.ndarray, " n"]:
+    """Returns the bytes of serialised records, int64; only what is encoded anew is read for it.
 
     A record is a protocol buffer: Example { Features { map<string, Feature> } }, where a feature is
     a list of one byte string or of one number.
@@ -129,7 +135,7 @@ def _varint_size(value: int) -> int:
 
 
 def write(shard: Shard) -> None:
-    """Writes a file of records, which has its name only when it is whole and on disk.
+    """Writes a file of records, which has its name only once it is whole and on disk.
 
     Raises:
         OSError: the tar file cannot be read or the disk cannot be written.
@@ -176,7 +182,7 @@ def _records(shard: Shard) -> Iterator[bytes]:
 
 
 def _stored(file: int, pictures: imagenet.Pictures, index: int) -> bytes:
-    """The picture as its record has it: the file, but for the few that are no RGB JPEG."""
+    """Returns the picture as its record has it: the file, but for the few that are no RGB JPEG."""
     name, size = pictures.names[index].decode(), int(pictures.sizes[index])
     data = os.pread(file, size, int(pictures.offsets[index]))
     if len(data) != size:
@@ -211,8 +217,8 @@ def describe(directory: pathlib.Path, shards: Mapping[str, Sequence[Shard]]) -> 
     info.write_to_directory(directory)
 
 
-def _builder(data_dir: pathlib.Path):
-    """TFDS's description of the data set; without TensorFlow only its building does not work."""
+def _builder(data_dir: pathlib.Path) -> "tfds.core.DatasetBuilder":
+    """Returns TFDS's description of the data set; only its building needs TensorFlow."""
     from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder
 
     return imagenet2012_dataset_builder.Builder(
@@ -228,14 +234,16 @@ def _encoded_anew() -> frozenset[str]:
 
 
 @functools.cache
-def _record_code(data_dir: pathlib.Path):
+def _record_code(
+    data_dir: pathlib.Path,
+) -> "tuple[tfds.features.FeaturesDict, example_serializer.ExampleSerializer]":
     from tensorflow_datasets.core import example_serializer
 
     features = _builder(data_dir).info.features
     return features, example_serializer.ExampleSerializer(features.get_serialized_info())
 
 
-def _template(directory: pathlib.Path, split: str):
+def _template(directory: pathlib.Path, split: str) -> "naming.ShardedFileTemplate":
     from etils import epath
     from tensorflow_datasets.core import naming
 

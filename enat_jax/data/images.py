@@ -1,19 +1,19 @@
-"""Image sources: what a source of pictures offers, and how to open one by its name."""
+"""Sources of labelled images: what they offer, and how to open one by its name."""
 
 import dataclasses
 import hashlib
 import inspect
 import pathlib
-from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from jaxtyping import Int
 
 from enat_jax.data import decoding, layout, readers, tfds_records
-from enat_jax.data.decoding import Example, UnreadableImage
+from enat_jax.data.decoding import Batch, Example, UnreadableImage
 from enat_jax.data.digits import Digits
 
-__all__ = ["Digits", "Example", "Files", "Source", "UnreadableImage", "open_source"]
+__all__ = ["Batch", "Digits", "Example", "Files", "Source", "UnreadableImage", "open_source"]
 
 KINDS = (
     "a source is 'digits', 'tfds:NAME' (a TFDS data set prepared as array_record), or the path of "
@@ -28,42 +28,62 @@ class Source(Protocol):
     it depends neither on its batch nor on its host; None: not augmented.
     """
 
-    class_names: tuple[str, ...]  # label i means class_names[i]
-    image_shape: tuple[int, int, int]  # of all images
-    mirrored: bool  # whether a mirrored picture still belongs to its class
-    ignored: dict[str, int]  # number of files that are no pictures, by extension, "" for none
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes by label."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of all images."""
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether a mirrored picture still belongs to its class."""
+
+    @property
+    def ignored(self) -> dict[str, int]:
+        """Number of files that are no pictures, by extension, "" for none."""
 
     def __len__(self) -> int: ...
 
     def key(self, index: int) -> str:
-        """Names a picture for people, and is unique; reads nothing.
+        """Returns a unique name of a picture for people; reads nothing.
 
-        A path below the folder, a member of the archive, TFDS's "train[123]", or "digits/17".
+        It is a path below the folder, a member of the archive, TFDS's "train[123]" or "digits/17".
         """
 
     def load(self, index: int, seed: int | None = None) -> Example:
-        """One example; its key is ``key(index)``, or the file name that a record holds.
+        """Returns one example; its key is ``key(index)``, or the file name that a record holds.
 
-        Raises UnreadableImage for a picture that cannot be had, IndexError for no valid index.
+        Raises:
+            UnreadableImage: the picture cannot be read.
+            IndexError: ``index`` is not in [0, n).
         """
 
     def gather(
-        self, indices: Sequence[int], seeds: Sequence[int] | None = None
-    ) -> dict[str, np.ndarray]:
-        """{"images": uint8 [b, h, w, c], "labels": int32 [b]}; ``seeds`` are one per index.
+        self, indices: Int[np.ndarray, " b"], seeds: Int[np.ndarray, " b"] | None = None
+    ) -> Batch:
+        """Returns {"images": uint8 ``[b, h, w, c]``, "labels": int32 ``[b]``}.
 
-        Raises UnreadableImage, with what to do about it.
+        Raises:
+            UnreadableImage: a picture cannot be read; the message says what to do about it.
         """
 
     def identity(self) -> dict[str, object]:
-        """JSON values that decide images and labels; the same wherever the data lie."""
+        """Returns JSON values that decide images and labels; the same wherever the data lie."""
 
 
 class Files:
-    """Pictures in files below a folder or in an archive; see ``readers`` and ``layout.arrange``.
+    """Pictures in files below a folder or in an archive, as a ``Source``.
 
-    Settings are those of ``decoding.Framing``, and ``classes``, ``class_names`` and ``held_out`` as
-    ``layout.arrange`` describes them.
+    Args:
+        path: of the folder or archive.
+        reader: of its files.
+        split: of the pictures; see ``layout.arrange``, also for the errors.
+        framing: of each picture.
+        classes: see ``layout.arrange``.
+        class_names: see ``layout.arrange``.
+        held_out: see ``layout.arrange``.
     """
 
     mirrored = True
@@ -78,7 +98,7 @@ class Files:
         classes: str = "first",
         class_names: str | None = None,
         held_out: float = 0.0,
-    ):
+    ) -> None:
         found = layout.arrange(
             reader.keys,
             reader.folders,
@@ -110,8 +130,8 @@ class Files:
         return Example(pixels, int(self.labels[index]), key)
 
     def gather(
-        self, indices: Sequence[int], seeds: Sequence[int] | None = None
-    ) -> dict[str, np.ndarray]:
+        self, indices: Int[np.ndarray, " b"], seeds: Int[np.ndarray, " b"] | None = None
+    ) -> Batch:
         return decoding.gather(self.load, self.image_shape, indices, seeds)
 
     def identity(self) -> dict[str, object]:
@@ -146,14 +166,14 @@ SETTINGS = {
 
 
 def kind(source: str) -> str:
-    """One of "digits", "tfds" and "files"; sources of a kind have the same settings."""
+    """Returns "digits", "tfds" or "files"; sources of a kind have the same settings."""
     if source == "digits":
         return "digits"
     return "tfds" if source.startswith(tfds_records.PREFIX) else "files"
 
 
-def open_source(source: str, split: str, **settings) -> Source:
-    """The source of a config's data section.
+def open_source(source: str, split: str, **settings: Any) -> Source:
+    """Opens the source of a config's data section.
 
     ``source`` is one of
         "digits": ``Digits``, splits "train" and "test".
@@ -164,8 +184,9 @@ def open_source(source: str, split: str, **settings) -> Source:
     ``settings`` are those of the class, and for pictures of any size those of ``decoding.Framing``,
     of which ``size`` must be given.
 
-    Raises ValueError for an unknown source, split or setting, and as the class does; OSError for
-    files that cannot be listed or opened.
+    Raises:
+        ValueError: the source, the split or a setting is unknown, or the class refuses it.
+        OSError: files cannot be listed or opened.
     """
     if kind(source) == "digits":
         _refuse_unknown(source, settings)

@@ -1,4 +1,4 @@
-"""What folders say of the pictures in them: classes, and which split a picture belongs to."""
+"""Classes and splits of pictures, as the names of the folders that they lie in say."""
 
 import dataclasses
 import hashlib
@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from enat_jax.data import imagenet
 
@@ -18,11 +19,11 @@ ONLY_CLASS = "image"  # of pictures without classes
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Which pictures a split has: ``rows`` int64 [n], ascending, and their ``labels`` int32 [n]."""
+    """Which pictures a split has."""
 
     class_names: tuple[str, ...]
-    rows: np.ndarray
-    labels: np.ndarray
+    rows: Int[np.ndarray, " n"]  # int64, ascending: places of the split's pictures among all
+    labels: Int[np.ndarray, " n"]  # int32, of these pictures
 
 
 def arrange(
@@ -36,29 +37,40 @@ def arrange(
     class_names: str | os.PathLike | None = None,
     held_out: float = 0.0,
 ) -> Layout:
-    """The split of the pictures ``keys``, sorted paths with "/", that lie in ``folders`` at
-    ``where``.
+    """Finds the pictures of a split, and their classes.
 
-    The root. In an archive (``packed``) a single folder at the top that holds nothing but folders
+    Root: in an archive (``packed``) a single folder at the top that holds nothing but folders
     is descended into, again and again, because archives mostly are made from outside: in a zip file
     with ``pets/cat/1.jpg`` and ``pets/dog/1.jpg`` the classes are cat and dog. Files that are no
     pictures do not count; a folder with the name of a split is not descended into.
 
-    Splits. If the root's folders are all called train, test, val or validation, each is a split:
+    Splits: if the root's folders are all called train, test, val or validation, each is a split:
     "train" is train, "test" is test, or else val, or else validation, and each goes by its own name
     as well. Otherwise, and within train if it is alone, ``held_out`` is the share of "test", in
     [0, 1): the pictures the SHA-256 of whose keys, as fractions, lie below it. So adding files
     moves none. "all" is everything.
 
-    Classes. "first": the first folder below the root, or below the split's folder, is the class.
-    "parent": the path of the folder that a picture lies in. "none": all are of the one class
-    "image", as are pictures that all lie in no folder. Labels number the sorted names of all
-    splits. Names of ImageNet's folders become readable; the UTF-8 file ``class_names`` gives
-    others, one ``FOLDER<TAB>NAME`` a line for each class.
+    Classes: with "first" the first folder below the root, or below the split's folder, is the class
+    of a picture, with "parent" it is the path of the folder that the picture lies in. With "none"
+    all are of the one class "image", as are pictures that all lie in no folder. Labels number the
+    sorted names of all splits. Names of ImageNet's folders become readable; the UTF-8 file
+    ``class_names`` gives others, one line ``FOLDER<TAB>NAME`` for each class.
 
-    Raises ValueError for a setting out of its range, a split that is not there or is empty, a class
-    without pictures, pictures both in class folders and outside of them, or a file of class names
-    that does not fit; OSError if that file cannot be read.
+    Args:
+        keys: sorted paths of all pictures, with "/".
+        folders: all folders that were seen.
+        split: its name.
+        where: what the messages call the place of the pictures.
+        packed: whether that is an archive.
+        classes: "first", "parent" or "none".
+        class_names: path of a file with other names of the classes.
+        held_out: share of "test" in what is not split by folders.
+
+    Raises:
+        ValueError: a setting is out of its range, a split is not there or is empty, a class has no
+            pictures, pictures lie both in class folders and outside of them, or the file of class
+            names does not fit.
+        OSError: that file cannot be read.
     """
     if classes not in CLASSES:
         raise ValueError(f"classes={classes!r} is unknown: choose one of {CLASSES}")
@@ -91,18 +103,19 @@ def arrange(
 class _Tree:
     """Folders, and which of them hold pictures."""
 
-    def __init__(self, keys: Sequence[str], folders: frozenset[str]):
+    def __init__(self, keys: Sequence[str], folders: frozenset[str]) -> None:
         holders = {key.rpartition("/")[0] for key in keys}
         self.holders = holders  # of a picture, directly; "" is the root
         self.with_pictures = {above for folder in holders for above in _upwards(folder)}
         self.all = self.with_pictures | {above for f in folders for above in _upwards(f)}
 
     def children(self, top: str) -> set[str]:
-        """Names of the folders directly below ``top``, which is "" or ends in "/"."""
+        """Returns names of the folders directly below ``top``, which is "" or ends in "/"."""
         below = (f[len(top) :] for f in self.all if f.startswith(top))
         return {name for name in below if name and "/" not in name}
 
     def single_top(self) -> str:
+        """Returns the folder that an archive was made from, ending in "/"; "" if there is none."""
         top = ""
         while len(children := self.children(top)) == 1 and top[:-1] not in self.holders:
             (child,) = children
@@ -113,6 +126,7 @@ class _Tree:
         return top
 
     def split_folders(self, top: str) -> tuple[str, ...]:
+        """Returns the sorted names of the folders below ``top`` if all are named as splits."""
         children = self.children(top)
         if top[:-1] in self.holders or not children <= set(SPLIT_FOLDERS):
             return ()
@@ -120,19 +134,20 @@ class _Tree:
 
 
 def _upwards(folder: str) -> list[str]:
-    """A folder and those it lies in, without the root."""
+    """Returns a folder and those it lies in, without the root."""
     names = folder.split("/") if folder else []
     return ["/".join(names[: i + 1]) for i in range(len(names))]
 
 
 def _classify(
     keys: Sequence[str], top: str, parts: tuple[str, ...], classes: str, where: object
-) -> tuple[tuple[str, ...] | None, np.ndarray, np.ndarray]:
-    """(sorted folder names of the classes, labels [n], index of each picture's split folder [n]).
+) -> tuple[tuple[str, ...] | None, Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Returns the classes' sorted folder names, labels, and the number of each split folder.
 
     The names are None if there are no classes.
     """
-    numbers_of, found = {}, np.empty(len(keys), np.int32)
+    numbers_of: dict[str, int] = {}
+    found = np.empty(len(keys), np.int32)
     part_of = np.zeros(len(keys), np.int32)
     for i, key in enumerate(keys):
         rest = key[len(top) :]
@@ -144,10 +159,10 @@ def _classify(
     if numbers_of.keys() == {""}:
         return None, found, part_of
     if "" in numbers_of:
-        outside = numbers_of[""]
+        outside = found == numbers_of[""]
         raise ValueError(
-            f"{where} holds pictures in class folders, such as {keys[np.argmax(found != outside)]},"
-            f" and outside of them, such as {keys[np.argmax(found == outside)]}: move the latter "
+            f"{where} holds pictures in class folders, such as {keys[int(np.argmin(outside))]},"
+            f" and outside of them, such as {keys[int(np.argmax(outside))]}: move the latter "
             "into the folders of their classes, or set classes to 'none'"
         )
     names = sorted(numbers_of)
@@ -157,7 +172,7 @@ def _classify(
 
 
 def _class_folder(path: str, classes: str) -> str:
-    """The folder that names the class of a picture; "" if it lies in none."""
+    """Returns the folder that names the class of a picture; "" if it lies in none."""
     if classes == "none":
         return ONLY_CLASS
     folder, slash, _ = path.partition("/") if classes == "first" else path.rpartition("/")
@@ -181,17 +196,17 @@ def _members(
     split: str,
     keys: Sequence[str],
     parts: tuple[str, ...],
-    part_of: np.ndarray,
+    part_of: Int[np.ndarray, " n"],
     held_out: float,
     where: object,
-) -> np.ndarray:
-    """Whether each picture is of the split, bool [n]."""
+) -> Bool[np.ndarray, " n"]:
+    """Says of each picture whether it is of the split."""
     tests = [name for name in ("test", "val", "validation") if name in parts]
     if tests and held_out:
         raise ValueError(
             f"{where} has a folder {tests[0]!r} to test on, so held_out={held_out} must be 0"
         )
-    named = {"test": tests[0]} if tests else {}
+    named: dict[str, str] = {"test": tests[0]} if tests else {}
     named |= {part: part for part in parts if tests}
     possible = sorted({"all", *named} if tests else {"all", "train", "test"})
     if split not in possible:
@@ -215,7 +230,7 @@ def _members(
     return chosen
 
 
-def _held_out(keys: Sequence[str], share: float) -> np.ndarray:
+def _held_out(keys: Sequence[str], share: float) -> Bool[np.ndarray, " n"]:
     if not share:
         return np.zeros(len(keys), bool)
     digests = (hashlib.sha256(key.encode()).digest() for key in keys)
@@ -223,14 +238,15 @@ def _held_out(keys: Sequence[str], share: float) -> np.ndarray:
 
 
 def read_names(path: str | os.PathLike, folders: Sequence[str]) -> tuple[str, ...]:
-    """The names that a file of lines ``FOLDER<TAB>NAME`` gives to ``folders``; see ``arrange``."""
+    """Returns the names that a file of lines ``FOLDER<TAB>NAME`` gives; see ``arrange``."""
     if not isinstance(path, (str, os.PathLike)):
         raise ValueError(f"class_names={path!r} is not the path of a file")
     try:
         lines = pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from error
-    known, names = set(folders), {}
+    known = set(folders)
+    names: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -14,10 +14,11 @@ import tarfile
 import weakref
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
+from jaxtyping import Int
 
 from enat_jax.data import decoding
 
@@ -32,19 +33,19 @@ class Reader(Protocol):
     """Picture files of one place, numbered by their sorted keys."""
 
     keys: list[str]  # sorted by code points: relative paths with "/", unique, encodable as UTF-8
-    sizes: np.ndarray  # int64 [n], bytes of each file; -1 for a link to nothing
+    sizes: Int[np.ndarray, " n"]  # int64, bytes of each file; -1 for a link to nothing
     folders: frozenset[str]  # that were seen; there may be no pictures in them
     ignored: dict[str, int]  # number of files that are no pictures, by extension
     packed: bool  # whether it is an archive
 
     def read(self, i: int) -> bytes:
-        """Returns the content of file ``i``; raises ``UnreadableImage``."""
+        """Returns the content of file ``i``; raises UnreadableImage."""
 
 
 class _Listing:
-    """Collects files; what it says is the same whatever the order they come in."""
+    """Collects files; the result does not depend on the order they come in."""
 
-    def __init__(self, source: object):
+    def __init__(self, source: object) -> None:
         self._source = source
         self._found: dict[str, tuple[int, ...]] = {}
         self._folders: set[str] = set()
@@ -55,7 +56,11 @@ class _Listing:
             self._folders.add(key)
 
     def add(self, key: str, where: tuple[int, ...], regular: bool = True) -> None:
-        """``where`` is what reading needs, beginning with the size; not ``regular``: no picture."""
+        """Takes a file; ``where`` is what reading it needs, beginning with its size.
+
+        Raises:
+            ValueError: there is a picture of this key already.
+        """
         if _is_litter(key):
             return
         folder, _, name = key.rpartition("/")
@@ -69,8 +74,8 @@ class _Listing:
         else:
             self._found[key] = where
 
-    def finish(self, reader: Reader, items: int) -> np.ndarray:
-        """Gives ``reader`` its attributes; returns ``where`` of each key, int64 [n, items]."""
+    def finish(self, reader: Reader, items: int) -> Int[np.ndarray, "n items"]:
+        """Gives ``reader`` its attributes; returns ``where`` of each key, int64."""
         reader.keys = sorted(self._found)
         try:
             places = np.array([self._found[key] for key in reader.keys], np.int64)
@@ -93,13 +98,14 @@ def _is_litter(key: str) -> bool:
 class Folder(Reader):
     """The files below a folder; links to folders are followed, but not round in circles.
 
-    Raises OSError if the folder or one within it cannot be listed; so does ``read`` if the folder
-    is not there any more, as on a network disk that is cut off.
+    Raises:
+        OSError: the folder or one within it cannot be listed. ``read`` raises it if the folder is
+            not there any more, as on a network disk that is cut off.
     """
 
     packed = False
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike) -> None:
         self._root = os.path.abspath(path)
         listing = _Listing(path)
         self._names = {}  # on disk, of files whose keys are spelled otherwise
@@ -138,9 +144,9 @@ class Folder(Reader):
 
 
 def _walk(root: str) -> Iterator[tuple[str, os.stat_result | None]]:
-    """Everything below a folder, (path, status), in any order; a link to nothing has no status."""
-    above = os.stat(root)
-    left = [("", ((above.st_dev, above.st_ino),))]
+    """Yields everything below a folder, in any order; a link to nothing has no status."""
+    top = os.stat(root)
+    left: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ((top.st_dev, top.st_ino),))]
     while left:
         folder, above = left.pop()
         with os.scandir(os.path.join(root, folder)) as entries:
@@ -164,13 +170,13 @@ def _walk(root: str) -> Iterator[tuple[str, os.stat_result | None]]:
 class _File:
     """An open file that is read at any place by any thread; opened again where it is unpickled."""
 
-    def __init__(self, path: str | os.PathLike, stamp: tuple[int, int] | None = None):
+    def __init__(self, path: str | os.PathLike, stamp: tuple[int, int] | None = None) -> None:
         self._path = os.path.abspath(path)
         self._descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
         weakref.finalize(self, os.close, self._descriptor)
         self._stamp = stamp or self._now()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["_File"], tuple[str, tuple[int, int]]]:
         return _File, (self._path, self._stamp)
 
     def _now(self) -> tuple[int, int]:
@@ -178,7 +184,7 @@ class _File:
         return status.st_size, status.st_mtime_ns
 
     def read(self, offset: int, size: int) -> bytes:
-        """``size`` bytes. Raises ValueError if there are fewer, or if the file has changed."""
+        """Returns ``size`` bytes; raises ValueError if there are fewer or the file has changed."""
         if self._now() != self._stamp:
             raise ValueError(f"cannot be read: {self._path} has changed since it was opened")
         parts = []
@@ -193,13 +199,15 @@ class _File:
 class Zip(Reader):
     """The members of a zip file, stored or deflated; several threads read at once.
 
-    Raises ValueError if it is damaged, encrypted or compressed otherwise, or if a name in it is
-    unsafe or occurs twice; OSError if it cannot be opened.
+    Raises:
+        ValueError: it is damaged, encrypted or compressed otherwise, or a name in it is unsafe or
+            occurs twice.
+        OSError: it cannot be opened.
     """
 
     packed = True
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike) -> None:
         self._file = _File(path)
         listing = _Listing(path)
         for info in _zip_members(path):
@@ -273,14 +281,17 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 class Tar(Reader):
     """The members of a tar file that is not compressed; several threads read at once.
 
-    Links, devices and pipes count as no pictures. Raises ValueError if the file is compressed or
-    damaged or ends early, or if a name in it is unsafe or occurs twice; OSError if it cannot be
-    opened.
+    Links, devices and pipes count as no pictures.
+
+    Raises:
+        ValueError: it is compressed or damaged or ends early, or a name in it is unsafe or occurs
+            twice.
+        OSError: it cannot be opened.
     """
 
     packed = True
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike) -> None:
         self._file = _File(path)
         listing = _Listing(path)
         for member in _tar_members(path):
@@ -312,7 +323,8 @@ def _tar_members(path: str | os.PathLike) -> Iterator[tarfile.TarInfo]:
             ) as archive:
                 while (member := archive.next()) is not None:
                     yield member
-                    archive.members.clear()  # or a million of them would stay in memory
+                    # Or a million of them would stay in memory.
+                    archive.members.clear()  # type: ignore[attr-defined] # typeshed lacks it
                 end = archive.offset
         except (tarfile.TarError, EOFError, struct.error) as error:
             raise ValueError(
@@ -361,10 +373,11 @@ def _compressed_tar(path: str | os.PathLike) -> ValueError:
     )
 
 
-def kind(path: pathlib.Path) -> type[Folder] | type[Zip] | type[Tar] | None:
-    """The class that reads what is at ``path``, told by its name; None if there is none.
+def kind(path: pathlib.Path) -> Callable[[pathlib.Path], Reader] | None:
+    """Returns the class that reads what is at ``path``, by its name; None if there is none.
 
-    Raises ValueError for a compressed tar file.
+    Raises:
+        ValueError: it is a compressed tar file.
     """
     if path.is_dir():
         return Folder
@@ -373,4 +386,5 @@ def kind(path: pathlib.Path) -> type[Folder] | type[Zip] | type[Tar] | None:
     name = path.name.lower()
     if name.endswith(COMPRESSED_TARS):
         raise _compressed_tar(path)
-    return {".zip": Zip, ".tar": Tar}.get(os.path.splitext(name)[1])
+    archives: dict[str, Callable[[pathlib.Path], Reader]] = {".zip": Zip, ".tar": Tar}
+    return archives.get(os.path.splitext(name)[1])

@@ -1,14 +1,16 @@
-"""Pictures of a TFDS data set that is prepared as ArrayRecord, read without TensorFlow."""
+"""A TFDS data set that is prepared as ArrayRecord as a source of images, without TensorFlow."""
 
 import functools
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Int
 
 from enat_jax.data import decoding, imagenet
+from enat_jax.runtime import exits
 
 PREFIX = "tfds:"
 _NAME = re.compile(r"tfds:(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
@@ -20,15 +22,20 @@ _ADVICE = (
 
 
 class Records:
-    """A split of a TFDS data set as a source of pictures; see ``images.Source``.
+    """A split of a TFDS data set as a source of images; see ``images.Source``.
 
-    ``source`` is "tfds:NAME", with "/CONFIG" or ":VERSION" or both behind it; without a version the
-    latest one is taken. ``split`` is TFDS's, slices such as "train[:10%]" included. ``data_dir`` is
-    where TFDS keeps its data, None for TFDS's own default. ``image_key`` and ``label_key`` are
-    names of features.
+    Args:
+        source: "tfds:NAME", with "/CONFIG" or ":VERSION" or both behind it; without a version the
+            latest one is taken.
+        split: TFDS's, slices such as "train[:10%]" included.
+        framing: of each picture.
+        data_dir: where TFDS keeps its data; None: TFDS's default.
+        image_key: name of the feature that holds the picture.
+        label_key: name of the feature that holds the label.
 
-    Raises ValueError if the set is not there, not prepared as ArrayRecord or not complete, or if it
-    lacks the split or the features.
+    Raises:
+        ValueError: the set is not there, not prepared as ArrayRecord or not complete, or lacks the
+            split or the features.
     """
 
     mirrored = True
@@ -42,7 +49,7 @@ class Records:
         data_dir: str | os.PathLike | None = None,
         image_key: str = "image",
         label_key: str = "label",
-    ):
+    ) -> None:
         import tensorflow_datasets as tfds  # slow to import
 
         texts = {"image_key": image_key, "label_key": label_key, "data_dir": data_dir or ""}
@@ -66,7 +73,7 @@ class Records:
         except Exception as error:  # of TFDS and of protocol buffers, whatever damage they find
             raise ValueError(
                 f"the description of the data set in {self._directory} is damaged "
-                f"({' '.join(str(error).split())}): copy it again or prepare it again"
+                f"({exits.one_line(error)}): copy it again or prepare it again"
             ) from error
         self._split, self._framing = split, framing
         self._image_key, self._label_key = image_key, label_key
@@ -81,7 +88,7 @@ class Records:
                 )
         self.class_names = imagenet.readable_names(features[label_key].names)
         self.image_shape = framing.shape
-        self.ignored = {}
+        self.ignored: dict[str, int] = {}
         self._check_split()
         try:
             # Encoded as they are: we decode pictures ourselves, and alike from every source.
@@ -94,7 +101,7 @@ class Records:
                 f"TensorFlow alone can read: prepare it as array_record ({_advice(source)})"
             ) from error
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[[], "Records"], tuple[()]]:
         return self._reopened, ()  # files are opened anew
 
     def _check_split(self) -> None:
@@ -140,8 +147,8 @@ class Records:
         return decoding.Example(pixels, label, key)
 
     def gather(
-        self, indices: Sequence[int], seeds: Sequence[int] | None = None
-    ) -> dict[str, np.ndarray]:
+        self, indices: Int[np.ndarray, " b"], seeds: Int[np.ndarray, " b"] | None = None
+    ) -> decoding.Batch:
         return decoding.gather(self.load, self.image_shape, indices, seeds)
 
     def identity(self) -> dict[str, object]:
@@ -158,7 +165,7 @@ class Records:
 
 
 def _find(source: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
-    """The directory of a prepared data set, NAME[/CONFIG]/VERSION below ``data_dir``."""
+    """Returns the directory of a prepared data set, NAME[/CONFIG]/VERSION below ``data_dir``."""
     import tensorflow_datasets as tfds
 
     match = _NAME.fullmatch(source)
@@ -191,7 +198,7 @@ def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _versions(folder: pathlib.Path) -> list[str]:
-    """Names of prepared versions, the latest one last."""
+    """Returns the names of prepared versions, the latest one last."""
     names = [
         path.name
         for path in _folders(folder)
