@@ -13,7 +13,7 @@ Padding never changes a result. Without a count every slot is real and no mask i
 import flax.linen as nn
 import jax.numpy as jnp
 
-from enat_jax.models import layers
+from enat_jax.models import blocks, layers
 
 
 class ReuseProjection(nn.Module):
@@ -42,8 +42,8 @@ class ENAT(nn.Module):
         position_init: "normal" (paper) or "sincos".
         word_std: initial standard deviation of the word table, 0.02 in the paper.
         gate_bias: initial bias of the blocks' gates; 0 in the paper.
-        remat: what the backward pass computes again instead of storing it, see ``layers.stack``.
-        attention: its implementation, see ``layers.attention``.
+        remat: what the backward pass computes again instead of storing it, see ``blocks.stack``.
+        attention: its implementation, see ``blocks.attention``.
         unroll: layers per iteration of the scan over blocks; only speed depends on it.
         dtype: of the computation; parameters, softmax, norms' statistics and logits are float32.
     """
@@ -67,38 +67,12 @@ class ENAT(nn.Module):
     dtype: str = "float32"
 
     def setup(self):
-        if self.width % self.num_heads:
-            raise ValueError(f"{self.width=} is not divisible by {self.num_heads=}")
-        dtype = jnp.dtype(self.dtype)
-        self.embed = layers.TokenEmbedding(
-            self.num_tokens,
-            self.codebook_size,
-            self.width,
-            self.dropout,
-            self.position_init,
-            self.word_std,
-            dtype,
-        )
-        self.modulation = layers.Modulation(
-            self.num_classes,
-            self.encoder_layers + self.decoder_layers,
-            8,
-            self.width,
-            self.gate_bias,
-            dtype,
-        )
-        fields = dict(
-            num_heads=self.num_heads,
-            mlp_ratio=self.mlp_ratio,
-            attention=self.attention,
-            dtype=dtype,
-        )
-        stack = lambda n: layers.stack(n, self.remat, self.unroll, **fields)  # noqa: E731
-        self.encoder = stack(self.encoder_layers)
-        self.decoder = stack(self.decoder_layers)
+        num_layers = self.encoder_layers + self.decoder_layers
+        self.embed, self.modulation, self.head = blocks.shared_parts(self, num_layers, 8)
+        self.encoder = blocks.stack(self, self.encoder_layers)
+        self.decoder = blocks.stack(self, self.decoder_layers)
         if self.reuse:
-            self.project = ReuseProjection(self.mlp_ratio, dtype)
-        self.head = layers.Head(self.codebook_size, dtype)
+            self.project = ReuseProjection(self.mlp_ratio, jnp.dtype(self.dtype))
 
     def condition(self, labels, encoder_only=False):
         """Modulation vectors, [layers, b, 8, d], from labels int32 [b].
@@ -143,9 +117,9 @@ class ENAT(nn.Module):
             return empty if cache is None else cache
         x = self.embed(ids, positions, deterministic)
         p = 0 if cache is None else cache.shape[1]
-        mask = layers.key_mask((p, None, num_cached), (n, None, num_new))
+        mask = blocks.key_mask((p, None, num_cached), (n, None, num_new))
         x, _ = self.encoder(x, modulation[: self.encoder_layers], cache, mask)
-        return x if cache is None else layers.append(cache, x, num_cached)
+        return x if cache is None else blocks.append(cache, x, num_cached)
 
     def decode(
         self,
@@ -170,14 +144,7 @@ class ENAT(nn.Module):
         Returns:
             Float32 logits [b, m, v].
         """
-        y = self.features(
-            positions,
-            modulation,
-            cache,
-            num_masked=num_masked,
-            num_visible=num_visible,
-            deterministic=deterministic,
-        )
+        y = self.features(positions, modulation, cache, num_masked, num_visible, deterministic)
         return self.head(y, self.embed.word)
 
     def features(
@@ -185,7 +152,6 @@ class ENAT(nn.Module):
         positions,
         modulation,
         cache,
-        *,
         num_masked=None,
         num_visible=None,
         deterministic=True,
@@ -195,7 +161,7 @@ class ENAT(nn.Module):
         ids = jnp.full_like(positions, self.codebook_size)
         y = self.embed(ids, positions, deterministic)
         first = None if num_masked is None else m - num_masked
-        mask = layers.key_mask((p, None, num_visible), (m, first, None))
+        mask = blocks.key_mask((p, None, num_visible), (m, first, None))
         y, _ = self.decoder(y, modulation[self.encoder_layers :], cache if p else None, mask)
         return y
 

@@ -22,11 +22,6 @@ HEAD_EPS = 1e-5
 
 
 BATCH = ("data", "fsdp")  # mesh axes that the batch is divided over
-ATTENTION = ("xla", "cudnn")
-REMAT = {
-    "dots": jax.checkpoint_policies.save_only_these_names("dense"),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 def constrain(x, *axes):
@@ -54,11 +49,6 @@ def normalize(x, eps=BLOCK_EPS):
     y = x.astype(jnp.float32)
     y = y - y.mean(axis=-1, keepdims=True)
     return y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + eps)
-
-
-def modulate(x, shift, scale):
-    """``LN(x) * (1 + scale) + shift`` in ``x``'s dtype; x [b, n, d], shift and scale [b, d]."""
-    return (normalize(x) * (1 + scale[:, None]) + shift[:, None]).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -126,25 +116,6 @@ class Dense(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, self.features)
         y = linear(x.astype(self.dtype), jnp.asarray(kernel), jnp.asarray(bias), self.axes)
         return checkpoint_name(y, "dense")
-
-
-def attention(query, key, value, mask, implementation):
-    """Multi-head attention, softmax in float32.
-
-    Args:
-        query: [b, q, h, k].
-        key, value: [b, c, h, k].
-        mask: bool, broadcastable to [b, h, q, c], True where a query may look; None: everywhere.
-        implementation: "xla", anywhere; "cudnn": its fused kernels, on NVIDIA GPUs, bfloat16 and
-            a head dimension divisible by 8.
-
-    Returns:
-        [b, q, h, k] in the dtype of ``value``.
-    """
-    if mask is not None:
-        b, q, h, _ = query.shape
-        mask = jnp.broadcast_to(mask, (mask.shape[0], mask.shape[1], q, key.shape[1]))
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
 
 
 def sincos_2d(num_tokens, width):
@@ -252,90 +223,6 @@ class Head(nn.Module):
         return constrain(logits + bias[: self.codebook_size], BATCH, None, None)
 
 
-class Block(nn.Module):
-    """Transformer block with adaptive layer norm, and context keys and values if asked for.
-
-    With a context it is ENAT's SC-attention block: queries from ``x``, keys and values from the
-    context and from ``x`` through separate weights (paper Section 4.1), eight modulation vectors.
-    Without, it is plain self-attention, for which six vectors suffice (the NAT baseline). The
-    context weights exist only if the module is initialised with a context.
-    """
-
-    num_heads: int
-    mlp_ratio: int
-    attention: str
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x, modulation, context, mask):
-        """One block; the signature suits ``nn.scan``.
-
-        Args:
-            x: [b, n, d].
-            modulation: [b, 8, d], in the reference's order; [b, 6, d] for a block that never
-                has a context.
-            context: [b, p, d], or None for plain self-attention.
-            mask: bool, broadcastable to [b, h, n, p + n], or None.
-
-        Returns:
-            ``(x, None)``.
-        """
-        width = x.shape[-1]
-        heads = lambda y: y.reshape(*y.shape[:2], self.num_heads, width // self.num_heads)  # noqa: E731
-        per_head = (BATCH, None, "tensor", None)
-        vectors = [modulation[:, i] for i in range(modulation.shape[1])]
-        shift_attn, scale_attn = vectors[:2]
-        gate_attn, shift_mlp, scale_mlp, gate_mlp = vectors[-4:]
-
-        y = modulate(x, shift_attn, scale_attn)
-        query = heads(Dense((width,), self.dtype, (None, "tensor"), name="query")(y))
-        packed = functools.partial(Dense, (2, width), self.dtype, (None, None, "tensor"))
-        key_value = packed(name="key_value_self")(y)
-        if context is not None:
-            shift_ctx, scale_ctx = vectors[2:4]
-            of_context = packed(name="key_value_context")(modulate(context, shift_ctx, scale_ctx))
-            key_value = jnp.concatenate([of_context, key_value], axis=1)
-        key, value = (heads(key_value[:, :, i]) for i in range(2))
-        query, key, value = (constrain(y, *per_head) for y in (query, key, value))
-        y = attention(query, key, value, mask, self.attention).reshape(x.shape)
-        y = Dense((width,), self.dtype, ("tensor", None), name="out")(y)
-        x = constrain(x + gate_attn[:, None] * y, BATCH, None, None)
-        y = modulate(x, shift_mlp, scale_mlp)
-        x = x + gate_mlp[:, None] * Mlp(self.mlp_ratio, self.dtype, name="mlp")(y)
-        return constrain(x, BATCH, None, None), None
-
-
-def stack(num_layers, remat, unroll, name=None, **fields):
-    """``num_layers`` blocks as one scanned module with parameters stacked on axis 0.
-
-    Called as ``stack(x, modulation [layers, b, 8, d], context, mask)``.
-
-    Args:
-        remat: what the backward pass computes again instead of keeping it: "none"; "dots": all but
-            the products with weights; "full": each block, from its input.
-        unroll: layers per iteration of the scan.
-        fields: of ``Block``.
-
-    Raises:
-        ValueError: ``remat`` or ``fields["attention"]`` is none of those.
-    """
-    if remat != "none" and remat not in REMAT:
-        raise ValueError(f"{remat=} is unknown: one of {['none', *REMAT]}")
-    if fields["attention"] not in ATTENTION:
-        raise ValueError(f"attention={fields['attention']!r} is unknown: one of {ATTENTION}")
-    block = Block
-    if remat != "none":
-        block = nn.remat(Block, prevent_cse=False, policy=REMAT[remat])
-    return nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=(0, nn.broadcast, nn.broadcast),
-        length=num_layers,
-        unroll=unroll,
-    )(name=name, **fields)
-
-
 class Modulation(nn.Module):
     """Class labels to the modulation vectors of all layers: ``SiLU(c) @ W + b``.
 
@@ -372,40 +259,3 @@ class Modulation(nn.Module):
         bias = jnp.zeros((self.num_layers, self.num_vectors, self.width))
         gates = jnp.array([self.num_vectors - 4, self.num_vectors - 1])
         return bias.at[:, gates].set(self.gate_bias).reshape(shape)
-
-
-def key_mask(*windows):
-    """Which key slots are real: bool [b or 1, 1, 1, sum of sizes], None if all are.
-
-    Each window is ``(size, start, stop)``: slots ``start <= i < stop`` are real; start and stop
-    are None (no bound), scalars or int32 [b].
-    """
-    if all(start is None and stop is None for _, start, stop in windows):
-        return None
-    parts = []
-    for size, start, stop in windows:
-        slot = jnp.arange(size)
-        real = jnp.ones((1, size), bool)
-        if start is not None:
-            real &= slot >= jnp.reshape(start, (-1, 1))
-        if stop is not None:
-            real &= slot < jnp.reshape(stop, (-1, 1))
-        parts.append(real)
-    rows = max(part.shape[0] for part in parts)
-    parts = [jnp.broadcast_to(part, (rows, part.shape[1])) for part in parts]
-    return jnp.concatenate(parts, axis=1)[:, None, None]
-
-
-def append(cache, new, num_cached):
-    """Write ``new`` [b, n, d] behind the first ``num_cached`` rows of ``cache`` [b, p, d].
-
-    Returns [b, p + n, d]: room for the whole window wherever it starts, so the write never clamps.
-    ``num_cached`` None: the whole cache is real and this is a concatenation.
-    """
-    if num_cached is None:
-        return jnp.concatenate([cache, new], axis=1)
-    buffer = jnp.pad(cache, ((0, 0), (0, new.shape[1]), (0, 0)))
-    write = jax.lax.dynamic_update_slice_in_dim
-    if jnp.ndim(num_cached) == 0:
-        return write(buffer, new, num_cached, axis=1)
-    return jax.vmap(write, in_axes=(0, 0, 0, None))(buffer, new, num_cached, 0)

@@ -8,7 +8,7 @@ over visible and masked tokens together.
 import flax.linen as nn
 import jax.numpy as jnp
 
-from enat_jax.models import layers
+from enat_jax.models import blocks
 
 # Who reads from whom, as (queries are visible, keys are visible): paper Figure 2.
 QUADRANTS = {
@@ -65,36 +65,13 @@ class NAT(nn.Module):
     reuse = False  # nothing is kept between steps
 
     def setup(self):
-        if self.width % self.num_heads:
-            raise ValueError(f"{self.width=} is not divisible by {self.num_heads=}")
         if self.disabled_attention not in ("none", *QUADRANTS):
             raise ValueError(
                 f"disabled_attention={self.disabled_attention!r} is unknown: one of none, "
                 f"{', '.join(QUADRANTS)}"
             )
-        dtype = jnp.dtype(self.dtype)
-        self.embed = layers.TokenEmbedding(
-            self.num_tokens,
-            self.codebook_size,
-            self.width,
-            self.dropout,
-            self.position_init,
-            self.word_std,
-            dtype,
-        )
-        self.modulation = layers.Modulation(
-            self.num_classes, self.num_layers, 6, self.width, self.gate_bias, dtype
-        )
-        self.blocks = layers.stack(
-            self.num_layers,
-            self.remat,
-            self.unroll,
-            num_heads=self.num_heads,
-            mlp_ratio=self.mlp_ratio,
-            attention=self.attention,
-            dtype=dtype,
-        )
-        self.head = layers.Head(self.codebook_size, dtype)
+        self.embed, self.modulation, self.head = blocks.shared_parts(self, self.num_layers, 6)
+        self.blocks = blocks.stack(self, self.num_layers)
 
     def condition(self, labels):
         """Modulation vectors of all layers, [layers, b, 6, d], from labels int32 [b]."""
@@ -132,14 +109,7 @@ class NAT(nn.Module):
         deterministic=True,
     ):
         """Predict the codes at the masked positions; arguments as in ``ENAT.decode``."""
-        x = self.features(
-            positions,
-            modulation,
-            cache,
-            num_masked=num_masked,
-            num_visible=num_visible,
-            deterministic=deterministic,
-        )
+        x = self.features(positions, modulation, cache, num_masked, num_visible, deterministic)
         return self.head(x[:, cache.shape[1] :], self.embed.word)
 
     def features(
@@ -147,7 +117,6 @@ class NAT(nn.Module):
         positions,
         modulation,
         cache,
-        *,
         num_masked=None,
         num_visible=None,
         deterministic=True,
@@ -160,7 +129,7 @@ class NAT(nn.Module):
         ids = jnp.full_like(positions, self.codebook_size)
         x = jnp.concatenate([cache, self.embed(ids, positions, deterministic)], axis=1)
         first = None if num_masked is None else m - num_masked
-        mask = layers.key_mask((p, None, num_visible), (m, first, None))
+        mask = blocks.key_mask((p, None, num_visible), (m, first, None))
         if self.disabled_attention != "none":
             allowed = quadrant_mask(self.disabled_attention, p, m)
             mask = allowed if mask is None else mask & allowed

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 
-from enat_jax.models import layers
+from enat_jax.models import blocks
 from enat_jax.profiling import profile_report
 from enat_jax.runtime import files
 
@@ -75,9 +75,9 @@ def list_rows(configs, tokenizer_config, *, dtype, most, repeats, shapes, overri
 
 def _settings(config, task):
     """(name, arguments) of the baseline, then of each setting that differs from it in one value."""
-    changes = [("attention", layers.ATTENTION)]
+    changes = [("attention", blocks.ATTENTION)]
     if task == "train":
-        changes.append(("remat", ("none", *layers.REMAT)))
+        changes.append(("remat", ("none", *blocks.REMAT)))
     found = [
         (f"{name}={value}", [f"--config.model.{name}={value}"])
         for name, values in changes
