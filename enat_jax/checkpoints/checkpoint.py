@@ -23,9 +23,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from enat_jax.checkpoints import manifest, model_files, preservation
+from enat_jax.checkpoints import manifest, preservation
 from enat_jax.checkpoints.preservation import Best
-from enat_jax.runtime import agreement
+from enat_jax.runtime import agreement, exits
 
 _log = logging.getLogger(__name__)
 
@@ -283,7 +283,7 @@ class Checkpointer:
     def _not_saved(self, error: Exception) -> OSError:
         return OSError(
             f"a checkpoint could not be written to {self._directory} ("
-            f"{model_files.first_line(error)}); "
+            f"{exits.one_line(error, named=True)}); "
             "earlier ones are still there: see to the disk and start again"
         )
 
@@ -304,9 +304,9 @@ def _read_arrays(path: pathlib.Path, abstract_state: Any) -> Any:
         if isinstance(cause, MemoryError | RuntimeError):
             failure = error
         elif _is_damage(cause):
-            failure = _Damaged(model_files.first_line(cause))
+            failure = _Damaged(exits.one_line(cause, named=True))
         else:
-            failure = OSError(f"{path} cannot be read: {model_files.first_line(cause)}")
+            failure = OSError(f"{path} cannot be read: {exits.one_line(cause, named=True)}")
     finally:
         handler.close()
     agreement.raise_on_all(failure, minor=_Damaged)

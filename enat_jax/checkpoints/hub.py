@@ -8,6 +8,8 @@ import contextlib
 import pathlib
 import re
 
+from enat_jax.runtime import exits
+
 PREFIX = "hf://"
 
 # Weights that the safetensors files of a model directory have, too.
@@ -101,10 +103,10 @@ def _told(library, address):
     try:
         yield
     except Exception as error:
-        raise _one_line(library.errors, address, error) from error
+        raise _mistake(library.errors, address, error) from error
 
 
-def _one_line(errors, address, error):
+def _mistake(errors, address, error):
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         return ValueError(f"{address} asks for access: agree on its page, then set HF_TOKEN")
@@ -120,7 +122,7 @@ def _one_line(errors, address, error):
             f"{address}: the Hub does not know this user, or does not let them do this: check the "
             "name and the token (HF_TOKEN, or the command: hf auth login)"
         )
-    reason = " ".join(str(error).split())[:300]
+    reason = exits.one_line(error)
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         reason = f"not in the cache, and the Hub cannot be reached: {reason}"
-    return OSError(f"{address}: {reason or type(error).__name__}")
+    return OSError(f"{address}: {reason}")

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from enat_jax.checkpoints import weight_files
-from enat_jax.runtime import sharding
+from enat_jax.runtime import exits, sharding
 
 WEIGHTS = ("orbax", "safetensors")  # formats of weights; a directory may have one or both
 DTYPES = ("float32", "bfloat16")  # that weights may be loaded in; they are saved in float32
@@ -239,7 +239,7 @@ def load_params(directory: str | pathlib.Path) -> dict:
     except (*DAMAGE, AttributeError) as error:
         raise ValueError(
             f"the parameters at {final} cannot be read; write or copy them again "
-            f"({first_line(error)})"
+            f"({exits.one_line(error, named=True)})"
         ) from error
 
 
@@ -254,9 +254,3 @@ def local_as_numpy(x: Any) -> Any:
 
 def sibling(path: pathlib.Path, suffix: str) -> pathlib.Path:
     return path.with_name(f".{path.name}.{suffix}")
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines else ""
-    return f"{type(error).__name__}: {text[:200]}"

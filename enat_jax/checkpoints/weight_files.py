@@ -8,7 +8,6 @@ import pathlib
 import struct
 import zipfile
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +16,7 @@ import safetensors.numpy
 from flax import serialization
 
 from enat_jax.checkpoints import torch_files
-from enat_jax.runtime import files
+from enat_jax.runtime import exits, files
 
 # What the readers of damaged and hostile files raise, beside ValueError.
 _DAMAGE = (
@@ -61,15 +60,17 @@ def read(path: str | os.PathLike, part: str | None = None) -> dict[str, np.ndarr
         if not tensors:
             raise ValueError("it holds no tensors")
     except ValueError as error:
-        raise ValueError(f"{path}: {_one_line(error)}") from error
+        raise ValueError(f"{path}: {exits.one_line(error, 500)}") from error
     except _DAMAGE as error:
         raise ValueError(
-            f"{path} is damaged: copy or download it again ({_one_line(error)})"
+            f"{path} is damaged: copy or download it again ({exits.one_line(error)})"
         ) from error
     except OSError as error:  # a position that no file has
         if error.filename is not None:
             raise
-        raise ValueError(f"{path} is damaged or cannot be read ({_one_line(error)})") from error
+        raise ValueError(
+            f"{path} is damaged or cannot be read ({exits.one_line(error)})"
+        ) from error
     return tensors
 
 
@@ -94,7 +95,7 @@ def write_safetensors(
     try:
         content = safetensors.numpy.save(dense, dict(metadata) if metadata else None)
     except (safetensors.SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot hold these tensors ({_one_line(error)})") from error
+        raise ValueError(f"{path} cannot hold these tensors ({exits.one_line(error)})") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomically(path, content)
 
@@ -156,7 +157,3 @@ def _is_numeric(dtype: np.dtype) -> bool:
 def _has_no_parts(part: str | None) -> None:
     if part is not None:
         raise ValueError(f"a safetensors file has no parts, so there is no {part!r} in it")
-
-
-def _one_line(error: Any) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__

@@ -51,13 +51,6 @@ def refuse_without_effect(
         )
 
 
-def _interval(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH, such as 0.2,0.8") from None
-
-
 def parser(description: str) -> argparse.ArgumentParser:
     """Of all uses; ``description`` is shown by --help."""
     made = argparse.ArgumentParser(
@@ -119,7 +112,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     add("--steps", dest="num_steps", type=int, help="this and what follows: default, the model's")
     add("--guidance-scale", type=float)
     add("--guidance-schedule", metavar="NAME", help=", ".join(guidance.SCHEDULES))
-    add("--guidance-interval", type=_interval, metavar="LOW,HIGH", help="such as 0.2,0.8")
+    add("--guidance-interval", type=cli.interval, metavar="LOW,HIGH", help="such as 0.2,0.8")
     add("--token-temperature", type=float)
     add("--mask-temperature", type=float)
     add("--segments", dest="num_segments", type=int)

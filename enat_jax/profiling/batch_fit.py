@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from enat_jax.profiling import timing
-from enat_jax.runtime import memory
+from enat_jax.runtime import exits, memory
 from enat_jax.schedules import costs
 
 GIB = 2**30
@@ -186,7 +186,7 @@ def _try(attempt, batch, check):
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        reason, ran_out = f"ran out of memory ({_first_line(error)})", True
+        reason, ran_out = f"ran out of memory ({exits.one_line(error)})", True
     # The exception is gone by now, and with its traceback what the functions in it had held.
     jax.clear_caches()
     gc.collect()
@@ -195,10 +195,6 @@ def _try(attempt, batch, check):
         Try(batch, not reason, reason, ran_out, check.needed, check.free, rate),
         check.growth(),
     )
-
-
-def _first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 # --- what is tried --------------------------------------------------------------------------

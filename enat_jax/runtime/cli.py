@@ -68,7 +68,7 @@ def run(main, argv=None):
     except SystemExit as end:  # absl's app.run ends so
         code = end.code
     except Stop as stop:
-        print(f"stopped: {_one_line(stop)}", file=sys.stderr)
+        print(f"stopped: {exits.one_line(stop, None)}", file=sys.stderr)
         code = stop.code
     except Exception as error:
         code = _fail(error, show_all)
@@ -112,17 +112,13 @@ def _fail(error, show_all):
         exits.end_without(lost)
     message = _message(error)
     if message is not None and not show_all:
-        print(f"error: {_one_line(message)}", file=sys.stderr)
+        print(f"error: {exits.one_line(message, None)}", file=sys.stderr)
         return exits.MISTAKE
     if not exits.one_of_several():
         raise
     # Raised, it would make this process wait for all the others, which wait for this one.
     traceback.print_exception(error)
     return exits.BUG if message is None else exits.MISTAKE
-
-
-def _one_line(message):
-    return " ".join(str(message).splitlines())
 
 
 def _message(error):
@@ -137,6 +133,14 @@ def _message(error):
     if isinstance(error, KeyError) and error.args and " " in str(error.args[0]):
         return error.args[0]  # a sentence is for the user, a bare key is a bug
     return None
+
+
+def interval(text: str) -> tuple[float, ...]:
+    """An argparse type: two numbers, as in "0.2,0.8"; whoever takes them checks the rest."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH, such as 0.2,0.8") from None
 
 
 def name_value(text: str) -> tuple[str, Any]:

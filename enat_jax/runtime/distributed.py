@@ -75,12 +75,12 @@ def initialize(mode="auto", environ=os.environ, *, connect_timeout=300, heartbea
                 heartbeat_timeout_seconds=heartbeat_timeout,
             )
         except jax.errors.JaxRuntimeError as error:
-            cause = exits.first_line(error)
+            cause = exits.one_line(error)
             raise ConnectionError(f"could not connect the processes: {cause}") from error
         except ValueError as error:
             if mode != "on":
                 raise
-            cause = exits.first_line(error)
+            cause = exits.one_line(error)
             raise ValueError(
                 f"JAX does not find the other processes ({cause}): set {', '.join(PLAIN)}"
             ) from error

@@ -88,14 +88,23 @@ def peer_lost(error):
     while error is not None:
         ours = isinstance(error, (RuntimeError, ValueError)) and _STATUS.match(str(error))
         if ours and _LOST.search(str(error)):
-            return f"the connection to another process was lost ({first_line(error)}); {AGAIN}"
+            return f"the connection to another process was lost ({one_line(error)}); {AGAIN}"
         error = error.__cause__ or error.__context__
     return None
 
 
-def first_line(error):
-    """The first line of an error's message, at most 300 characters of it."""
-    return str(error).strip().partition("\n")[0][:300]
+def one_line(error: object, limit: int | None = 300, named: bool = False) -> str:
+    """Returns the message of an error in one line; of JAX's runtime, which says much, the first.
+
+    Args:
+        error: an exception, or its message.
+        limit: characters of the message at most; None: all of it.
+        named: begin with the type of the error. One without a message is always named.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:1] if _STATUS.match(str(error)) else lines)[:limit]
+    name = type(error).__name__
+    return f"{name}: {text}" if named and text else text or name
 
 
 def leave(code):

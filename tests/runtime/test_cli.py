@@ -149,3 +149,12 @@ def test_what_is_counted_is_at_least_one(text):
     assert cli.at_least_one("1") == 1 and cli.at_least_one("1000000000") == 10**9
     with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number from 1 to"):
         cli.at_least_one(text)
+
+
+def test_intervals_and_named_values():
+    assert cli.interval("0.2,0.8") == (0.2, 0.8)
+    with pytest.raises(argparse.ArgumentTypeError, match="'a,b' is not LOW,HIGH"):
+        cli.interval("a,b")
+    assert cli.name_value("a=1") == ("a", 1) and cli.name_value("a=b=c") == ("a", "b=c")
+    with pytest.raises(argparse.ArgumentTypeError, match="'a' is not NAME=VALUE"):
+        cli.name_value("a")

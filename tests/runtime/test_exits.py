@@ -130,3 +130,20 @@ def test_an_error_of_one_ends_the_others(tmp_path, error, code):
         assert both[1].code(60) == code
         assert ("Traceback" in both[1].output()) == (error == "bug")
         assert both[0].code(60) == 76
+
+
+@pytest.mark.parametrize(
+    "error, options, line",
+    [
+        (ValueError("a  b\n\n  c\r\nd "), {}, "a  b c d"),
+        (ValueError("INTERNAL: a\nand much more"), {}, "INTERNAL: a"),
+        (ValueError("x" * 400), {}, "x" * 300),
+        (ValueError("x" * 400), {"limit": None}, "x" * 400),
+        (KeyError(), {}, "KeyError"),
+        (OSError(), {"named": True}, "OSError"),
+        (OSError("a\nb"), {"named": True, "limit": 2}, "OSError: a"),
+        ("a\nb", {}, "a b"),
+    ],
+)
+def test_errors_in_one_line(error, options, line):
+    assert exits.one_line(error, **options).rstrip() == line
