@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from enat_jax.runtime import files
+
 
 def grid(images: np.ndarray, columns: int, pad: int = 2, background: int = 255) -> np.ndarray:
     """Lays out images in rows, ``pad`` pixels of ``background`` between and around them.
@@ -51,14 +53,8 @@ def write_png(
     Image.fromarray(as_pillow(checked(image))).save(content, "PNG", pnginfo=chunks)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_bytes(content.getvalue())
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        error.filename = str(path)  # a full disk names none, others name `unfinished`
-        raise
+    # Thousands of pictures would feel waiting for the disk.
+    files.write_atomically(path, content.getvalue(), sync=False)
 
 
 def checked(picture: np.ndarray) -> np.ndarray:

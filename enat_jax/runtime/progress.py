@@ -1,19 +1,21 @@
 """The progress of long work: a bar on a terminal, plain lines elsewhere."""
 
-import math
 import sys
-import time
-from typing import TextIO
+from types import TracebackType
+from typing import Any, Self, TextIO
 
 import jax
 import tqdm
+
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+LINE = "{n_fmt}/{total_fmt}{postfix}, {elapsed} elapsed, {remaining} left"
 
 
 class Progress:
     """A progress bar with loss, images per second and the time left.
 
-    On a terminal a bar; elsewhere, in a log file say, a plain line every ``interval`` seconds and
-    one at the end.
+    On a terminal it is a bar; elsewhere, such as in a log file, a plain line every ``interval``
+    seconds and one at the end. Of several processes the first one shows it.
 
     Args:
         num_steps: of the whole run.
@@ -32,78 +34,72 @@ class Progress:
         stream: TextIO | None = None,
         interval: float = 10.0,
         unit: str = "step",
-    ):
-        self._unit = unit
-        self._stream = sys.stderr if stream is None else stream
-        self._num_steps = num_steps
-        self._images_per_step = images_per_step
-        self._step = self._shown_step = initial_step
-        self._start = self._shown_time = time.monotonic()
-        self._initial_step = initial_step
-        self._interval = interval
-        self._loss: float | None = None
-        self._active = jax.process_index() == 0
-        self._bar = None
-        if self._active and self._stream.isatty():
-            self._bar = tqdm.tqdm(
-                total=num_steps,
-                initial=initial_step,
-                file=self._stream,
-                dynamic_ncols=True,
-                bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
-                "[{elapsed}<{remaining}{postfix}]",
-            )
+    ) -> None:
+        stream = sys.stderr if stream is None else stream
+        how: dict[str, Any] = {"bar_format": BAR, "dynamic_ncols": True}
+        if not stream.isatty():
+            # The rate of a line is that since the last one.
+            how = {"bar_format": f"{unit} {LINE}", "mininterval": interval, "smoothing": 1}
+            how["gui"] = True  # tqdm writes nothing itself
+        self._bar = _Bar(
+            images_per_step,
+            total=num_steps,
+            initial=initial_step,
+            file=stream,
+            miniters=1,
+            disable=jax.process_index() != 0,
+            **how,
+        )
 
     def update(self, step: int, loss: float | None = None) -> None:
-        """Says that ``step`` steps are done.
+        """Shows that ``step`` steps are done.
 
         Args:
             step: counted from the start of the whole run.
             loss: the latest, where it is at hand: fetching it at every step would wait for the
                 device. The last one given stays shown.
         """
-        self._loss = self._loss if loss is None else float(loss)
-        advance, self._step = step - self._step, step
-        if self._bar is not None:
-            # The rate is tqdm's own, a moving average, so that both figures agree.
-            rate = self._bar.format_dict["rate"]
-            images = "" if rate is None else f"{rate * self._images_per_step:.0f} images/s"
-            self._bar.set_postfix_str(_joined(self._loss_text(), images), refresh=False)
-            self._bar.update(advance)
-        elif self._active and time.monotonic() - self._shown_time >= self._interval:
-            self._print_line()
+        if loss is not None:
+            self._bar.set_postfix_str(f"loss {float(loss):.4g}", refresh=False)
+        self._bar.update(step - self._bar.n)
 
     def close(self) -> None:
         """Leaves the bar as it stands, or prints the last line."""
-        if self._bar is not None:
-            self._bar.close()
-        elif self._active and self._step > self._shown_step:
-            self._print_line()
+        self._bar.mininterval = 0
+        self._bar.update(0)
+        self._bar.close()
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
-    def _loss_text(self) -> str:
-        return "" if self._loss is None else f"loss {self._loss:.4g}"
 
-    def _print_line(self) -> None:
-        now = time.monotonic()
-        rate = (self._step - self._shown_step) / max(now - self._shown_time, 1e-9)
-        left = (self._num_steps - self._step) / rate if rate > 0 else math.inf
-        remaining = tqdm.tqdm.format_interval(left) if math.isfinite(left) else "?"
-        line = _joined(
-            f"{self._unit} {self._step}/{self._num_steps}",
-            self._loss_text(),
-            f"{rate * self._images_per_step:.0f} images/s",
-            f"{tqdm.tqdm.format_interval(now - self._start)} elapsed",
-            f"{remaining} left",
-        )
-        print(line, file=self._stream, flush=True)
-        self._shown_step, self._shown_time = self._step, now
+class _Bar(tqdm.tqdm):
+    """What tqdm shows, with images per second; in its mode for windows ("gui") plain lines."""
 
+    monitor_interval = 0  # no thread of its own: every update looks at the time
 
-def _joined(*parts: str) -> str:
-    return ", ".join(part for part in parts if part)
+    def __init__(self, images_per_step: int, **how: Any) -> None:
+        self._images_per_step = images_per_step
+        super().__init__(**how)
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        values = super().format_dict
+        if values["rate"] is not None:
+            images = f"{values['rate'] * self._images_per_step:.0f} images/s"
+            values["postfix"] = ", ".join(filter(None, [values["postfix"], images]))
+        return values
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if self.gui:
+            print(self, file=self.fp, flush=True)
+        else:
+            super().display(msg, pos)

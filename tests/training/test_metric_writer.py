@@ -1,8 +1,6 @@
-import errno
 import io
 import json
 import math
-import pathlib
 import struct
 import sys
 import time
@@ -14,7 +12,6 @@ import PIL.Image
 import pytest
 from tensorboardX.proto import event_pb2
 
-from enat_jax.runtime import png, progress
 from enat_jax.training import metric_writer
 
 
@@ -142,11 +139,7 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
         writer.scalars(0, {"loss": 1.0})
         writer.images(0, {"grid": np.zeros((2, 2, 1), np.uint8)})
         writer.flush()
-    stream = io.StringIO()
-    with progress.Progress(10, 1, stream=stream, interval=0) as bar:
-        bar.update(1)
     assert not (tmp_path / "run").exists()
-    assert stream.getvalue() == ""
 
 
 def test_reserved_names_and_odd_pictures_are_refused(tmp_path):
@@ -155,32 +148,6 @@ def test_reserved_names_and_odd_pictures_are_refused(tmp_path):
             writer.scalars(0, {"step": 1.0})
         with pytest.raises(ValueError, match="float32"):
             writer.images(0, {"grid": np.zeros((2, 2, 1), np.float32)})
-
-
-def test_a_log_file_gets_few_plain_lines():
-    stream = io.StringIO()
-    with progress.Progress(1000, 32, stream=stream, interval=3600) as bar:
-        for step in range(1, 501):
-            bar.update(step, loss=1.0 / step if step % 100 == 0 else None)
-    (line,) = stream.getvalue().splitlines()
-    assert line.startswith("step 500/1000, loss 0.002, ")
-    assert "images/s" in line and "left" in line
-    assert "\r" not in line
-
-
-def test_plain_lines_count_from_the_step_of_the_resume(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(metric_writer.time, "monotonic", lambda: now[0])
-    stream = io.StringIO()
-    bar = progress.Progress(1000, 8, initial_step=900, stream=stream, interval=10)
-    for step in range(901, 921):
-        now[0] += 1.0
-        bar.update(step)
-    bar.close()
-    assert stream.getvalue().splitlines() == [
-        "step 910/1000, 8 images/s, 00:10 elapsed, 01:30 left",
-        "step 920/1000, 8 images/s, 00:20 elapsed, 01:20 left",
-    ]
 
 
 class Wandb(types.ModuleType):
@@ -297,81 +264,3 @@ def test_other_processes_log_nothing_there(tmp_path, monkeypatch):
     with metric_writer.MetricWriter(tmp_path / "run", wandb={"project": "enat"}) as writer:
         writer.scalars(0, {"loss": 1.0})
     assert not (tmp_path / "run").exists()
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_a_terminal_gets_a_bar():
-    stream = Terminal()
-    with progress.Progress(20, 4, initial_step=10, stream=stream) as bar:
-        for step in range(11, 21):
-            time.sleep(0.02)
-            bar.update(step, loss=0.75)
-    shown = stream.getvalue()
-    assert "10/20" in shown  # the bar starts where the run goes on
-    assert "20/20" in shown.split("\r")[-1]
-    assert "loss 0.75" in shown and "images/s" in shown
-
-
-def test_grid_of_literal_pixels():
-    images = np.arange(1, 4, dtype=np.uint8).reshape(3, 1, 1, 1) * np.ones((1, 2, 1, 1), np.uint8)
-    picture = png.grid(images, columns=2, pad=1, background=9)
-    assert picture.dtype == np.uint8
-    np.testing.assert_array_equal(
-        picture[..., 0],
-        [
-            [9, 9, 9, 9, 9],
-            [9, 1, 9, 2, 9],
-            [9, 1, 9, 2, 9],
-            [9, 9, 9, 9, 9],
-            [9, 3, 9, 9, 9],
-            [9, 3, 9, 9, 9],
-            [9, 9, 9, 9, 9],
-        ],
-    )
-
-
-def test_grid_keeps_colours_and_needs_images():
-    assert png.grid(np.zeros((4, 5, 6, 3), np.uint8), 4, pad=0).shape == (5, 24, 3)
-    with pytest.raises(ValueError, match="n > 0"):
-        png.grid(np.zeros((0, 5, 6, 3), np.uint8), 4)
-    with pytest.raises(ValueError, match="columns=0"):
-        png.grid(np.zeros((4, 5, 6, 3), np.uint8), 0)
-
-
-def test_png_text_and_bytes(tmp_path):
-    picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    text = {"Software": "us", "parameters": '{"label": 3}', "name": "Kynkäänniemi, 猫"}
-    for name in ("a.png", "b.png"):
-        png.write_png(tmp_path / name, picture, text)
-    with PIL.Image.open(tmp_path / "a.png") as image:
-        assert image.text == text
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-
-
-def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
-    path = tmp_path / "grid.png"
-    png.write_png(path, np.zeros((2, 2, 1), np.uint8))
-    before = path.read_bytes()
-
-    def full(path, content):
-        path.touch()
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
-    with pytest.raises(OSError) as failed:
-        png.write_png(path, np.ones((2, 2, 1), np.uint8))
-    assert failed.value.filename == str(path)
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_png_round_trip(tmp_path, channels):
-    picture = np.random.default_rng(1).integers(0, 256, (7, 5, channels), dtype=np.uint8)
-    png.write_png(tmp_path / "deep" / "grid.png", picture)
-    with PIL.Image.open(tmp_path / "deep" / "grid.png") as image:
-        np.testing.assert_array_equal(np.asarray(image).reshape(7, 5, channels), picture)
-    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["grid.png"]
