@@ -1,7 +1,5 @@
 """Drawing images from the command line: files, settings, and mistakes in one line."""
 
-import dataclasses
-import errno
 import json
 import pathlib
 import shutil
@@ -9,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -82,66 +79,6 @@ def test_the_files(model, saved, tmp_path, capsys):
         assert found[name] == settings[name]
 
 
-def test_the_same_again_draws_only_what_is_missing(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sample, "GRID_COLUMNS", 2)
-    arguments = (model, [2, 0], 4, tmp_path)
-    sample.sample(*arguments, batch_size=4)
-    before = contents(tmp_path)
-    drawn, draw = [], sample._draw
-    monkeypatch.setattr(
-        sample,
-        "_draw",
-        lambda images, batch, size: drawn.append(batch[0]) or draw(images, batch, size),
-    )
-    sample.sample(*arguments, batch_size=4)
-    assert not drawn and contents(tmp_path) == before
-    # Cut off, of another seed, removed: drawn anew, in the batch of four that it belongs to.
-    for damage in (
-        lambda path: path.write_bytes(path.read_bytes()[:-20]),
-        lambda path: path.write_bytes((tmp_path / "00001_tench_Tinca_tinca.png").read_bytes()),
-        pathlib.Path.unlink,
-    ):
-        damage(tmp_path / "00006_cat.png")
-        sample.sample(*arguments, batch_size=4)
-        assert drawn == [4] and contents(tmp_path) == before
-        drawn.clear()
-    assert "4 of 8 images are there already" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"other settings \(seed differ\): choose another dir"):
-        sample.sample(*arguments, seed=1)
-    (tmp_path / "settings.json").write_text("[")
-    with pytest.raises(ValueError, match="other settings"):
-        sample.sample(*arguments)
-
-
-def test_long_names_of_classes_make_file_names_that_fit(model, tmp_path):
-    letter = "\U00020000"  # of four bytes
-    names = (letter * 80, "a/b/../c", "x" * 300)
-    images = sample.Images(dataclasses.replace(model, class_names=names), [0, 1, 2], 1, 0, tmp_path)
-    assert [images.path(i).name for i in range(3)] == [
-        f"00000_{letter * 45}.png",
-        "00001_a_b_c.png",
-        f"00002_{'x' * 60}.png",
-    ]
-
-
-def test_a_full_disk_loses_nothing(model, tmp_path, monkeypatch):
-    write = pathlib.Path.write_bytes
-
-    def full(path, content):
-        if "00002" in path.name:
-            write(path, content[:7])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(path, content)
-
-    with monkeypatch.context() as context, pytest.raises(OSError) as failed:
-        context.setattr(pathlib.Path, "write_bytes", full)
-        sample.sample(model, [2, 0], 2, tmp_path, batch_size=4)
-    assert failed.value.filename == str(tmp_path / "00002_cat.png")
-    found = contents(tmp_path)
-    assert "00001_tench_Tinca_tinca.png" in found and not [x for x in found if "unfinished" in x]
-    assert len(sample.sample(model, [2, 0], 2, tmp_path, batch_size=4)) == 4
-
-
 def test_options_change_the_sampler(saved, tmp_path, capsys):
     out = tmp_path / "out"
     options = ["--guidance-scale", 0, "--token-temperature", 0, "--mask-temperature", 0.5]
@@ -157,27 +94,6 @@ def test_options_change_the_sampler(saved, tmp_path, capsys):
         "guidance_schedule": "interval",
         "guidance_interval": [0.25, 0.75],
     }
-
-
-@pytest.mark.parametrize(("devices", "batch_size"), [(1, 1), (1, 7), (8, 7), (8, 64)])
-def test_batches_and_devices_change_no_pixel(model, tmp_path, devices, batch_size):
-    devices = tuple(jax.local_devices()[:devices])
-    codec = dataclasses.replace(model.tokenizer, devices=devices)
-    divided = dataclasses.replace(model, devices=devices, tokenizer=codec)
-    found = sample.sample(divided, [1, 0], 5, tmp_path, seed=2, batch_size=batch_size)
-    assert np.array_equal(found, model.sample([1] * 5 + [0] * 5, seed=2, batch_size=64))
-
-
-def test_the_grid_has_a_row_per_label_and_whole_rows_only(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "GRID_IMAGES", 5)
-    monkeypatch.setattr(sample, "GRID_COLUMNS", 2)
-    found = sample.sample(model, [0, 1, 2], 3, tmp_path, batch_size=4)
-    expected = model.sample([0] * 3 + [1] * 3, batch_size=4)
-    assert np.array_equal(found, expected[[0, 1, 3, 4]])
-    assert read(tmp_path / "grid.png").shape == (22, 22, 1)
-    assert len(list(tmp_path.glob("0*.png"))) == 9
-    monkeypatch.setattr(sample, "GRID_PIXELS", 8 * 8 * 3)
-    assert len(sample.sample(model, [0, 1, 2], 3, tmp_path, batch_size=4)) == 2
 
 
 def test_the_reveal_is_drawn_on_request(saved, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""How images come about, step by step, as pictures: a GIF, a strip, or arrays for a notebook.
+"""Pictures of how images come about step by step: a GIF, a strip, or arrays for a notebook.
 
     from enat_jax.inference import reveal_pictures
     found = reveal_pictures.draw(generator, labels=[3, 7], seed=0)
@@ -11,13 +11,17 @@ has revealed, which are all that the next step has to encode, have a coloured ou
 
 import dataclasses
 import io
+import os
 import pathlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
+from jaxtyping import Bool, Int, Shaped, UInt8
 
+from enat_jax.inference.generator import Generator
 from enat_jax.runtime import files, png
 
 MAX_IMAGES = 16  # that ``spread`` chooses
@@ -33,55 +37,63 @@ GAP, MARGIN, LINE = 4, 96, 20  # pixels: between images, for names at the left, 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reveal:
-    """Steps of the making of n images.
+    """Frames of the making of n images.
 
     Attributes:
-        steps: int [k + 1], how many steps each frame comes after; the first is 0, the last t.
-        guesses: uint8 [k, n, h, w, c], after each step but 0 what all tokens decode to, those
-            included that the step has only guessed.
-        visible: bool [k + 1, n, rows, columns], which tokens have been revealed.
-        names: of the images, n strings.
+        steps: how many steps each of the frames comes after; the first is 0, the last t.
+        guesses: what all tokens decode to after the steps of each frame but the first, those
+            included that the sampler has only guessed.
+        visible: the tokens that have been revealed.
+        names: class names of the images.
     """
 
-    steps: np.ndarray
-    guesses: np.ndarray
-    visible: np.ndarray
-    names: list
+    steps: Int[np.ndarray, " frames"]
+    guesses: UInt8[np.ndarray, "frames-1 n h w c"]
+    visible: Bool[np.ndarray, "frames n rows columns"]
+    names: list[str]
 
-    def frames(self):
-        """The guesses with what is masked greyed, after a frame of nothing: [k + 1, n, h, w, c]."""
+    def frames(self) -> UInt8[np.ndarray, "frames n h w c"]:
+        """Returns the guesses with what is masked greyed, after a frame that is all grey."""
         grey = np.full_like(self.guesses[:1], GREY)
         hinted = np.rint(GREY + HINT * (self.guesses.astype(np.float32) - GREY)).astype(np.uint8)
         seen = self.pixels(self.visible[1:])[..., None]
         return np.concatenate([grey, np.where(seen, self.guesses, hinted)])
 
-    def pixels(self, places):
-        """bool [..., rows, columns], a value a token, to [..., h, w], a value a pixel."""
+    def pixels(self, places: Bool[np.ndarray, "*n rows columns"]) -> Bool[np.ndarray, "*n h w"]:
+        """Returns for each pixel the value of its token."""
         height, width = self.guesses.shape[2:4]
         rows, columns = places.shape[-2:]
         return places.repeat(height // rows, axis=-2).repeat(width // columns, axis=-1)
 
 
-def spread(num_labels, num):
-    """Which of ``num`` images a label to show: the first of each label, then the second, ...
+def spread(num_labels: int, num: int) -> Int[np.ndarray, " n"]:
+    """Chooses which images to show: the first of each label, then the second, and so on.
+
+    Args:
+        num_labels: how many labels there are.
+        num: images per label.
 
     Returns:
-        int [at most MAX_IMAGES], numbers of images that are numbered label by label.
+        Numbers of at most ``MAX_IMAGES`` images, which are numbered label by label.
     """
     k = np.arange(min(MAX_IMAGES, num_labels * num))
     return k % num_labels * num + k // num_labels
 
 
-def draw(generator, labels, seed=0, index=None, most_frames=MAX_FRAMES):
-    """Generate one image per label and keep what the steps leave.
+def draw(
+    generator: Generator,
+    labels: Sequence[int] | Int[np.ndarray, " n"],
+    seed: int = 0,
+    index: Sequence[int] | Int[np.ndarray, " n"] | None = None,
+    most_frames: int = MAX_FRAMES,
+) -> Reveal:
+    """Generates one image per label and keeps what the steps leave.
 
     Args:
-        generator: ``Generator``; labels, seed, index: as for ``Generator.trace``. The images are
-            those of ``Generator.sample`` with the same seed, indices and labels.
+        generator: draws the images, which are those of ``Generator.sample`` with the same seed,
+            indices and labels.
+        labels, seed, index: as for ``Generator.trace``.
         most_frames: of more steps than this an even selection is decoded, the last included.
-
-    Returns:
-        Reveal.
 
     Raises:
         ValueError: a label is out of range, or there is none.
@@ -102,19 +114,22 @@ def draw(generator, labels, seed=0, index=None, most_frames=MAX_FRAMES):
     )
 
 
-def frames(generator, labels, seed=0):
-    """Every step's picture, what is masked greyed: uint8 [t + 1, n, h, w, c], the first all grey.
+def frames(
+    generator: Generator, labels: Sequence[int] | Int[np.ndarray, " n"], seed: int = 0
+) -> UInt8[np.ndarray, "t+1 n h w c"]:
+    """Generates images and returns a frame before and after every step, what is masked greyed.
 
-    Raises ValueError as ``draw``.
+    Raises:
+        ValueError: a label is out of range, or there is none.
     """
     return draw(generator, labels, seed, most_frames=generator.settings.num_steps).frames()
 
 
-def strip(reveal):
-    """One picture with time from left to right: uint8 [H, W, 3].
+def strip(reveal: Reveal) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns one picture with time from left to right.
 
-    Of each of the first 8 images two rows: what has been revealed, and all that is guessed. Of more
-    than 8 steps an even selection.
+    It has two rows for each of the first 8 images: what has been revealed, and all that is guessed.
+    Of more than 8 steps it shows an even selection.
     """
     chosen = np.unique(np.rint(np.linspace(0, len(reveal.steps) - 1, MAX_COLUMNS + 1)).astype(int))
     shown, guesses = _outlined(reveal, chosen), _large(_colour(reveal.guesses[chosen[1:] - 1]))
@@ -142,23 +157,32 @@ def strip(reveal):
     return np.asarray(picture)
 
 
-def write_strip(path, reveal):
-    """Write ``strip`` as a PNG file; raises OSError, which names ``path``."""
+def write_strip(path: str | os.PathLike, reveal: Reveal) -> None:
+    """Writes ``strip`` as a PNG file.
+
+    Raises:
+        OSError: it cannot be written; the error names ``path``.
+    """
     png.write_png(path, strip(reveal))
 
 
-def write_gif(path, reveal):
-    """Write an animation of all images side by side, which begins anew after the finished images.
+def write_gif(path: str | os.PathLike, reveal: Reveal) -> None:
+    """Writes an animation of all images side by side, which begins anew after the finished images.
 
-    Raises OSError, which names ``path``; what was there before is then still there.
+    Raises:
+        OSError: it cannot be written; the error names ``path``. What was there before is then still
+            there.
     """
     shown = _outlined(reveal, range(len(reveal.steps)))
     shown = np.concatenate([shown, _large(_colour(reveal.guesses[-1:]))])
     columns = int(np.ceil(np.sqrt(shown.shape[1])))
-    pictures = [png.grid(images, columns, GAP) for images in shown]
     last = len(reveal.steps) - 1
-    captions = [_caption(reveal, min(i, last)) for i in range(len(pictures))]
-    pictures = _with_palette([_captioned(*pair) for pair in zip(pictures, captions, strict=True)])
+    pictures = _with_palette(
+        [
+            _captioned(png.grid(images, columns, GAP), _caption(reveal, min(i, last)))
+            for i, images in enumerate(shown)
+        ]
+    )
     step = int(np.clip(4000 / last, 60, 600))  # milliseconds
     content = io.BytesIO()
     pictures[0].save(
@@ -174,11 +198,17 @@ def write_gif(path, reveal):
     files.write_atomically(path, content.getvalue())
 
 
-WRITERS = {"gif": write_gif, "strip": write_strip}
+# The kinds of pictures by name: what their files are called, and what writes them.
+KINDS: dict[str, tuple[str, Callable[[str | os.PathLike, Reveal], None]]] = {
+    "gif": ("reveal.gif", write_gif),
+    "strip": ("reveal.png", write_strip),
+}
 
 
-def _outlined(reveal, chosen):
-    """Large frames in colour, an outline around what became visible since the chosen one before."""
+def _outlined(
+    reveal: Reveal, chosen: Sequence[int] | Int[np.ndarray, " k"]
+) -> UInt8[np.ndarray, "k n height width 3"]:
+    """Returns large frames in colour, outlining what is new in each."""
     chosen = np.asarray(chosen)
     large = _large(_colour(reveal.frames()[chosen]))
     for i in range(1, len(chosen)):
@@ -188,8 +218,8 @@ def _outlined(reveal, chosen):
     return large
 
 
-def _edges(places, width):
-    """Pixels of ``places``, bool [n, h, w], that are no more than ``width`` away from others."""
+def _edges(places: Bool[np.ndarray, "n h w"], width: int) -> Bool[np.ndarray, "n h w"]:
+    """Returns the pixels of ``places`` that are no more than ``width`` away from others."""
     padded = np.pad(places, ((0, 0), (width, width), (width, width)))
     inner = places.copy()
     for down in (0, width, 2 * width):
@@ -198,43 +228,45 @@ def _edges(places, width):
     return places & ~inner
 
 
-def _large(images):
-    """[..., h, w, c] with every pixel repeated until the shorter side has SIDE pixels."""
+def _large(images: Shaped[np.ndarray, "*n h w c"]) -> Shaped[np.ndarray, "*n height width c"]:
+    """Repeats every pixel until the shorter side has ``SIDE`` pixels."""
     factor = -(-SIDE // min(images.shape[-3:-1]))
     return images.repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
-def _colour(images):
+def _colour(images: UInt8[np.ndarray, "*n h w c"]) -> UInt8[np.ndarray, "*n h w 3"]:
     return np.broadcast_to(images, (*images.shape[:-1], 3))
 
 
-def _progress(reveal, at):
+def _progress(reveal: Reveal, at: int) -> str:
     visible = reveal.visible[at, 0]  # of all images there are as many
     return f"{visible.sum()} of {visible.size} tokens"
 
 
-def _caption(reveal, at):
+def _caption(reveal: Reveal, at: int) -> str:
     return f"step {reveal.steps[at]} of {reveal.steps[-1]}: {_progress(reveal, at)}"
 
 
-def _captioned(image, caption):
-    """The picture with a line of text below."""
+def _captioned(image: UInt8[np.ndarray, "h w 3"], caption: str) -> PIL.Image.Image:
+    """Returns the picture with a line of text below."""
     room = np.full((LINE, *image.shape[1:]), 255, np.uint8)
     picture = PIL.Image.fromarray(np.concatenate([image, room]))
     _write(picture, GAP, len(image), caption)
     return picture
 
 
-def _write(picture, left, top, text, width=None):
-    """Write a line into a picture, cut off where it is wider than ``width`` pixels."""
+def _write(
+    picture: PIL.Image.Image, left: int, top: int, text: str, width: int | None = None
+) -> None:
+    """Writes a line into a picture, cut off where it is wider than ``width`` pixels."""
     draw, font = PIL.ImageDraw.Draw(picture), PIL.ImageFont.load_default(14)
     while width and len(text) > 1 and draw.textlength(text, font) > width:
         text = text.removesuffix("…")[:-1] + "…"
     draw.text((left, top), text, fill=(0, 0, 0), font=font)
 
 
-def _with_palette(pictures):
-    """Pictures of one palette, so that nothing flickers; exact if they have at most 256 colours."""
+def _with_palette(pictures: list[PIL.Image.Image]) -> list[PIL.Image.Image]:
+    """Gives pictures one palette, so that nothing flickers; exact up to 256 colours in all."""
     stacked = np.stack([np.asarray(picture) for picture in pictures])
     packed = (stacked.astype(np.uint32) * PACK).sum(-1)
     colours, index = np.unique(packed, return_inverse=True)
@@ -250,8 +282,8 @@ def _with_palette(pictures):
         colours = np.concatenate([palette @ PACK, kept])
         for i, colour in enumerate(kept, start=len(palette)):
             index[packed == colour] = i
-    palette = [int(colour) >> shift & 255 for colour in colours for shift in (16, 8, 0)]
+    entries = [int(colour) >> shift & 255 for colour in colours for shift in (16, 8, 0)]
     made = [PIL.Image.fromarray(rows) for rows in index.astype(np.uint8)]
     for picture in made:
-        picture.putpalette(palette)
+        picture.putpalette(entries)
     return made

@@ -1,0 +1,237 @@
+"""A directory of drawn images, which an interrupted program completes when it is started again.
+
+It holds ``NNNNN_<class name>.png``, ``grid.png`` with a row per label, and ``settings.json``.
+Images are numbered through, label by label; an image depends on seed, number and label alone. What
+it was made with stands in its text chunk "parameters", too, as JSON.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import PIL.Image
+from jaxtyping import Int, UInt8
+
+import enat_jax
+from enat_jax.inference import generator
+from enat_jax.runtime import files, png, progress
+
+MAX_IMAGES = 10**7  # of a directory
+MAX_NAME = 180  # bytes of a class name in a file's name, which has 255 and needs some for a while
+GRID_COLUMNS = 50  # images of a label in `grid.png` at most, its first
+GRID_IMAGES = 2500  # images of `grid.png` at most, in whole rows
+GRID_PIXELS = 1 << 25  # pixels of `grid.png` at most
+SOFTWARE = f"enat_jax {enat_jax.__version__}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Images:
+    """The images that are asked for: number i is of label ``labels[i // num]``.
+
+    Attributes:
+        model: draws them.
+        labels: each for ``num`` images in a row.
+        num: images per label.
+        seed: 0 <= seed < 2**32.
+        out: directory of the files.
+    """
+
+    model: generator.Generator
+    labels: list[int]
+    num: int
+    seed: int
+    out: pathlib.Path
+
+    def __len__(self) -> int:
+        return len(self.labels) * self.num
+
+    def labels_of(self, numbers: Sequence[int]) -> Int[np.ndarray, " n"]:
+        """Returns the labels of some images."""
+        return np.asarray(self.labels, np.int32)[np.asarray(numbers) // self.num]
+
+    def path(self, number: int) -> pathlib.Path:
+        """Returns the file of an image."""
+        name = re.sub(r"[^\w-]+", "_", self._class_name(self.labels[number // self.num]))[:60]
+        # A letter takes up to 4 bytes.
+        name = name.encode()[:MAX_NAME].decode(errors="ignore")
+        return self.out / f"{number:05d}_{name}.png"
+
+    def text(self, number: int) -> dict[str, str]:
+        """Returns the text chunks of the file of an image: all that the image depends on."""
+        label = self.labels[number // self.num]
+        values = {
+            "index": number,
+            "label": label,
+            "class_name": self._class_name(label),
+            "seed": self.seed,
+            **self._made_with(),
+        }
+        return {"Software": SOFTWARE, "parameters": json.dumps(values, sort_keys=True)}
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what all images have in common, the content of ``settings.json``."""
+        return {
+            "software": SOFTWARE,
+            "labels": self.labels,
+            "class_names": [self._class_name(label) for label in self.labels],
+            "num": self.num,
+            "seed": self.seed,
+            "provenance": self.model.provenance,
+            **self._made_with(),
+        }
+
+    def is_there(self, number: int) -> bool:
+        """Says whether the file of an image is whole and was made with the same settings."""
+        try:
+            with PIL.Image.open(self.path(number), formats=("PNG",)) as image:
+                found = dict(image.info)
+                image.verify()  # reads every chunk up to the last and compares the checksums
+        except (OSError, SyntaxError, ValueError):
+            return False
+        return found.items() >= self.text(number).items()
+
+    def _made_with(self) -> dict[str, Any]:
+        return {
+            "sampler": dataclasses.asdict(self.model.settings),
+            "dtype": np.dtype(self.model.model.dtype).name,
+            "transformer": self.model.fingerprint,
+            "tokenizer": self.model.tokenizer.fingerprint,
+        }
+
+    def _class_name(self, label: int) -> str:
+        names = self.model.class_names
+        return names[label] if label < len(names) else "no class"
+
+
+def draw(
+    model: generator.Generator,
+    labels: list[int],
+    num: int,
+    out: pathlib.Path,
+    *,
+    seed: int = 0,
+    batch_size: int = generator.BATCH_SIZE,
+) -> UInt8[np.ndarray, "n h w c"]:
+    """Draws ``num`` images of each label into a directory, but for those that are there already.
+
+    Args:
+        model: draws them.
+        labels: 0 <= label <= num_classes, which means no class.
+        num: images per label, at least 1.
+        out: directory, created if missing.
+        seed: 0 <= seed < 2**32.
+        batch_size: images per call of the network.
+
+    Returns:
+        The images of ``grid.png``.
+
+    Raises:
+        ValueError: an argument is out of range, ``out`` holds images of other settings, another
+            process is at work there, or the batch does not fit into memory.
+        OSError: ``out`` cannot be written. What is there stays there.
+    """
+    for name, value in (("num", num), ("batch_size", batch_size), ("labels", len(labels))):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"{seed=} must be a whole number from 0 to 2**32 - 1")
+    images = Images(model, labels, num, seed, pathlib.Path(out))
+    # Not len, which has a limit of its own.
+    if num * len(labels) > MAX_IMAGES:
+        raise ValueError(
+            f"{num=} images of {len(labels)} labels are more than the {MAX_IMAGES:,} that a "
+            "directory may have: use several, each with a seed of its own"
+        )
+    with files.lock_directory(images.out):
+        _claim(images)
+        _draw_missing(images, min(batch_size, len(images)))
+        columns = min(num, GRID_COLUMNS)
+        first = _for_grid(images, columns)
+        png.write_png(images.out / "grid.png", png.grid(first, columns))
+    return first
+
+
+def _claim(images: Images) -> None:
+    """Writes ``settings.json``, unless the directory belongs to other settings."""
+    path = images.out / "settings.json"
+    settings = files.as_json(images.settings())
+    if not path.exists():
+        files.write_json(path, settings)
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        differ = sorted(k for k in settings.keys() | found if found.get(k) != settings.get(k))
+    except (ValueError, AttributeError, TypeError):
+        differ = ["settings.json"]
+    if differ:
+        raise ValueError(
+            f"{images.out} holds images of other settings ({', '.join(differ)} differ): choose "
+            "another directory"
+        )
+
+
+def _draw_missing(images: Images, batch_size: int) -> None:
+    """Draws every batch of which a file is missing, with two batches in memory at most.
+
+    The batches are always whole and the same ones: images of a program that was interrupted do not
+    differ in a single bit from those of one that was not.
+    """
+    starts = range(0, len(images), batch_size)
+    batches = [range(i, min(i + batch_size, len(images))) for i in starts]
+    todo = [batch for batch in batches if not all(map(images.is_there, batch))]
+    done = len(images) - sum(map(len, todo))
+    if done:
+        print(f"[sample] {done} of {len(images)} images are there already")
+    with (
+        # Files are written while the devices draw the next batch.
+        concurrent.futures.ThreadPoolExecutor() as pool,
+        progress.Progress(len(images), 1, done, unit="image") as bar,
+    ):
+        writing: Iterable[None] = ()
+        for batch in todo:
+            drawn = _draw_batch(images, batch, batch_size)
+            for _ in writing:  # raises what went wrong
+                done += 1
+            bar.update(done)
+            writing = pool.map(lambda i, image: _write(images, i, image), batch, drawn)
+        for _ in writing:
+            done += 1
+        bar.update(done)
+
+
+def _draw_batch(images: Images, batch: range, batch_size: int) -> UInt8[np.ndarray, "n h w c"]:
+    try:
+        # One batch size, one compilation: `sample` fills up the last batch.
+        return images.model.sample(images.labels_of(batch), images.seed, batch[0], batch_size)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise ValueError(
+                f"{batch_size} images at a time do not fit into memory: choose a smaller "
+                "--batch-size"
+            ) from error
+        raise
+
+
+def _write(images: Images, number: int, image: UInt8[np.ndarray, "h w c"]) -> None:
+    png.write_png(images.path(number), image, images.text(number))
+
+
+def _for_grid(images: Images, columns: int) -> UInt8[np.ndarray, "n h w c"]:
+    """Reads the first images of each label, of as many labels as ``grid.png`` has room for."""
+    height, width = images.model.tokenizer.image_size
+    most = min(GRID_IMAGES, GRID_PIXELS // (height * width))
+    labels = range(min(len(images.labels), max(1, most // columns)))
+    numbers = [label * images.num + i for label in labels for i in range(columns)]
+    first = [_read(images.path(number)) for number in numbers]
+    return np.stack(first).reshape(len(first), height, width, -1)
+
+
+def _read(path: pathlib.Path) -> UInt8[np.ndarray, "h w ..."]:
+    with PIL.Image.open(path) as image:
+        return np.asarray(image)
