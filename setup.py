@@ -24,12 +24,12 @@ INSTALL_REQUIRES = [
     "pillow>=11.0",  # Reason: TFDS and tensorboardX decode and encode images with it, undeclared.
     "safetensors>=0.8",  # Reason: weights in the format that every framework reads.
     "jaxtyping>=0.3.7",  # Reason: annotations of arrays that say their shapes; nothing is checked.
+    "scikit-learn>=1.6",  # Reason: nearest neighbours of evaluations; the digits of the quickstart.
     "scipy>=1.14",  # Reason: matrix square roots and statistics; jax installs it in any case.
     "tensorboardX>=2.6.4,<3",  # Reason: writes TensorBoard files without TensorFlow.
     "tqdm>=4.66",  # Reason: the progress bar of the training loop.
 ]
 
-SCIKIT_LEARN = "scikit-learn>=1.6"  # Reason: ships the 1,797 real digits of the quickstart.
 HUGGINGFACE_HUB = "huggingface_hub>=2.4"  # Reason: load models from there and push them.
 MATPLOTLIB = "matplotlib>=3.11"  # Reason: the plots of enat_jax.analyze.
 NOTEBOOK = ["nbclient>=0.11", "ipykernel>=7.4"]  # Reason: run launch/sampling_colab.ipynb.
@@ -38,7 +38,7 @@ EXTRAS_REQUIRE = {
     "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
     "torch": ["torch>=2.6"],  # Reason: only to compare with the reference and read odd checkpoints.
-    "quickstart": [SCIKIT_LEARN],
+    "quickstart": [],  # Reason: its data came with scikit-learn, which is now always installed.
     # Reason: training metrics online, if asked for. The tests use a stand-in: no tested bound.
     "wandb": ["wandb>=0.19"],
     "hub": [HUGGINGFACE_HUB],
@@ -50,7 +50,6 @@ EXTRAS_REQUIRE = {
         "pre-commit>=4.0",  # Reason: runs ruff before each commit.
         "mypy>=2.4,<3",  # Reason: checks the types; launch/test.sh runs it.
         "ruff>=0.17,<0.18",  # Reason: linter and formatter; a new minor version formats anew.
-        SCIKIT_LEARN,
         HUGGINGFACE_HUB,
         MATPLOTLIB,
         *NOTEBOOK,

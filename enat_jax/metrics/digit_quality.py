@@ -1,16 +1,15 @@
 """Measures of generated images that need no network and work on a few hundred of them.
 
-All take feature vectors ``[n, d]``, for instance ``pixel_features``, and brute-force Euclidean
-distances in float64, a chunk of rows at a time. No single number means much alone: independent
-tokens (``independent_tokens``, the control) can reach a high class accuracy, copies of the training
-set a perfect distance. Read them together.
+All take feature vectors ``[n, d]``, for instance ``pixel_features``, and Euclidean distances in
+float64. No single number means much alone: independent tokens (``independent_tokens``, the control)
+can reach a high class accuracy, copies of the training set a perfect distance. Read them together.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
+from jaxtyping import Float, Int
+from scipy.spatial import distance
 
-CHUNK = 512
+from enat_jax.metrics import neighbours
 
 
 def pixel_features(images: np.ndarray, size: int) -> np.ndarray:
@@ -51,8 +50,7 @@ def nearest_distances(
         own: int ``[n]``, the index of the reference that is the row itself and does not count,
             where the rows are taken from the references.
     """
-    chunks = _squared_distances(features, references, own)
-    return np.sqrt(np.concatenate([squared.min(axis=1) for squared in chunks]))
+    return np.sqrt(_nearest(features, references, 1, own)[0][:, 0])
 
 
 def knn_classify(
@@ -77,17 +75,12 @@ def knn_classify(
     available = len(references) - int(own is not None)
     if not 1 <= k <= available:
         raise ValueError(f"{k=} must lie between 1 and the number of references, {available}")
-    num_classes = int(reference_labels.max()) + 1
-    predictions = []
-    for squared in _squared_distances(features, references, own):
-        nearest = np.argsort(squared, axis=1, kind="stable")[:, :k]
-        votes = np.zeros((len(squared), num_classes))
-        rows = np.arange(len(squared))
-        for rank in range(k):
-            # One vote each; the geometric extra decides ties for the class met first.
-            votes[rows, reference_labels[nearest[:, rank]]] += 1 + 0.5 ** (rank + 1) / k
-        predictions.append(votes.argmax(axis=1))
-    return np.concatenate(predictions)
+    labels = reference_labels[_nearest(features, references, k, own)[1]]
+    votes = np.zeros((len(labels), int(reference_labels.max()) + 1))
+    for rank in range(k):
+        # One vote each; the geometric extra decides ties for the class met first.
+        votes[np.arange(len(labels)), labels[:, rank]] += 1 + 0.5 ** (rank + 1) / k
+    return votes.argmax(axis=1)
 
 
 def class_accuracy(
@@ -117,9 +110,7 @@ def class_spread(features: np.ndarray, labels: np.ndarray) -> float:
         members = np.asarray(features, np.float64)[labels == label]
         if len(members) < 2:
             raise ValueError(f"class {label} has one row: a distance within the class needs two")
-        chunks = _squared_distances(members, members, own=np.arange(len(members)))
-        total = sum(np.sqrt(squared[np.isfinite(squared)]).sum() for squared in chunks)
-        spreads.append(total / (len(members) * (len(members) - 1)))
+        spreads.append(distance.pdist(members).mean())
     return float(np.mean(spreads))
 
 
@@ -235,10 +226,17 @@ def balanced_labels(num: int, num_classes: int) -> np.ndarray:
     return np.arange(num, dtype=np.int32) % num_classes
 
 
-def _squared_distances(
-    features: np.ndarray, references: np.ndarray, own: np.ndarray | None
-) -> Iterator[np.ndarray]:
-    """Yields the squared distances of ``CHUNK`` rows at a time; a row to itself is at infinity."""
+def _nearest(
+    features: Float[np.ndarray, "n d"],
+    references: Float[np.ndarray, "r d"],
+    number: int,
+    own: Int[np.ndarray, " n"] | None,
+) -> tuple[Float[np.ndarray, "n number"], Int[np.ndarray, "n number"]]:
+    """Returns what ``neighbours.nearest`` does.
+
+    Raises:
+        ValueError: if the shapes do not fit, or there are no vectors.
+    """
     features, references = np.asarray(features, np.float64), np.asarray(references, np.float64)
     if features.ndim != 2 or references.ndim != 2 or features.shape[1] != references.shape[1]:
         raise ValueError(f"{features.shape=} and {references.shape=} must be [n, d] and [r, d]")
@@ -246,16 +244,7 @@ def _squared_distances(
         raise ValueError(f"{np.shape(own)=}: need the index of one reference for each row")
     if not len(features) or not len(references):
         raise ValueError(f"{len(features)=} and {len(references)=} must not be empty")
-    for start in range(0, len(features), CHUNK):
-        rows = features[start : start + CHUNK]
-        squared = (
-            (rows**2).sum(axis=1)[:, None] + (references**2).sum(axis=1) - 2 * rows @ references.T
-        )
-        # Rounding leaves about -1e-16 where a row meets its copy.
-        squared = np.maximum(squared, 0.0)
-        if own is not None:
-            squared[np.arange(len(rows)), own[start : start + CHUNK]] = np.inf
-        yield squared
+    return neighbours.nearest(features, references, number, own)
 
 
 def _labels(labels: np.ndarray, features: np.ndarray) -> np.ndarray:

@@ -18,6 +18,9 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Float
+
+from enat_jax.metrics import neighbours
 
 ROWS = 2048  # of one block of distances; a block is ROWS * ROWS * 8 bytes = 32 MiB
 
@@ -96,10 +99,10 @@ def overlap(
     centre = real.mean(axis=0)
     real -= centre
     generated -= centre
-    of_real = _neighbours(real, max(precision_neighbours, density_neighbours), "real")
+    of_real = neighbour_squares(real, max(precision_neighbours, density_neighbours), "real")
     real_ball = of_real[:, precision_neighbours - 1]
     density_ball = of_real[:, density_neighbours - 1]
-    generated_ball = _neighbours(generated, precision_neighbours, "generated")[:, -1]
+    generated_ball = neighbour_squares(generated, precision_neighbours, "generated")[:, -1]
     inside_real = np.zeros(len(generated), bool)
     inside_generated = np.zeros(len(real), bool)
     balls = np.zeros(len(generated), np.int64)
@@ -115,22 +118,6 @@ def overlap(
     return Overlap(inside_real, inside_generated, balls, covered, density_neighbours)
 
 
-def nearest_distances(features: np.ndarray, neighbours: int) -> np.ndarray:
-    """Returns each vector's distances to its nearest others, ascending, float64 ``[n,
-    neighbours]``.
-
-    Args:
-        features: ``[n, d]``, finite; n > ``neighbours``.
-        neighbours: how many others, from 1.
-
-    Raises:
-        ValueError: if ``features`` is not such a matrix.
-    """
-    features = _copy(features, "features")
-    features -= features.mean(axis=0)
-    return np.sqrt(_neighbours(features, neighbours, "features"))
-
-
 def _copy(features: np.ndarray, name: str) -> np.ndarray:
     features = np.array(features, np.float64)
     if features.ndim != 2 or not features.size:
@@ -144,45 +131,29 @@ def _blocks(number: int) -> Iterator[slice]:
     return (slice(start, min(start + ROWS, number)) for start in range(0, number, ROWS))
 
 
-def _neighbours(features: np.ndarray, neighbours: int, name: str) -> np.ndarray:
-    """Squares of the distances to the nearest others, ascending ``[n, neighbours]``."""
-    number = len(features)
-    if not 1 <= neighbours < number:
-        raise ValueError(f"{name}: {number} vectors do not have {neighbours} neighbours each")
-    nearest = np.full((number, neighbours), np.inf)
-    blocks = list(_blocks(number))
-    for i, rows in enumerate(blocks):
-        for columns in blocks[i:]:
-            squares = _squares(features[rows], features[columns])
-            if rows == columns:
-                np.fill_diagonal(squares, np.inf)
-            else:  # each distance is computed once and serves both of its ends
-                nearest[columns] = _smallest(nearest[columns], squares.T)
-            nearest[rows] = _smallest(nearest[rows], squares)
-    return nearest
+def neighbour_squares(
+    features: Float[np.ndarray, "n d"], number: int, name: str = "features"
+) -> Float[np.ndarray, "n number"]:
+    """Returns the squared distances of each vector to its nearest others, ascending.
 
+    Args:
+        features: float64, finite, with a mean near zero.
+        number: how many others, from 1 to n - 1.
+        name: of the vectors, for the error.
 
-def _smallest(known: np.ndarray, more: np.ndarray) -> np.ndarray:
-    """The smallest of each row, as many as ``known`` has, ascending."""
-    number = known.shape[1]
-    if more.shape[1] > number:
-        more = np.partition(more, number - 1, axis=1)[:, :number]
-    return np.sort(np.concatenate([known, more], axis=1), axis=1)[:, :number]
-
-
-def _squares(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Squared distances ``[a, b]`` of ``[a, d]`` and ``[b, d]``."""
-    products = first @ second.T
-    squares = _norms(first)[:, None] + _norms(second)
-    products *= 2
-    squares -= products
-    return np.maximum(squares, 0, out=squares)
+    Raises:
+        ValueError: if there are too few vectors.
+    """
+    count = len(features)
+    if not 1 <= number < count:
+        raise ValueError(f"{name}: {count} vectors do not have {number} neighbours each")
+    return neighbours.nearest(features, features, number, own=np.arange(count))[0]
 
 
 def _squares_less_rounding(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """The least that the squared distances can be, given how they were rounded."""
     rounding = first.shape[1] * np.finfo(np.float64).eps
-    squares = _squares(first, second)
+    squares = neighbours.squared_distances(first, second)
     squares -= rounding * _norms(first)[:, None]
     squares -= rounding * _norms(second)
     return squares

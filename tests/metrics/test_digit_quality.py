@@ -44,7 +44,7 @@ def test_nearest_distance_to_others_of_the_same_set():
 
 def test_chunks_do_not_show():
     rng = np.random.default_rng(0)
-    rows = rng.normal(size=(digit_quality.CHUNK + 7, 3))
+    rows = rng.normal(size=(519, 3))
     expected = np.linalg.norm(rows[:, None] - rows[None], axis=-1)
     np.fill_diagonal(expected, np.inf)
     got = digit_quality.nearest_distances(rows, rows, own=np.arange(len(rows)))

