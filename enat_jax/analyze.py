@@ -21,10 +21,7 @@ Plots need matplotlib: pip install 'enat_jax[analyze]'
 import argparse
 import pathlib
 
-import numpy as np
-
-from enat_jax.checkpoints import model_files
-from enat_jax.data import tokens
+from enat_jax.data import records, tokens
 from enat_jax.evaluation import plots, quadrants, similarity
 from enat_jax.inference import generator, masked_scores
 from enat_jax.models import nat
@@ -70,7 +67,7 @@ def _run_similarity(options):
             progress=bar.update,
         )
     text = similarity.similarity_markdown(result)
-    model_files.write_json(options.out / "similarity.json", result)
+    files.write_json(options.out / "similarity.json", result)
     files.write_atomically(options.out / "similarity.md", text.encode())
     plots.similarities(options.out / "similarity.png", result)
     pictures = model.tokenizer.decode(maps["tokens"])
@@ -85,9 +82,8 @@ def _run_quadrants(options):
         raise ValueError(
             f"the tokens in {options.tokens} come from another tokenizer than the model's"
         )
-    num = min(len(found), options.num)
-    # Evenly over the set, which is sorted by class.
-    batch = found.gather(np.linspace(0, len(found) - 1, num).astype(np.int64))
+    batch = found.gather(records.evenly(len(found), options.num))
+    num = len(batch["labels"])
     total = (1 + len(nat.QUADRANTS)) * -(-num // options.batch_size)
     with progress.Progress(total, options.batch_size, unit="batch") as bar:
         losses = quadrants.quadrant_losses(
@@ -107,7 +103,7 @@ def _run_quadrants(options):
         "quadrants": losses,
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    model_files.write_json(options.out / "quadrants.json", result)
+    files.write_json(options.out / "quadrants.json", result)
     files.write_atomically(
         options.out / "quadrants.md", quadrants.quadrants_markdown(result).encode()
     )
@@ -118,7 +114,7 @@ def _run_costs(options):
     plots.require()
     rows = paper_costs.rows()
     options.out.mkdir(parents=True, exist_ok=True)
-    model_files.write_json(options.out / "costs.json", rows)
+    files.write_json(options.out / "costs.json", rows)
     files.write_atomically(options.out / "costs.md", paper_costs.markdown(rows).encode())
     plots.costs(options.out / "costs.png", rows)
     print(paper_costs.markdown(rows))

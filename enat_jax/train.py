@@ -13,17 +13,21 @@ them runs this same command.
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
+import os
 import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 import jax
+import ml_collections
 from absl import flags
 
-from enat_jax.checkpoints import checkpoint, model_files
+from enat_jax.checkpoints import checkpoint
 from enat_jax.data import loader
-from enat_jax.evaluation import features
 from enat_jax.runtime import (
     agreement,
     cli,
@@ -36,16 +40,23 @@ from enat_jax.runtime import (
     sharding,
 )
 from enat_jax.training import config as train_config
-from enat_jax.training import finished, metric_writer, monitoring, train_step
+from enat_jax.training import finished, metric_writer, monitoring, optim, train_step
+from enat_jax.training import task as tasks
+from enat_jax.training.task import Pictured, Shaped, Task, TrainState
 
 AHEAD = 3  # steps that are dispatched before the first of them must be done
 
 
-def train(config, workdir, devices=None, from_step=None):
-    """Train as ``config`` says, from the last checkpoint in ``workdir`` if there is one.
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike,
+    devices: Sequence[jax.Device] | None = None,
+    from_step: int | None = None,
+) -> TrainState:
+    """Trains as ``config`` says, from the last checkpoint in ``workdir`` if there is one.
 
     Args:
-        config: ``ml_collections.ConfigDict``; see ``configs/``.
+        config: see ``configs/``.
         workdir: directory of this run, which all processes share.
         devices: to train on; None: all devices of all processes.
         from_step: of the checkpoint to continue from; None: the last that is not damaged.
@@ -67,7 +78,40 @@ def train(config, workdir, devices=None, from_step=None):
         return _train(config, workdir, built, devices, from_step)
 
 
-def _train(config, workdir, built, devices, from_step):
+@dataclasses.dataclass
+class _Run:
+    """What the loop works with, and what it has to remember between steps.
+
+    Attributes:
+        under_way: steps that were dispatched, oldest first: (step, whether it was skipped).
+        skipped_in_a_row: of the steps that are done, the last so many were not finite.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: pathlib.Path
+    loop: train_config.Loop
+    optimizer: optim.Optimizer
+    task: Task
+    meta: dict[str, Any]
+    mesh: jax.sharding.Mesh
+    steps: train_step.CompiledSteps
+    checkpointer: checkpoint.Checkpointer
+    writer: metric_writer.MetricWriter
+    bar: progress.Progress
+    preemption: distributed.Preemption
+    watchdog: distributed.Watchdog
+    monitor: monitoring.Monitor
+    under_way: collections.deque[tuple[int, jax.Array]]
+    skipped_in_a_row: int = 0
+
+
+def _train(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    built: tuple,
+    devices: Sequence[jax.Device] | None,
+    from_step: int | None,
+) -> TrainState:
     loop, policy, optimizer, task = built
 
     # --- state: its shapes first, so that it is created or restored in shards ---------------
@@ -76,11 +120,7 @@ def _train(config, workdir, built, devices, from_step):
     steps = train_step.CompiledSteps(
         task, mesh, rules, seed=config.seed, accumulate=loop.accumulate
     )
-    best = checkpoint.Best(loop.best_metric, loop.best_mode) if loop.best_metric else None
-    checkpointer = checkpoint.Checkpointer(
-        *(workdir / "checkpoints", loop.save_every, loop.keep, loop.keep_every, best),
-        complete=train_config.complete_identity,
-    )
+    checkpointer = _checkpointer(workdir, loop)
     meta = train_config.identity(config, task)
     restored = checkpointer.restore(steps.abstract_state, meta, from_step)
     state, start = (steps.init(), 0) if restored is None else restored
@@ -90,23 +130,18 @@ def _train(config, workdir, built, devices, from_step):
             f"train.num_steps={loop.num_steps}"
         )
     if jax.process_index() == 0:
-        model_files.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+        files.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
     _log(
         f"{'starting' if restored is None else f'continuing from step {start}'}: "
         f"{_describe(steps.abstract_state, mesh)}"
     )
 
-    # --- what the loop reads, tells and heeds -----------------------------------------------
+    # --- what the loop reads, and whom it tells ----------------------------------------------
     put = functools.partial(sharding.global_batch, mesh=mesh)
     share = sharding.process_share(mesh)
     batches = loader.prefetch(task.batches(start * loop.accumulate, share), put)
-    rate = None
-    if loop.matrix_rate and task.work(0):
-        rate = jax.process_count() * matrix_rate.matrix_rate(task.model.dtype, mesh.local_devices)
+    monitor = monitoring.Monitor(loop.batch_size, _matrix_rate(loop, task, mesh))
     wandb = {"project": loop.wandb_project} if loop.wandb_project else None
-    monitor = monitoring.Monitor(loop.batch_size, rate)
-    under_way = collections.deque()
-    skipped_in_a_row = 0
     with (
         checkpointer,
         metric_writer.MetricWriter(workdir, None if restored is None else start, wandb) as writer,
@@ -114,122 +149,154 @@ def _train(config, workdir, built, devices, from_step):
         distributed.Preemption() as preemption,
         distributed.Watchdog(loop.hang_timeout) as watchdog,
     ):
-
-        @contextlib.contextmanager
-        def compiling():
-            _log(f"compiling a step of shape number {len(steps.compiled) + 1}")
-            with monitor.compiling(), watchdog.paused():
-                yield
-
-        def log(step):
-            with monitor.logging():
-                summary = monitor.summary()
-                updates = step - int(state.skipped)
-                used = optimizer.learning_rate_at(max(updates - 1, 0), loop.num_steps)
-                writer.scalars(step, summary | {"learning_rate": float(used)})
-                bar.update(step, summary["loss"])
-
-        steps.compiling = compiling
-        # The order matters: evaluate, save, next batch, step, log. What a checkpoint of step k
-        # goes with has then been evaluated, and a resumed run does not evaluate it again.
-        for step in range(start, loop.num_steps + 1):
-            last = step == loop.num_steps
-            fresh = step > start or restored is None
-            evaluation = {}
-            if fresh and (last or (step and step % loop.eval_every == 0)):
-                with monitor.evaluating(), watchdog.paused():
-                    evaluation = _evaluate(task, state, mesh, step, writer, workdir, loop)
-            if fresh and step:
-                with monitor.saving(), watchdog.paused():
-                    checkpointer.save(step, state, meta, evaluation, force=last)
-            if last:
-                break
-            if preemption.reached(step):
-                with watchdog.paused():
-                    if monitor.num_steps:
-                        log(step)
-                    checkpointer.save(step, state, meta, evaluation, force=True)
-                    checkpointer.wait()
-                again = exits.AGAIN if from_step is None else "to go on, start without --from_step"
-                raise cli.Stop(f"on request, saved after step {step}; {again}", exits.STOPPED)
-            with monitor.waiting():
-                batch = [next(batches) for _ in range(loop.accumulate)]
-            with monitor.dispatching():
-                state, metrics = steps(state, batch, step)
-            monitor.step(metrics, **_work(task, step, loop.accumulate))
-            # Dispatch runs ahead of the devices; too far, and progress would not be what it says.
-            under_way.append((step, metrics["skipped"]))
-            # None is left when the run ends: what is exported has been heeded, too.
-            ahead = AHEAD if step + 1 < loop.num_steps else 1
-            while len(under_way) >= ahead:
-                done, skipped = under_way.popleft()
-                skipped_in_a_row = _heed(done, float(skipped), skipped_in_a_row, loop.max_skipped)
-                watchdog.beat(f"step {done + 1}")
-            if (step + 1) % loop.log_every == 0 or step + 1 == loop.num_steps:
-                log(step + 1)
-            else:
-                bar.update(step + 1)
+        run = _Run(
+            *(config, workdir, loop, optimizer, task, meta, mesh, steps, checkpointer, writer),
+            *(bar, preemption, watchdog, monitor, collections.deque()),
+        )
+        steps.compiling = functools.partial(_compiling, run)
+        again = exits.AGAIN if from_step is None else "to go on, start without --from_step"
+        state = _loop(run, state, batches, start, restored is None, again)
         with watchdog.paused():
             checkpointer.wait()
-            _export(task, config, state, loop.num_steps, workdir / "model")
+            # Tasks without a moving average have none.
+            params = sharding.to_host(state.ema_params or state.params)
+            finished.save(config, task, params, loop.num_steps, workdir / "model")
     _log(f"done: {loop.num_steps} steps, model in {workdir / 'model'}")
     return state
 
 
-def _work(task, step, accumulate):
-    """Mean share of masked tokens of a step's micro-batches and sums of their multiply-adds."""
-    parts = [task.work(step * accumulate + i) for i in range(accumulate)]
-    scale = {"masked_share": 1 / accumulate}
-    return {name: scale.get(name, 1) * sum(part[name] for part in parts) for name in parts[0]}
+def _loop(
+    run: _Run,
+    state: TrainState,
+    batches: Iterator[train_step.Batch],
+    start: int,
+    is_new: bool,
+    again: str,
+) -> TrainState:
+    """Takes the steps from ``start`` on; ``again``: how to go on after a stop on request.
+
+    The order matters: evaluate, save, next batch, step, log. What a checkpoint of step k goes with
+    has then been evaluated, and a resumed run does not evaluate it again.
+    """
+    loop, monitor, watchdog = run.loop, run.monitor, run.watchdog
+    for step in range(start, loop.num_steps + 1):
+        last = step == loop.num_steps
+        evaluation = {}
+        if step > start or is_new:
+            if last or (step and step % loop.eval_every == 0):
+                with monitor.evaluating(), watchdog.paused():
+                    evaluation = _evaluate(run, state, step)
+            if step:
+                with monitor.saving(), watchdog.paused():
+                    run.checkpointer.save(step, state, run.meta, evaluation, force=last)
+        if last:
+            break
+        if run.preemption.reached(step):
+            _save_and_stop(run, state, step, evaluation, again)
+        with monitor.waiting():
+            batch = [next(batches) for _ in range(loop.accumulate)]
+        with monitor.dispatching():
+            state, metrics = run.steps(state, batch, step)
+        monitor.step(metrics, **tasks.work(run.task, step * loop.accumulate, loop.accumulate))
+        run.under_way.append((step, metrics["skipped"]))
+        # None is left when the run ends: whether what is exported was finite is known, too.
+        _wait_for_steps(run, ahead=AHEAD if step + 1 < loop.num_steps else 1)
+        if (step + 1) % loop.log_every == 0 or step + 1 == loop.num_steps:
+            _log_metrics(run, state, step + 1)
+        else:
+            run.bar.update(step + 1)
+    return state
 
 
-def _heed(step, skipped, in_a_row, most):
-    """Steps in a row that were not finite, ``step`` included; stops the run if they are too many.
+def _checkpointer(workdir: pathlib.Path, loop: train_config.Loop) -> checkpoint.Checkpointer:
+    best = checkpoint.Best(loop.best_metric, loop.best_mode) if loop.best_metric else None
+    return checkpoint.Checkpointer(
+        *(workdir / "checkpoints", loop.save_every, loop.keep, loop.keep_every, best),
+        complete=train_config.complete_identity,
+    )
+
+
+def _matrix_rate(loop: train_config.Loop, task: Task, mesh: jax.sharding.Mesh) -> float | None:
+    """Multiply-adds per second of all devices; None where the share of it is not asked for."""
+    if not (loop.matrix_rate and isinstance(task, Shaped)):
+        return None
+    return jax.process_count() * matrix_rate.matrix_rate(task.model.dtype, mesh.local_devices)
+
+
+@contextlib.contextmanager
+def _compiling(run: _Run) -> Iterator[None]:
+    _log(f"compiling a step of shape number {len(run.steps.compiled) + 1}")
+    with run.monitor.compiling(), run.watchdog.paused():
+        yield
+
+
+def _log_metrics(run: _Run, state: TrainState, step: int) -> None:
+    """Writes what was measured since the last line; ``step`` steps are done."""
+    with run.monitor.logging():
+        summary = run.monitor.summary()
+        updates = step - int(state.skipped)
+        used = run.optimizer.learning_rate_at(max(updates - 1, 0), run.loop.num_steps)
+        run.writer.scalars(step, summary | {"learning_rate": float(used)})
+        run.bar.update(step, summary["loss"])
+
+
+def _save_and_stop(
+    run: _Run, state: TrainState, step: int, evaluation: dict[str, float], again: str
+) -> NoReturn:
+    """Ends the run on request, after saving.
 
     Raises:
-        cli.Stop: they are.
+        cli.Stop: always.
     """
-    if not skipped:
-        return 0
-    in_a_row += 1
-    _log(f"step {step}: loss or gradients are not finite; no update ({in_a_row} in a row)")
-    if in_a_row >= most:
-        raise cli.Stop(
-            f"loss or gradients of {in_a_row} steps in a row were not finite, the last of them "
-            f"step {step}; parameters are those before. Lower the learning rate, or clip gradients "
-            "(config.optimizer.clip_norm)",
-            exits.DIVERGED,
-        )
-    return in_a_row
+    with run.watchdog.paused():
+        if run.monitor.num_steps:
+            _log_metrics(run, state, step)
+        run.checkpointer.save(step, state, run.meta, evaluation, force=True)
+        run.checkpointer.wait()
+    raise cli.Stop(f"on request, saved after step {step}; {again}", exits.STOPPED)
 
 
-def _evaluate(task, state, mesh, step, writer, workdir, loop):
-    """The evaluation's numbers, which are written, and its pictures."""
-    found = dict(task.evaluate(state, mesh))
-    writer.scalars(step, found)
-    if not loop.pictures:
+def _wait_for_steps(run: _Run, ahead: int) -> None:
+    """Waits until fewer than ``ahead`` steps are under way, and counts those that were skipped.
+
+    Dispatch runs ahead of the devices; too far, and the progress bar would not be true.
+
+    Raises:
+        cli.Stop: too many steps in a row were not finite.
+    """
+    while len(run.under_way) >= ahead:
+        step, skipped = run.under_way.popleft()
+        run.skipped_in_a_row = run.skipped_in_a_row + 1 if float(skipped) else 0
+        if run.skipped_in_a_row:
+            _log(
+                f"step {step}: loss or gradients are not finite; no update "
+                f"({run.skipped_in_a_row} in a row)"
+            )
+        if run.skipped_in_a_row >= run.loop.max_skipped:
+            raise cli.Stop(
+                f"loss or gradients of {run.skipped_in_a_row} steps in a row were not finite, the "
+                f"last of them step {step}; parameters are those before. Lower the learning rate, "
+                "or clip gradients (config.optimizer.clip_norm)",
+                exits.DIVERGED,
+            )
+        run.watchdog.beat(f"step {step + 1}")
+
+
+def _evaluate(run: _Run, state: TrainState, step: int) -> dict[str, float]:
+    """Writes the evaluation's numbers, which are returned, and its pictures."""
+    found = dict(run.task.evaluate(state, run.mesh))
+    run.writer.scalars(step, found)
+    if not (run.loop.pictures and isinstance(run.task, Pictured)):
         return found
-    images = dict(task.images(state, mesh))
-    writer.images(step, images)
+    images = dict(run.task.images(state, run.mesh))
+    run.writer.images(step, images)
     if jax.process_index() == 0:
         for name, image in images.items():
-            png.write_png(workdir / "pictures" / f"{name}_{step:07d}.png", image)
+            png.write_png(run.workdir / "pictures" / f"{name}_{step:07d}.png", image)
     return found
 
 
-def _export(task, config, state, step, directory):
-    """Write the finished model's directory."""
-    # Tasks without a moving average have none.
-    params = sharding.to_host(state.ema_params or state.params)
-    if config.task == "classifier":
-        size, provenance = task.source.image_shape[:2], finished.provenance(config, task, step)
-        source = config.data.source
-        features.save_trained(directory, task.model, params, size, source, provenance)
-    else:
-        finished.trained(config, task, params, step).save(directory)
-
-
-def _describe(abstract_state, mesh):
+def _describe(abstract_state: TrainState, mesh: jax.sharding.Mesh) -> str:
     parameters = sum(x.size for x in jax.tree.leaves(abstract_state.params))
     return (
         f"{parameters:,} parameters, {mesh.size} device(s) as "
@@ -238,7 +305,7 @@ def _describe(abstract_state, mesh):
     )
 
 
-def _log(message):
+def _log(message: str) -> None:
     if jax.process_index() == 0:
         print(f"[train] {message}", flush=True)
 
@@ -256,13 +323,13 @@ _DISTRIBUTED = flags.DEFINE_enum(
 )
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     del argv
     if _CONFIG.value is None or _WORKDIR.value is None:
         raise ValueError("give --config FILE and --workdir DIR; see --help")
     for name, level in (("absl", logging.ERROR), ("jax", logging.WARNING)):
         logging.getLogger(name).setLevel(level)
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # jax adds it
         cache = pathlib.Path(_WORKDIR.value).absolute() / "compilation_cache"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     distributed.initialize(_DISTRIBUTED.value)

@@ -38,7 +38,7 @@ def make_task(kind="enat", batch_size=8, **changes):
         held_out=None,
         tokenizer=None,
         optimizer=optim.Optimizer(learning_rate=1e-3, warmup_steps=0, eps=1e-4).make(100),
-        training=enat_task.Training(max_shapes=2, ema_decay=0.9),
+        loss=enat_task.Loss(max_shapes=2, ema_decay=0.9),
         splits=splits,
         buckets=shape_buckets.choose(16, splits, 2, cost),
         sampler=sampling.Settings(num_steps=3, num_segments=1),

@@ -1,23 +1,29 @@
 """Every config builds its model, by shapes alone, and has the size that the paper gives."""
 
-import importlib.util
+import ast
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import pytest
 import tiny
+from absl import flags
 
 from enat_jax.data import image_data, token_data
+from enat_jax.evaluation import during_training
 from enat_jax.inference import sampling
 from enat_jax.models import classifier, nat, transformers, vqgan
 from enat_jax.runtime import sharding
 from enat_jax.schedules import reveal
 from enat_jax.training import classifier_task, enat_task, masked_tokens, optim, vqgan_task
 from enat_jax.training import config as train_config
+from enat_jax.training.settings import words
 
-DIRECTORY = pathlib.Path(__file__).parents[1] / "configs"
-CONFIGS = sorted(path for path in DIRECTORY.glob("*.py") if path.stem != "common")
+ROOT = pathlib.Path(__file__).parents[1]
+DIRECTORY = ROOT / "configs"
+CONFIGS = sorted(DIRECTORY.glob("*.py"))
 # Parameters in millions without the reference's dead `prev_embedder` (method Section 3).
 MILLIONS = {
     "enat_s_imagenet256": 49.3,
@@ -26,11 +32,8 @@ MILLIONS = {
 }
 
 
-def load(path, *argument):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*argument)
+def load(path, *argument, overrides=()):
+    return train_config.complete(train_config.load(":".join([str(path), *argument]), overrides))
 
 
 def parameters(model, *inputs):
@@ -41,10 +44,9 @@ def parameters(model, *inputs):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_builds(path):
     config = load(path)
-    sections = train_config.SECTIONS[config.task] | {"task", "seed"}
-    assert sections - train_config.OPTIONAL <= set(config) <= sections
+    assert set(config) == {"task", "seed", *train_config.schema(config.task)}
     train_config.Loop(**config.train.to_dict())
-    sharding.Sharding(**config.get("sharding", {}))
+    sharding.Sharding(**config.sharding)
     optim.Optimizer(**config.optimizer.to_dict()).make(config.train.num_steps)
     settings = config.model.to_dict()
     if config.task == "classifier":
@@ -63,7 +65,8 @@ def test_config_builds(path):
         assert parameters(model, jnp.zeros((1, side, side, model.image_channels))) > 0
         return
     sampler = sampling.Settings(**config.sampler.to_dict())
-    enat_task.Training(**config.training.to_dict())
+    enat_task.Loss(**config.loss.to_dict())
+    during_training.Settings(**config.evaluation)
     # Configs for one's own data leave to the command line where they are, and sizes to the data.
     token_data.Data(**config.data.to_dict() | {"tokens": "a", "tokenizer": "b"})
     sizes = {"num_tokens": 256, "codebook_size": 1024, "num_classes": 3}
@@ -147,3 +150,98 @@ def test_a_step_runs_without_a_quadrant():
         return loss
 
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(jax.grad(step)(params)))
+
+
+# --- every setting is reachable -------------------------------------------------------------
+
+# Another valid value of each type, as text of the command line and as the config has it.
+VALUES = {
+    "bool": ("true", True),
+    "int": ("7", 7),
+    "float": ("0.25", 0.25),
+    "str": ("other", "other"),
+    "tuple[float, float]": ("(0.25, 1)", (0.25, 1.0)),
+    "Sequence[int]": ("[2, 3]", (2, 3)),
+    "Sequence[tuple[str, tuple[str or None, ...]]]": (
+        "[('up/kernel$', (None, 'fsdp'))]",
+        (("up/kernel$", (None, "fsdp")),),
+    ),
+}
+WRONG = {"bool": "maybe", "int": "1.5", "float": "wide"}  # of the other types: "("
+
+
+def fields(config):
+    """(section, name, setting, name of its type, whether it may be None) of a config."""
+    sections = train_config.schema(config.task, config.model.get("kind"))
+    for section, found in sections.items():
+        for name, setting in found.items():
+            kind, *others = re.split(r" or (?!None, \.)", words(setting))
+            unset = setting.default is setting.empty
+            yield section, name, setting, kind, unset or "None" in others
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_setting_can_be_set_on_the_command_line(path):
+    expected, overrides = load(path).to_dict(), ["--config.seed=3"]
+    expected["seed"] = 3
+    for section, name, _, kind, _ in fields(load(path)):
+        if name != "kind":  # the other one has other settings
+            text, expected[section][name] = VALUES[kind]
+            overrides.append(f"--config.{section}.{name}={text}")
+    assert len(overrides) > 50
+    assert load(path, overrides=overrides).to_dict() == expected
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_setting_of_another_type_is_refused_in_one_line(path):
+    values = flags.FlagValues()
+    holder = train_config.define(values)
+    values(["", f"--config={path}"])
+    complete = load(path).to_dict()
+    for section, name, setting, kind, nullable in fields(holder.value):
+        flag, expected = f"config.{section}.{name}", words(setting)
+        if kind != "str":
+            text = WRONG.get(kind, "(")
+            with pytest.raises(flags.IllegalFlagValueError) as refused:
+                values(["", f"--{flag}={text}"])
+            assert str(refused.value) == f"flag --{flag}={text}: must be {expected}"
+        changed = {**complete, section: {**complete[section], name: {3}}}
+        if name != "kind":
+            with pytest.raises(ValueError) as refused:
+                train_config.complete(ml_collections.ConfigDict(changed))
+            assert str(refused.value) == f"{flag}={{3}} must be {expected}"
+        if nullable:
+            values(["", f"--{flag}=None"])
+            assert holder.value[section][name] is None
+
+
+def settings_named_for_people():
+    """(setting, its value or "", file), of READMEs, scripts, configs and our texts and messages."""
+    texts = {}
+    for pattern in ("*.md", "configs/*", "launch/*", "enat_jax/**/*.md", "enat_jax/**/*.py"):
+        for path in ROOT.glob(pattern):
+            if path.suffix == ".py" and path.parent.name != "configs":
+                nodes = ast.walk(ast.parse(path.read_text()))
+                constants = (x.value for x in nodes if isinstance(x, ast.Constant))
+                texts[path] = "\n".join(x for x in constants if isinstance(x, str))
+            elif path.suffix in (".md", ".py", ".sh", ".ipynb"):
+                texts[path] = path.read_text()
+    pattern = r"""\bconfig\.[a-z]+\.[a-z]\w*\b(?!\()(?:=[^\s`'"\\),;]*)?"""
+    for path, text in texts.items():
+        for found in re.findall(pattern, text):
+            yield *found.partition("=")[::2], path.name
+
+
+def test_every_setting_that_is_named_for_people_can_be_set():
+    everywhere = []
+    for name in ("digits", "digits_vqgan", "digits_features", "digits_nat"):
+        everywhere.append(flags.FlagValues())
+        train_config.define(everywhere[-1])
+        everywhere[-1](["", f"--config={DIRECTORY / name}.py"])
+    found = set(settings_named_for_people())
+    assert len(found) > 20
+    for name, value, where in found:
+        fitting = [values for values in everywhere if name in values]
+        assert fitting, f"{where} names {name}"
+        if re.search(r"[a-z0-9]", value) and not re.search(r"[${<]", value):  # no placeholder
+            fitting[0](["", f"--{name}={value}"])

@@ -22,7 +22,8 @@ from enat_jax import train
 from enat_jax.data import loader
 from enat_jax.runtime import cli, distributed, exits, sharding
 from enat_jax.training import config as train_config
-from enat_jax.training import enat_task, metric_writer, optim, train_state, train_step
+from enat_jax.training import enat_task, metric_writer, optim, train_step
+from enat_jax.training.task import TrainState
 
 # --- what is logged ------------------------------------------------------------------------------
 
@@ -177,18 +178,10 @@ class Overflowing:
     def init(self, key):
         del key
         zero = jnp.zeros((), jnp.int32)
-        return train_state.TrainState(zero, zero, {"w": jnp.ones((4,))}, {}, (), {})
+        return TrainState(zero, zero, {"w": jnp.ones((4,))}, {}, (), {})
 
     def batch_spec(self):
         return {"x": jax.ShapeDtypeStruct((self.batch_size, 4), jnp.float32)}
-
-    def shapes(self, index):
-        del index
-        return (), {}
-
-    def prepare(self, state, batch, key):
-        del batch, key
-        return state, {}
 
     def gradients(self, state, batch, traced, key, *, static):
         del state, traced, key, static

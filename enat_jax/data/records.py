@@ -10,43 +10,61 @@ import os
 import pathlib
 import weakref
 from collections.abc import Sequence
+from typing import IO
 
 import numpy as np
+from jaxtyping import Int, Shaped
+
+from enat_jax.runtime import exits
 
 
 def dtype(length: int, codebook_size: int) -> np.dtype:
-    """Of a record: tokens in the smallest type that holds them, label, flip flag, image index."""
+    """Returns the type of a record: tokens in the smallest type, label, flip flag, image index."""
     tokens = np.min_scalar_type(codebook_size - 1).newbyteorder("<")
     fields = [("tokens", tokens, (length,)), ("label", "<i4"), ("flip", "u1"), ("image", "<u4")]
     return np.dtype(fields)
 
 
 def npy_bytes(rows: np.ndarray) -> bytes:
-    """The .npy file of an array."""
+    """Returns the .npy file of an array."""
     file = io.BytesIO()
     np.save(file, rows, allow_pickle=False)
     return file.getvalue()
 
 
-def npy_header(path: pathlib.Path) -> tuple[int, np.dtype, int]:
-    """Number of rows, type of a row (with its shape) and position of the first, of a .npy file.
+def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Reads the head of a .npy file: its shape, whether it is stored by columns, and its type.
 
-    Raises FileNotFoundError, ValueError if it is no .npy file or not as long as it says.
+    Raises:
+        ValueError: it is no .npy file, or of an unknown version. Damage may raise anything.
+    """
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(file)
+    raise ValueError(f"version {version} of the format is unknown")
+
+
+def npy_header(path: pathlib.Path) -> tuple[int, np.dtype, int]:
+    """Reads the head of a .npy file whose rows are records.
+
+    Returns:
+        The number of rows, the type of a row, with its shape, and where in the file the first is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no .npy file, or not as long as it says.
     """
     with open(path, "rb") as file:
         try:
-            version = np.lib.format.read_magic(file)
-            read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-                version, np.lib.format.read_array_header_2_0
-            )
-            shape, fortran, found = read(file)
+            shape, by_columns, found = read_npy_header(file)
             row = np.dtype((found, shape[1:]))
         except Exception as error:  # numpy reads a damaged header as Python, which fails anyhow
             raise ValueError(
-                f"{path} is not a .npy file, or its header is damaged "
-                f"({' '.join(str(error).split())})"
+                f"{path} is not a .npy file, or its header is damaged ({exits.one_line(error)})"
             ) from error
-        if fortran or not shape or found.hasobject:
+        if by_columns or not shape or found.hasobject:
             raise ValueError(f"{path} holds {found} {shape}, which are no rows of records")
         start, size = file.tell(), os.fstat(file.fileno()).st_size
     if size != start + shape[0] * row.itemsize:
@@ -56,14 +74,27 @@ def npy_header(path: pathlib.Path) -> tuple[int, np.dtype, int]:
     return shape[0], row, start
 
 
+def evenly(num_rows: int, max_rows: int) -> Int[np.ndarray, " n"]:
+    """Returns the int64 numbers of at most ``max_rows`` rows, evenly over a set sorted by class."""
+    return np.linspace(0, num_rows - 1, min(num_rows, max_rows)).astype(np.int64)
+
+
 class Files:
     """The records of several .npy files, one after the other.
 
-    Raises FileNotFoundError, ValueError if a file is missing, is not of ``record`` or has not as
-    many records as ``lengths`` says.
+    Args:
+        paths: of the files.
+        lengths: number of records of each file.
+        record: type of a record.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is not of ``record``, or has another number of records.
     """
 
-    def __init__(self, paths: Sequence[pathlib.Path], lengths: Sequence[int], record: np.dtype):
+    def __init__(
+        self, paths: Sequence[pathlib.Path], lengths: Sequence[int], record: np.dtype
+    ) -> None:
         self.paths = [pathlib.Path(p) for p in paths]
         self._lengths = np.asarray(lengths, np.int64)
         self._record = record
@@ -82,15 +113,15 @@ class Files:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        """The records [b] at ``indices``, int64 [b] in [0, n)."""
+    def __getitem__(self, indices: Int[np.ndarray, " b"]) -> Shaped[np.ndarray, " b"]:
+        """Returns the records at ``indices`` in [0, n)."""
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"{indices.min()} to {indices.max()} is not within 0 to {len(self)}")
         files = np.searchsorted(self._ends, indices, side="right")
         rows = indices - (self._ends - self._lengths)[files]
         size = self._record.itemsize
         out = np.empty(len(indices), self._record)
-        view = memoryview(out.view(np.uint8)).cast("B")
+        view = out.view(np.uint8).data.cast("B")
         positions = (self._starts[files] + rows * size).tolist()
         descriptors = [self._descriptors[f] for f in files.tolist()]
         # In the order of the files, which is kind to disks and their read-ahead.
@@ -100,21 +131,29 @@ class Files:
                 raise ValueError(f"{self.paths[files[i]]} was cut off while it was in use")
         return out
 
-    def __getstate__(self):
+    def __getstate__(self) -> tuple[list[pathlib.Path], list[int], np.dtype]:
         # File descriptors do not travel; Grain's workers open their own.
         return self.paths, self._lengths.tolist(), self._record
 
-    def __setstate__(self, state):
-        self.__init__(*state)
+    def __setstate__(self, state: tuple[list[pathlib.Path], list[int], np.dtype]) -> None:
+        Files.__init__(self, *state)
 
 
 class Reference:
-    """Records from a feature file of the reference: .npy, int64 [n, 1 + l], label and tokens.
+    """Records from a feature file of the reference: .npy, int64 ``[n, 1 + l]``, label and tokens.
 
-    Raises FileNotFoundError, ValueError, also when a record does not fit codebook or classes.
+    Args:
+        path: of the file.
+        codebook_size: number of codes, v.
+        num_classes: number of classes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such file. Reading raises it if a record does not fit codebook or
+            classes.
     """
 
-    def __init__(self, path: pathlib.Path, codebook_size: int, num_classes: int):
+    def __init__(self, path: pathlib.Path, codebook_size: int, num_classes: int) -> None:
         length, row, _ = npy_header(path)
         if len(row.shape) != 1 or row.shape[0] < 2 or row.base != np.dtype("<i8"):
             raise ValueError(
@@ -132,8 +171,8 @@ class Reference:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        """The records [b] at ``indices``, int64 [b] in [0, n)."""
+    def __getitem__(self, indices: Int[np.ndarray, " b"]) -> Shaped[np.ndarray, " b"]:
+        """Returns the records at ``indices`` in [0, n)."""
         rows = self._rows[indices]
         bounds = np.full(rows.shape[1], self._codebook_size)
         bounds[0] = self._num_classes

@@ -16,7 +16,7 @@ from enat_jax.schedules import reveal
 VISIBLE_SHARES = (1 / 16, 1 / 4, 1 / 2, 3 / 4)  # of the tokens, at which models are compared
 
 
-def random_order(key: Key[Array, ""], shape: tuple[int, int]) -> Int[Array, "b l"]:
+def random_order(key: Key[Array, ""], shape: tuple[int, ...]) -> Int[Array, "b l"]:
     """Draws a uniformly random permutation of 0..l-1 for every row; ``shape``: (b, l)."""
     return jnp.argsort(jax.random.uniform(key, shape), axis=1).astype(jnp.int32)
 

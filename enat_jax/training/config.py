@@ -24,11 +24,12 @@ from enat_jax.models import classifier, transformers, vqgan
 from enat_jax.runtime import sharding
 from enat_jax.schedules import reveal
 from enat_jax.training import classifier_task, enat_task, optim, settings, vqgan_task
+from enat_jax.training.task import Task
 
 TASKS = {"vqgan": vqgan_task, "enat": enat_task, "classifier": classifier_task}
 
 # Names that sections had in earlier versions, whose configs, runs and command lines go on working.
-RENAMED = {"enat": {"training": "loss"}, "vqgan": {}, "classifier": {}}
+RENAMED: dict[str, dict[str, str]] = {"enat": {"training": "loss"}, "vqgan": {}, "classifier": {}}
 
 # Settings that change speed and rounding alone, so that a run may go on elsewhere with others.
 SPEED = [("model", name) for name in ("remat", "attention", "unroll")]
@@ -75,7 +76,7 @@ class Loop:
     matrix_rate: bool = True
     wandb_project: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         intervals = ("log_every", "eval_every", "save_every")
         for name in ("batch_size", "num_steps", "accumulate", *intervals, "keep", "max_skipped"):
             value = getattr(self, name)
@@ -104,7 +105,7 @@ SECTIONS = {
     | {
         "data": token_data.Data,
         "mask": reveal.SplitDistribution,
-        "loss": enat_task.Training,
+        "loss": enat_task.Loss,
         "sampler": sampling.Settings,
         "evaluation": during_training.Settings,
     },
@@ -114,6 +115,7 @@ SECTIONS = {
 }
 
 
+@functools.cache
 def schema(task: str, kind: str | None = None) -> dict[str, settings.Settings]:
     """Returns the settings of each section; ``kind`` is of the transformer, None: of all kinds."""
     found = {name: settings.of(made) for name, made in SECTIONS[task].items()}
@@ -141,7 +143,7 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     task = _task(config)
     values = {RENAMED[task].get(name, name): value for name, value in config.to_dict().items()}
     kind = (values.get("model") or {}).get("kind", "enat")
-    if task == "enat" and kind not in transformers.MODELS:
+    if task == "enat" and str(kind) not in transformers.MODELS:
         raise ValueError(f"model.kind={kind!r} is unknown: one of {sorted(transformers.MODELS)}")
     sections = schema(task, kind)
     top = {"task": settings.setting("task", str), "seed": SEED}
@@ -227,7 +229,9 @@ class _ConfigParser(flags.ArgumentParser):
 # --- what a run is made of ------------------------------------------------------------------
 
 
-def build(config):
+def build(
+    config: ml_collections.ConfigDict,
+) -> tuple[Loop, sharding.Sharding, optim.Optimizer, Task]:
     """Returns settings of loop, sharding and optimizer, and the task of a config.
 
     Raises:
@@ -260,7 +264,7 @@ def build(config):
     return loop, policy, optimizer, task
 
 
-def identity(config, task):
+def identity(config: ml_collections.ConfigDict, task: Task) -> dict[str, Any]:
     """Returns what a checkpoint must have been made with to be continued, as JSON values.
 
     As the config has them, without defaults, and by the names of earlier versions, which can then

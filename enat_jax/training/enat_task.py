@@ -7,22 +7,30 @@ hold them are padded to a bucket's static sizes, the counts themselves stay trac
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from enat_jax.data import loader, token_data, tokens
+from enat_jax.data import loader, records, token_data
+from enat_jax.data.tokens import TokenSet
 from enat_jax.evaluation import accumulate, during_training
-from enat_jax.inference import masked_scores, sampling, tokenizer
-from enat_jax.models import enat, nat, transformers
+from enat_jax.inference import masked_scores, sampling
+from enat_jax.inference.tokenizer import Tokenizer
+from enat_jax.models import transformers
+from enat_jax.models.transformers import Transformer
 from enat_jax.runtime import sharding
 from enat_jax.schedules import costs, reveal, shape_buckets
 from enat_jax.training import masked_tokens, optim
 from enat_jax.training import task as tasks
 from enat_jax.training.task import Metrics, TrainState
+
+EVALUATED = 1024  # held-out images, at most
 
 # What is divided over the mesh, see ``sharding.Sharding``. The layers of a stack are axis 0. In and
 # out of a block alternate over "tensor": only the second product of a pair is summed over it.
@@ -43,7 +51,7 @@ RULES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class Loss:
     """What is particular to training the transformer (method Section 4; defaults: the paper's).
 
     Attributes:
@@ -63,7 +71,7 @@ class Training:
     max_shapes: int = 40
     words_from_codebook: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("label_smoothing", "label_drop", "ema_decay"):
             value = getattr(self, name)
             if not 0 <= value < 1:
@@ -76,12 +84,12 @@ class Training:
 class Task:
     """What ``train`` asks of a task; made by ``make``."""
 
-    model: enat.ENAT | nat.NAT
-    tokens: tokens.TokenSet
-    held_out: tokens.TokenSet | None
-    tokenizer: tokenizer.Tokenizer
+    model: Transformer
+    tokens: TokenSet
+    held_out: TokenSet | None
+    tokenizer: Tokenizer
     optimizer: optax.GradientTransformation
-    training: Training
+    loss: Loss
     splits: reveal.SplitDistribution
     buckets: tuple[shape_buckets.Bucket, ...]
     sampler: sampling.Settings
@@ -89,17 +97,17 @@ class Task:
     batch_size: int
     quality: during_training.SampleQuality | None = None
 
-    def init(self, key):
+    def init(self, key: Key[Array, ""]) -> TrainState:
         """The state before step 0; pure."""
         ids = jnp.zeros((1, self.model.num_tokens), jnp.int32)
         params = self.model.init(key, ids, jnp.zeros((1,), jnp.int32))["params"]
-        if self.training.words_from_codebook:
+        if self.loss.words_from_codebook:
             params = _with_words(params, self.tokenizer.params["codebook"], self.model, key)
         # A copy of its own: the state is donated, and no buffer may be donated twice.
         ema_params = jax.tree.map(jnp.copy, params)
         return tasks.initial_state(params, self.optimizer, ema_params=ema_params)
 
-    def batch_spec(self):
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a whole batch."""
         shape = (self.batch_size, self.model.num_tokens)
         return {
@@ -107,7 +115,7 @@ class Task:
             "labels": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
         }
 
-    def batches(self, start, share=(0, 1)) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[loader.Batch]:
         """Part i of n of every batch from number ``start`` on, as ``batch_spec`` says.
 
         ``share``: (i, n), see ``sharding.process_share``.
@@ -122,7 +130,7 @@ class Task:
             process_count=share[1],
         )
 
-    def data_identity(self):
+    def data_identity(self) -> dict[str, Any]:
         """What must not change when a run is resumed, as JSON values."""
         return {
             "tokenizer": self.tokens.tokenizer,
@@ -130,14 +138,14 @@ class Task:
             "preprocessing": self.tokens.preprocessing,
         }
 
-    def shapes(self, index):
+    def shapes(self, index: int) -> tuple[reveal.Windows, dict[str, np.int32]]:
         """Windows (static) and counts (traced) of batch ``index``; the same on every host."""
         split = self._split(index)
         windows = shape_buckets.find(self.buckets, split).windows
         counts = {"num_cached": split.num_cached, "num_visible": split.num_visible}
         return windows, {k: np.int32(v) for k, v in counts.items()}
 
-    def work(self, index):
+    def work(self, index: int) -> dict[str, float]:
         """Share of masked tokens of batch ``index``, and its multiply-adds, exact and padded."""
         split, dims = self._split(index), costs.dims_of(self.model)
         windows = shape_buckets.find(self.buckets, split).windows
@@ -148,17 +156,25 @@ class Task:
             "padded_work": self.batch_size * float(costs.training_cost(dims, *windows)),
         }
 
-    def _split(self, index):
+    def _split(self, index: int) -> reveal.Split:
         return self.splits.draw(self.model.num_tokens, self.seed, index)
 
-    def gradients(self, state, batch, traced, key, *, static):
+    def gradients(
+        self,
+        state: TrainState,
+        batch: Mapping[str, Array],
+        traced: Mapping[str, Array],
+        key: Key[Array, ""],
+        *,
+        static: reveal.Windows,
+    ) -> tuple[PyTree, Metrics, PyTree]:
         """Gradients of one batch; ``key`` is of this batch alone.
 
         Returns:
             ``(gradients, metrics, {})``, metrics a dict of float32 scalars.
         """
         drop_key, order_key, dropout_key = jax.random.split(key, 3)
-        dropped = jax.random.uniform(drop_key, batch["labels"].shape) < self.training.label_drop
+        dropped = jax.random.uniform(drop_key, batch["labels"].shape) < self.loss.label_drop
         labels = jnp.where(dropped, self.model.num_classes, batch["labels"])
         order = masked_scores.random_order(order_key, batch["tokens"].shape)
         batch = {
@@ -174,66 +190,72 @@ class Task:
                 batch,
                 (traced["num_cached"], traced["num_visible"]),
                 static,
-                smoothing=self.training.label_smoothing,
+                smoothing=self.loss.label_smoothing,
                 dropout_key=dropout_key if self.model.dropout else None,
             ),
             has_aux=True,
         )(state.params)
         return grads, metrics, {}
 
-    def update(self, state, grads, extra):
+    def update(self, state: TrainState, grads: PyTree, extra: PyTree) -> TrainState:
         """The optimizer's update and that of the moving average; the step is not counted here."""
         del extra
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        decay = self.training.ema_decay
+        state = tasks.apply_gradients(state, self.optimizer, grads)
+        decay = self.loss.ema_decay
         ema_params = jax.tree.map(
-            lambda e, p: decay * e + (1 - decay) * p, state.ema_params, params
+            lambda e, p: decay * e + (1 - decay) * p, state.ema_params, state.params
         )
-        return state.replace(params=params, ema_params=ema_params, opt_state=opt_state)
+        return state.replace(ema_params=ema_params)
 
     @property
-    def evaluated(self):
+    def evaluated(self) -> tuple[str, ...]:
         """Names of the numbers that ``evaluate`` gives."""
         shares = masked_scores.VISIBLE_SHARES if self.held_out is not None else ()
         kinds = ("loss", "accuracy")
         held_out = (f"held_out/{kind}_{share:.4g}_visible" for share in shares for kind in kinds)
         return (*held_out, *(self.quality.names if self.quality else ()))
 
-    def evaluate(self, state, mesh) -> Iterator[tuple[str, float]]:
+    def evaluate(self, state: TrainState, mesh: jax.sharding.Mesh) -> Iterator[tuple[str, float]]:
         """Held-out loss and accuracy by share of visible tokens, and the quality of samples.
 
         Of masked tokens, by the EMA model.
         """
         if self.held_out is not None:
-            yield from zip(self.evaluated, self._held_out_scores(state, mesh), strict=False)
+            scores = self._held_out_scores(self.held_out, state, mesh)
+            yield from zip(self.evaluated, scores, strict=False)
         if self.quality:
-            draw = functools.partial(self._samples, state, mesh)
+            # Of one size, so that the last samples need no compilation of their own.
+            size = min(accumulate.CHUNK, self.quality.num)
+            draw = functools.partial(self._samples, state, mesh, size)
             yield from self.quality.measure(draw, self.model.num_classes)
 
-    def _held_out_scores(self, state, mesh) -> Iterator[float]:
+    def _held_out_scores(
+        self, held_out: TokenSet, state: TrainState, mesh: jax.sharding.Mesh
+    ) -> Iterator[float]:
         l = self.model.num_tokens  # noqa: E741
-        n = min(len(self.held_out), 1024)
-        # Evenly over the set, which is sorted by class.
-        rows = self.held_out.gather(np.linspace(0, len(self.held_out) - 1, n).astype(np.int64))
+        rows = held_out.gather(records.evenly(len(held_out), EVALUATED))
+        n = len(rows["labels"])
         order = np.asarray(
             masked_scores.random_order(jax.random.key(self.seed), rows["tokens"].shape)
         )
-        rows = [sharding.place(x, mesh) for x in (rows["tokens"], rows["labels"], order)]
+        placed = [sharding.place(x, mesh) for x in (rows["tokens"], rows["labels"], order)]
         for share in masked_scores.VISIBLE_SHARES:
-            scores = masked_scores.scores(self.model, state.ema_params, *rows, round(l * share))
+            scores = masked_scores.scores(self.model, state.ema_params, *placed, round(l * share))
             for values in sharding.to_host(scores):
                 yield float(values[:n].mean())
 
-    def _samples(self, state, mesh, start, stop):
-        """Samples start to stop - 1 of the EMA model, balanced over the classes."""
-        # Padded to one shape, so that the last ones need no compilation of their own.
-        index = start + np.arange(min(accumulate.CHUNK, self.quality.num), dtype=np.int32)
+    def _samples(
+        self, state: TrainState, mesh: jax.sharding.Mesh, size: int, start: int, stop: int
+    ) -> accumulate.Batch:
+        """Samples start to stop - 1, at most ``size``, of the EMA model, balanced over classes."""
+        index = start + np.arange(size, dtype=np.int32)
         labels = index % self.model.num_classes
         images = self._draw(state, mesh, labels, index)[: stop - start]
         return accumulate.Batch(images, labels[: stop - start])
 
-    def images(self, state, mesh) -> Iterator[tuple[str, np.ndarray]]:
+    def images(
+        self, state: TrainState, mesh: jax.sharding.Mesh
+    ) -> Iterator[tuple[str, UInt8[np.ndarray, "h w c"]]]:
         """Samples of the EMA model at fixed seeds, a row per class (the first 10): uint8."""
         classes = min(self.model.num_classes, 10)
         labels = np.repeat(np.arange(classes, dtype=np.int32), 10)
@@ -241,16 +263,24 @@ class Task:
         rows = pictures.reshape(classes, 10, *pictures.shape[1:])
         yield "samples", np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
 
-    def _draw(self, state, mesh, labels, index):
-        """Images of the EMA model, uint8 [b, h, w, c], of labels and numbers int32 [b]."""
+    def _draw(
+        self,
+        state: TrainState,
+        mesh: jax.sharding.Mesh,
+        labels: Int[np.ndarray, " b"],
+        index: Int[np.ndarray, " b"],
+    ) -> UInt8[np.ndarray, "b h w c"]:
+        """Images of the EMA model, of these labels and numbers."""
         sample = sampling.make(self.model, self.sampler)
         placed = [sharding.place(x, mesh) for x in (labels, index)]
         codes = sample(state.ema_params, *placed, jax.random.key(self.seed))
         return self.tokenizer.decode(sharding.to_host(codes)[: len(labels)])
 
 
-def _with_words(params, codebook, model, key):
-    """Parameters whose word embeddings are a random projection of ``codebook`` [v, e]."""
+def _with_words(
+    params: PyTree, codebook: Float[Array, "v e"], model: Transformer, key: Key[Array, ""]
+) -> PyTree:
+    """Parameters whose word embeddings are a random projection of ``codebook``."""
     codes = jnp.asarray(codebook, jnp.float32)
     codes = (codes - codes.mean(0)) / (codes.std(0) + 1e-6)
     projection = jax.random.normal(jax.random.fold_in(key, 1), (codes.shape[1], model.width))
@@ -259,16 +289,16 @@ def _with_words(params, codebook, model, key):
     return {**params, "embed": {**params["embed"], "word": table}}
 
 
-def make(config, batch_size=None):
+def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Task:
     """The task of a config; ``batch_size`` is that of a micro-batch, None: ``train.batch_size``.
 
     Raises:
         FileNotFoundError: the tokens or the tokenizer are not there.
         ValueError: settings, tokens and tokenizer do not fit together.
     """
-    training = Training(**config.loss.to_dict())
+    loss = Loss(**config.loss.to_dict())
     data = token_data.Data(**config.data.to_dict())
-    codec = tokenizer.Tokenizer.load(data.tokenizer)
+    codec = Tokenizer.load(data.tokenizer)
     settings = config.model.to_dict()
     kind = settings.pop("kind")
     token_set = token_data.open_tokens(data.tokens, settings, codec)
@@ -290,8 +320,11 @@ def make(config, batch_size=None):
         if found is not None:
             token_data.check(found, directory, model, codec, data.tokenizer)
     # The names of a feature file of the reference, which has none, are made up.
-    named = held_out is not None and None not in (token_set.tokenizer, held_out.tokenizer)
-    if named and held_out.class_names != token_set.class_names:
+    if (
+        held_out is not None
+        and None not in (token_set.tokenizer, held_out.tokenizer)
+        and held_out.class_names != token_set.class_names
+    ):
         raise ValueError(f"{data.held_out_tokens} has other classes than {data.tokens}")
     if data.in_memory:
         token_set = token_set.in_memory()
@@ -302,9 +335,9 @@ def make(config, batch_size=None):
         held_out=held_out,
         tokenizer=codec,
         optimizer=optim.Optimizer(**config.optimizer.to_dict()).make(config.train.num_steps),
-        training=training,
+        loss=loss,
         splits=splits,
-        buckets=shape_buckets.choose(model.num_tokens, splits, training.max_shapes, cost),
+        buckets=shape_buckets.choose(model.num_tokens, splits, loss.max_shapes, cost),
         sampler=sampling.Settings(**config.sampler.to_dict()),
         seed=config.seed,
         batch_size=batch_size or config.train.batch_size,

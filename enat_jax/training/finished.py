@@ -2,15 +2,18 @@
 
 import json
 import pathlib
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
 
 from enat_jax.checkpoints import manifest, model_files
+from enat_jax.evaluation import features
 from enat_jax.inference import generator, tokenizer
-from enat_jax.runtime import files, versions
+from enat_jax.runtime import exits, files, versions
 from enat_jax.training import config as train_config
 
 
@@ -35,9 +38,20 @@ def provenance(config, task, step):
     return {
         "config": json.loads(config.to_json_best_effort()),
         "step": step,
-        "data": manifest.as_json(task.data_identity()),
+        "data": files.as_json(task.data_identity()),
         "versions": versions.library_versions(),
     }
+
+
+def save(
+    config: ml_collections.ConfigDict, task: Any, params: PyTree, step: int, directory: pathlib.Path
+) -> None:
+    """Writes the model directory of a run of any task; arguments as in ``trained``."""
+    if config.task != "classifier":
+        trained(config, task, params, step).save(directory)
+        return
+    size, origin = task.source.image_shape[:2], provenance(config, task, step)
+    features.save_trained(directory, task.model, params, size, config.data.source, origin)
 
 
 def of_run(workdir, step=None):
@@ -120,6 +134,6 @@ def _read(path, config, task):
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             found = checkpointer.restore(path.absolute() / "state", args=args)
     except model_files.DAMAGE as error:
-        return None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return None, exits.one_line(error, named=True)
     changed = manifest.changed(described, found)
     return found[name], f"the contents of {changed} have changed" if changed else None

@@ -19,22 +19,30 @@ Nothing else of the size of a parameter or an activation moves.
 """
 
 import contextlib
-import functools
 import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Key, PyTree
 
 from enat_jax.runtime import sharding
+from enat_jax.training import task as tasks
+from enat_jax.training.task import Metrics, Task, TrainState
+
+Batch = Mapping[str, jax.Array]
+Traced = Mapping[str, Any]  # integer scalars by name
+Total = tuple[PyTree, Metrics, PyTree]  # of gradients, metrics and extra, see ``Task.gradients``
 
 
 class CompiledSteps:
     """The initial state and the steps of a run, compiled when first needed.
 
     Args:
-        task: see ``tasks``; ``task.batch_size`` is that of a micro-batch.
+        task: whose ``batch_size`` is that of a micro-batch.
         mesh: of ``sharding.make_mesh``.
         rules: of the state's sharding, see ``sharding.Sharding``.
         seed: of initialisation and of all randomness in steps.
@@ -42,11 +50,22 @@ class CompiledSteps:
 
     Attributes:
         abstract_state: tree of ``jax.ShapeDtypeStruct`` with shardings.
-        compiling: called for a context around each compilation; may be replaced.
-        compiled: {name and static shape: seconds it took to compile}.
+        compiling: makes a context for each step that compiles something; may be replaced.
+        compiled: static shapes that have been compiled, and the seconds that it took.
+
+    Raises:
+        ValueError: the devices cannot share a batch.
     """
 
-    def __init__(self, task, mesh, rules, *, seed, accumulate=1):
+    def __init__(
+        self,
+        task: Task,
+        mesh: jax.sharding.Mesh,
+        rules: Sequence[sharding.Rule],
+        *,
+        seed: int,
+        accumulate: int = 1,
+    ):
         ways = sharding.batch_ways(mesh)
         if task.batch_size % ways:
             raise ValueError(
@@ -57,127 +76,132 @@ class CompiledSteps:
         abstract = jax.eval_shape(self._init)
         placed = sharding.of_state(abstract, mesh, rules)
         self.abstract_state = _abstract(abstract, placed)
-        self._state_sharding = placed
-        self.compiling = contextlib.nullcontext
-        self.compiled = {}
-        self._executables = {}
+        self._placed_params = placed.params
+        self.compiling: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+        self.compiled: dict[Hashable, float] = {}
+        rep = sharding.replicated(mesh)
+        after = (placed, rep)  # the state and metrics
+        self._jit_init = jax.jit(self._init, out_shardings=placed)
+        self._jit_step = jax.jit(
+            self._step, static_argnums=0, donate_argnums=1, out_shardings=after
+        )
+        if accumulate > 1:
+            total = self._abstract_total()
+            placed_total = (placed.params, *jax.tree.map(lambda _: rep, total[1:]))
+            zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), total)  # noqa: E731
+            self._jit_zeros = jax.jit(zeros, out_shardings=placed_total)
+            self._jit_prepare = jax.jit(self._prepare, donate_argnums=0, out_shardings=after)
+            self._jit_add = jax.jit(
+                self._add_gradients, static_argnums=0, donate_argnums=2, out_shardings=placed_total
+            )
+            self._jit_update = jax.jit(self._update, donate_argnums=0, out_shardings=after)
 
-    def init(self):
-        """The state before step 0, created in shards."""
+    def init(self) -> TrainState:
+        """Returns the state before step 0, created in shards."""
         with jax.set_mesh(self._mesh):
-            return jax.jit(self._init, out_shardings=self._state_sharding)()
+            return self._jit_init()
 
-    def __call__(self, state, batches, step):
-        """Step number ``step``, counted from 0.
+    def __call__(
+        self, state: TrainState, batches: Sequence[Batch], step: int
+    ) -> tuple[TrainState, Metrics]:
+        """Does step number ``step``, counted from 0.
 
         Args:
             state: donated.
-            batches: list of ``accumulate`` dicts of global arrays.
+            batches: ``accumulate`` dicts of global arrays.
             step: equal to ``state.step``.
 
         Returns:
-            ``(state, metrics)``, metrics a dict of float32 scalars still being computed.
+            The new state and float32 scalars, both still being computed.
         """
         first = step * self._accumulate
-        if self._accumulate == 1:
-            static, traced = self._task.shapes(first)
-            return self._get("step", static)(state, batches[0], self._traced(traced, first))
-        # Compiled for the first batch, whatever its own shape: what it needs is in the images.
-        state, prepared = self._get("prepare")(state, batches[0], np.uint32(first))
-        total = self._get("zeros")()
-        for index, batch in enumerate(batches, start=first):
-            static, traced = self._task.shapes(index)
-            gradients = self._get("gradients", static)
-            total = gradients(state, total, batch, self._traced(traced, index))
-        state, metrics = self._get("update")(state, total)
-        return state, metrics | prepared
+        shapes = [self._shapes(index) for index in range(first, first + self._accumulate)]
+        with jax.set_mesh(self._mesh), self._noting_compilations(static for static, _ in shapes):
+            if self._accumulate == 1:
+                ((static, traced),) = shapes
+                return self._jit_step(static, state, batches[0], traced)
+            # Before the first batch, whatever its shape: what it needs is in the images.
+            state, prepared = self._jit_prepare(state, batches[0], np.uint32(first))
+            total = self._jit_zeros()
+            for (static, traced), batch in zip(shapes, batches, strict=True):
+                total = self._jit_add(static, state, total, batch, traced)
+            state, metrics = self._jit_update(state, total)
+            return state, metrics | prepared
 
-    def lower(self, static):
-        """``jax.stages.Lowered`` of the whole step in one static shape; without accumulation."""
-        return self._lower("step", static)
-
-    # --- compilation ------------------------------------------------------------------------
-
-    def _get(self, name, static=None):
-        found = self._executables.get((name, static))
-        if found is None:
-            with self.compiling():
-                start = time.perf_counter()
-                found = self._executables[name, static] = self._lower(name, static).compile()
-                self.compiled[name, static] = time.perf_counter() - start
-        return found
-
-    def _lower(self, name, static=None):
-        """Each of the functions below with its shardings and what it may overwrite."""
-        state, rep = self.abstract_state, sharding.replicated(self._mesh)
-        of_state = self._state_sharding
-        batch = {
-            k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.of_batch(self._mesh))
-            for k, x in self._task.batch_spec().items()
-        }
-        index = jax.ShapeDtypeStruct((), np.uint32, sharding=rep)
-        traced = {} if static is None else self._task.shapes(0)[1]
-        traced = {k: jax.ShapeDtypeStruct((), np.int32, sharding=rep) for k in traced}
-        traced |= {"index": index}
+    def lower(self, static: Hashable) -> jax.stages.Lowered:
+        """Returns the whole step in one static shape, lowered; without accumulation."""
         with jax.set_mesh(self._mesh):
-            match name:
-                case "step":
-                    function = functools.partial(self._step, static)
-                    jitted = jax.jit(function, out_shardings=(of_state, rep), donate_argnums=0)
-                    return jitted.lower(state, batch, traced)
-                case "prepare":
-                    jitted = jax.jit(self._prepare, out_shardings=(of_state, rep), donate_argnums=0)
-                    return jitted.lower(state, batch, index)
-                case "zeros":
-                    total, placed = self._total(batch, traced)
-                    zeros = functools.partial(jax.tree.map, _zeros, total)
-                    return jax.jit(zeros, out_shardings=placed).lower()
-                case "gradients":
-                    total, placed = self._total(batch, traced)
-                    function = functools.partial(self._add_gradients, static)
-                    jitted = jax.jit(function, out_shardings=placed, donate_argnums=1)
-                    return jitted.lower(state, _abstract(total, placed), batch, traced)
-                case "update":
-                    total, placed = self._total(batch, traced)
-                    jitted = jax.jit(self._update, out_shardings=(of_state, rep), donate_argnums=0)
-                    return jitted.lower(state, _abstract(total, placed))
+            return self._jit_step.lower(
+                static, self.abstract_state, self._abstract_batch(), self._shapes(0)[1]
+            )
 
-    def _total(self, batch, traced):
-        """Shapes and shardings of what is summed over micro-batches."""
-        static, counts = self._task.shapes(0)
-        traced = traced | {k: jax.ShapeDtypeStruct((), np.int32) for k in counts}
-        function = functools.partial(self._gradients, static)
-        total = jax.eval_shape(function, self.abstract_state, batch, traced)
-        rep = sharding.replicated(self._mesh)
-        grads, *rest = total
-        placed = (self._state_sharding.params, *jax.tree.map(lambda _: rep, rest))
-        return total, placed
+    # --- shapes -----------------------------------------------------------------------------
+
+    def _shapes(self, index: int) -> tuple[Hashable, Traced]:
+        """The static shape of a batch, and the integers that its step is given."""
+        static, counts = tasks.shapes(self._task, index)
+        return static, {**counts, "index": np.uint32(index)}
+
+    @contextlib.contextmanager
+    def _noting_compilations(self, shapes: Iterable[Hashable]) -> Iterator[None]:
+        """Around a step, whose calls compile for the shapes that they see for the first time."""
+        new = [static for static in dict.fromkeys(shapes) if static not in self.compiled]
+        if not new:
+            yield
+            return
+        with self.compiling():
+            start = time.perf_counter()
+            yield
+            seconds = (time.perf_counter() - start) / len(new)
+        self.compiled |= dict.fromkeys(new, seconds)
+
+    def _abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        of_batch = sharding.of_batch(self._mesh)
+        spec = self._task.batch_spec()
+        return {
+            k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=of_batch) for k, x in spec.items()
+        }
+
+    def _abstract_total(self) -> Total:
+        """Shapes of what is summed over micro-batches."""
+        static, traced = self._shapes(0)
+        with jax.set_mesh(self._mesh):
+            return jax.eval_shape(
+                lambda *arguments: self._gradients(static, *arguments),
+                *(self.abstract_state, self._abstract_batch(), traced),
+            )
 
     # --- what is compiled, all pure ---------------------------------------------------------
 
-    def _init(self):
+    def _init(self) -> TrainState:
         return self._task.init(jax.random.key(self._seed))
 
-    def _key(self, index):
+    def _key(self, index: Array) -> Key[Array, ""]:
         return jax.random.fold_in(jax.random.key(self._seed), index)
 
-    def _prepare(self, state, batch, index):
+    def _prepare(self, state: TrainState, batch: Batch, index: Array) -> tuple[TrainState, Metrics]:
+        if not isinstance(self._task, tasks.Prepared):
+            return state, {}
         return self._task.prepare(state, batch, jax.random.fold_in(self._key(index), 1))
 
-    def _gradients(self, static, state, batch, traced):
-        """``(gradients, metrics, extra)`` of one micro-batch."""
-        traced = dict(traced)
-        key = self._key(traced.pop("index"))
-        grads, metrics, extra = self._task.gradients(state, batch, traced, key, static=static)
+    def _gradients(
+        self, static: Hashable, state: TrainState, batch: Batch, traced: Traced
+    ) -> Total:
+        """Of one micro-batch."""
+        counts = dict(traced)
+        key = self._key(counts.pop("index"))
+        grads, metrics, extra = self._task.gradients(state, batch, counts, key, static=static)
         # As the parameters are: each device needs the sum of its own share alone.
-        grads = jax.lax.with_sharding_constraint(grads, self._state_sharding.params)
+        grads = jax.lax.with_sharding_constraint(grads, self._placed_params)
         return grads, metrics, extra
 
-    def _add_gradients(self, static, state, total, batch, traced):
+    def _add_gradients(
+        self, static: Hashable, state: TrainState, total: Total, batch: Batch, traced: Traced
+    ) -> Total:
         found = self._gradients(static, state, batch, traced)
         return jax.tree.map(lambda t, x: t + x / self._accumulate, total, found)
 
-    def _update(self, state, total):
+    def _update(self, state: TrainState, total: Total) -> tuple[TrainState, Metrics]:
         """The update from mean gradients; none, but for the counts, if they are not finite."""
         grads, metrics, extra = total
         norm = optax.tree.norm(grads)
@@ -194,20 +218,15 @@ class CompiledSteps:
         }
         return state, metrics
 
-    def _step(self, static, state, batch, traced):
+    def _step(
+        self, static: Hashable, state: TrainState, batch: Batch, traced: Traced
+    ) -> tuple[TrainState, Metrics]:
         state, prepared = self._prepare(state, batch, traced["index"])
         state, metrics = self._update(state, self._gradients(static, state, batch, traced))
         return state, metrics | prepared
 
-    def _traced(self, counts, index):
-        return {**counts, "index": np.uint32(index)}
 
-
-def _zeros(x):
-    return jnp.zeros(x.shape, x.dtype)
-
-
-def _abstract(tree, shardings):
+def _abstract(tree: PyTree, shardings: PyTree) -> PyTree:
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
     )

@@ -8,22 +8,23 @@ rule gives every code its first place at step 0.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from enat_jax.data import image_data
 from enat_jax.data import images as image_sources
 from enat_jax.inference import tokenizer
 from enat_jax.models import vqgan
-from enat_jax.runtime import sharding
-from enat_jax.training import optim, train_state
-
-Metrics = dict[str, jax.Array]
+from enat_jax.training import image_task, optim
+from enat_jax.training import task as tasks
+from enat_jax.training.task import Metrics, TrainState
 
 EVALUATED = 2048  # held-out images, at most
 EVALUATION = ("squared_error", "absolute_error", "psnr", "codebook_usage", "codebook_perplexity")
@@ -56,7 +57,7 @@ class Loss:
     restart_until: int | None = None  # no restarts from this step on, so that the codes settle
     code_noise: float = 0.0  # share of positions whose code is swapped before decoding, in training
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.reconstruction not in ("l1", "l2"):
             raise ValueError(f"reconstruction={self.reconstruction!r} is unknown: 'l1' or 'l2'")
         if not 0 <= self.code_noise < 1:
@@ -76,22 +77,15 @@ class Task:
     batch_size: int
     workers: int = 0  # see `Data`
 
-    def init(self, key: jax.Array) -> train_state.TrainState:
+    def init(self, key: Key[Array, ""]) -> TrainState:
         """The state before step 0; pure, so it may be jitted or shaped by ``eval_shape``.
 
         ``ema_params`` is empty: a mean of codes from before and after a restart would be no code.
         """
         image = jnp.zeros((1, *self.source.image_shape))
         params = self.model.init(key, image)["params"]
-        v = self.model.codebook_size
-        return train_state.TrainState(
-            step=jnp.zeros((), jnp.int32),
-            skipped=jnp.zeros((), jnp.int32),
-            params=params,
-            ema_params={},
-            opt_state=self.optimizer.init(params),
-            extra={"usage": jnp.zeros((v,), jnp.float32)},
-        )
+        usage = jnp.zeros((self.model.codebook_size,), jnp.float32)
+        return tasks.initial_state(params, self.optimizer, extra={"usage": usage})
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a whole batch."""
@@ -107,19 +101,9 @@ class Task:
         """What must not change when a run is resumed, as JSON values."""
         return self.source.identity()
 
-    def shapes(self, index: int) -> tuple[tuple, dict[str, np.ndarray]]:
-        """Nothing changes its shape from batch to batch."""
-        del index
-        return (), {}
-
-    def work(self, index: int) -> dict[str, float]:
-        """Not counted for this task."""
-        del index
-        return {}
-
     def prepare(
-        self, state: train_state.TrainState, batch: Mapping[str, jax.Array], key: jax.Array
-    ) -> tuple[train_state.TrainState, Metrics]:
+        self, state: TrainState, batch: Mapping[str, Array], key: Key[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
         """Moves dead codes before a step where that is due."""
         images = tokenizer.to_float(batch["images"])
         params, usage, restarted = self._restart_dead_codes(state, images, key)
@@ -128,41 +112,41 @@ class Task:
 
     def gradients(
         self,
-        state: train_state.TrainState,
-        batch: Mapping[str, jax.Array],
-        traced: Mapping[str, jax.Array],
-        key: jax.Array,
+        state: TrainState,
+        batch: Mapping[str, Array],
+        traced: Mapping[str, Array],
+        key: Key[Array, ""],
         *,
-        static: tuple,
-    ) -> tuple[dict, Metrics, dict[str, jax.Array]]:
+        static: Hashable,
+    ) -> tuple[PyTree, Metrics, PyTree]:
         """Gradients of one batch, float32 scalars, and the share of positions of each code."""
         del traced, static
         images = tokenizer.to_float(batch["images"])
         grads, (metrics, counts) = jax.grad(self._loss, has_aux=True)(state.params, images, key)
         return grads, metrics, {"share": counts / counts.sum()}
 
-    def update(
-        self, state: train_state.TrainState, grads: dict, extra: Mapping[str, jax.Array]
-    ) -> train_state.TrainState:
-        """The optimizer's update; the step is not counted here."""
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+    def update(self, state: TrainState, grads: PyTree, extra: PyTree) -> TrainState:
+        """Applies the optimizer's update; the step is not counted here."""
         decay = self.loss.usage_decay
-        return state.replace(
-            params=optax.apply_updates(state.params, updates),
-            opt_state=opt_state,
-            extra={"usage": decay * state.extra["usage"] + (1 - decay) * extra["share"]},
-        )
+        usage = decay * state.extra["usage"] + (1 - decay) * extra["share"]
+        state = tasks.apply_gradients(state, self.optimizer, grads)
+        return state.replace(extra={"usage": usage})
 
-    def _loss(self, params: dict, images: jax.Array, key: jax.Array) -> tuple[jax.Array, tuple]:
-        """The loss, and (metrics, how many positions each code wins, float32 [v])."""
-        variables = {"params": params}
-        z = self.model.apply(variables, images, method="encode")
-        ids, codes = self.model.apply(variables, z, method="quantize")
+    def _apply(self, params: PyTree) -> Callable[..., Any]:
+        return functools.partial(self.model.apply, {"params": params})
+
+    def _loss(
+        self, params: PyTree, images: Float[Array, "b h w c"], key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, " v"]]]:
+        """The loss, and (metrics, how many positions each code wins)."""
+        apply = self._apply(params)
+        z = apply(images, method="encode")
+        ids, codes = apply(z, method="quantize")
         # Straight-through: the decoder sees the codes, the encoder gets the decoder's gradient.
         decoded = z + jax.lax.stop_gradient(codes - z)
         if self.loss.code_noise:
             decoded = _swap_some(decoded, jax.lax.stop_gradient(codes), self.loss.code_noise, key)
-        reconstruction = self.model.apply(variables, decoded, method="decode")
+        reconstruction = apply(decoded, method="decode")
         error = reconstruction - images
         metrics = {
             "reconstruction_loss": jnp.abs(error).mean()
@@ -182,9 +166,9 @@ class Task:
         return loss, (metrics, counts)
 
     def _restart_dead_codes(
-        self, state: train_state.TrainState, images: jax.Array, key: jax.Array
-    ) -> tuple[dict, jax.Array, jax.Array]:
-        """(params, usage [v], number of codes moved), before this step's update."""
+        self, state: TrainState, images: Float[Array, "b h w c"], key: Key[Array, ""]
+    ) -> tuple[PyTree, Float[Array, " v"], Float[Array, ""]]:
+        """Parameters, usage and the number of codes moved, before this step's update."""
         usage = state.extra["usage"]
         if not self.loss.restart_every:
             return state.params, usage, jnp.zeros(())
@@ -193,9 +177,12 @@ class Task:
         if self.loss.restart_until is not None:
             due &= state.step < self.loss.restart_until
 
-        def restart(codebook: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-            z = self.model.apply({"params": state.params}, images, method="encode")
-            _, codes = self.model.apply({"params": state.params}, z, method="quantize")
+        def restart(
+            codebook: Float[Array, "v e"],
+        ) -> tuple[Float[Array, "v e"], Float[Array, " v"], Float[Array, ""]]:
+            apply = self._apply(state.params)
+            z = apply(images, method="encode")
+            _, codes = apply(z, method="quantize")
             distances = jnp.square(z - codes).sum(-1).ravel()
             # The v largest of log weight + Gumbel noise are a draw without replacement.
             scores = jnp.log(distances + 1e-12) + jax.random.gumbel(key, distances.shape)
@@ -218,18 +205,12 @@ class Task:
         """Names of the numbers that ``evaluate`` gives."""
         return tuple(f"held_out/{name}" for name in EVALUATION)
 
-    def evaluate(
-        self, state: train_state.TrainState, mesh: jax.sharding.Mesh
-    ) -> Iterator[tuple[str, float]]:
+    def evaluate(self, state: TrainState, mesh: jax.sharding.Mesh) -> Iterator[tuple[str, float]]:
         """Held-out reconstruction errors (of pixels in [0, 1]) and the use of the codebook."""
         squared, absolute, pixels = 0.0, 0.0, 0
         counts = np.zeros(self.model.codebook_size)
-        n = len(self.held_out)
-        # Evenly over the images, which are sorted by class.
-        chosen = np.linspace(0, n - 1, min(n, EVALUATED)).astype(np.int64)
-        for start in range(0, len(chosen), self.batch_size):
-            indices = chosen[start : start + self.batch_size]
-            originals = self.held_out.gather(indices)["images"]
+        for rows in image_task.held_out_batches(self.held_out, EVALUATED, self.batch_size):
+            originals = rows["images"]
             reconstruction, ids = self._reconstructed(state.params, originals, mesh)
             error = reconstruction - originals / 255.0
             squared += np.square(error).sum()
@@ -242,11 +223,12 @@ class Task:
         yield from zip(self.evaluated, map(float, values), strict=True)
 
     def images(
-        self, state: train_state.TrainState, mesh: jax.sharding.Mesh
+        self, state: TrainState, mesh: jax.sharding.Mesh
     ) -> Iterator[tuple[str, np.ndarray]]:
         """A uint8 picture [h, w, c]: rows of held-out originals above their reconstructions."""
-        n, columns, rows = len(self.held_out), min(8, self.batch_size), 4
-        chosen = np.linspace(0, n - 1, rows * columns).astype(np.int64)
+        columns, rows = min(8, self.batch_size), 4
+        # Fewer images than places are repeated.
+        chosen = np.linspace(0, len(self.held_out) - 1, rows * columns).astype(np.int64)
         pictures = []
         for indices in np.split(chosen, rows):
             originals = self.held_out.gather(indices)["images"]
@@ -254,26 +236,32 @@ class Task:
             pictures += [originals, np.asarray(tokenizer.to_uint8(reconstruction))]
         yield "reconstructions", np.concatenate([np.concatenate(list(p), 1) for p in pictures], 0)
 
-    def _reconstructed(self, params, originals, mesh):
+    def _reconstructed(
+        self, params: PyTree, originals: UInt8[np.ndarray, "b h w c"], mesh: jax.sharding.Mesh
+    ) -> tuple[np.ndarray, ...]:
         """Reconstructions and tokens, numpy, of at most a batch of uint8 images."""
-        # Filled up to a whole batch, so that one compiled shape serves them all.
-        padded = np.resize(originals, (self.batch_size, *originals.shape[1:]))
-        found = sharding.to_host(self._reconstruct(params, sharding.place(padded, mesh)))
-        return tuple(x[: len(originals)] for x in found)
+        reconstruct = functools.partial(self._reconstruct, params)
+        return image_task.run(reconstruct, (originals,), self.batch_size, mesh)
 
     @functools.cached_property
-    def _reconstruct(self):
-        def reconstruct(params: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-            variables = {"params": params}
-            z = self.model.apply(variables, tokenizer.to_float(images), method="encode")
-            ids, codes = self.model.apply(variables, z, method="quantize")
-            return self.model.apply(variables, codes, method="decode"), ids
+    def _reconstruct(self) -> Callable[..., tuple[Array, Array]]:
+        def reconstruct(params: PyTree, images: UInt8[Array, "b h w c"]) -> tuple[Array, Array]:
+            apply = self._apply(params)
+            ids, codes = apply(
+                apply(tokenizer.to_float(images), method="encode"), method="quantize"
+            )
+            return apply(codes, method="decode"), ids
 
         return jax.jit(reconstruct)
 
 
-def _swap_some(decoded: jax.Array, codes: jax.Array, share: float, key: jax.Array) -> jax.Array:
-    """``decoded`` [b, h, w, d] with codes from random positions of the batch at a share of places.
+def _swap_some(
+    decoded: Float[Array, "b h w e"],
+    codes: Float[Array, "b h w e"],
+    share: float,
+    key: Key[Array, ""],
+) -> Float[Array, "b h w e"]:
+    """Returns ``decoded`` with codes from random positions of the batch at a share of places.
 
     A decoder that cannot trust every code makes neighbours agree: codes become local and can be
     predicted from one another, and a wrong token in a sample does less harm.
@@ -290,8 +278,7 @@ def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Ta
 
     Raises ValueError, TypeError for settings that do not fit together.
     """
-    data = image_data.Data.of(config.data.to_dict())
-    source, held_out = data.open(data.train_split), data.open(data.held_out_split)
+    data, source, held_out = image_task.open_data(config)
     model = vqgan.VQGAN(**config.model.to_dict())
     height, width, channels = source.image_shape
     side = model.downsampling
