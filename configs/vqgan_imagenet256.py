@@ -43,7 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
         "reconstruction": "l2",
         "reconstruction_weight": 1.0,
         "codebook_weight": 1.0,
-        "commitment_weight": 0.25,  # method section 6; VQ-VAE, section 3.2
+        "commitment_weight": 0.25,  # VQ-VAE, section 3.2
         "usage_decay": 0.99,
         "dead_below": 0.1,
         "restart_every": 500,

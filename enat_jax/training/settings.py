@@ -16,7 +16,7 @@ from absl import flags
 
 Settings = dict[str, inspect.Parameter]
 
-_SCALARS = {
+_SCALARS: dict[Any, flags.ArgumentParser] = {
     bool: flags.BooleanParser(),
     int: flags.IntegerParser(),
     float: flags.FloatParser(),
@@ -36,19 +36,19 @@ def setting(name: str, kind: Any, default: Any = inspect.Parameter.empty) -> ins
 
 
 def defaults(settings: Settings) -> dict[str, Any]:
-    """Returns the values of settings that have a default."""
-    return {k: v.default for k, v in settings.items() if v.default is not v.empty}
+    """Returns the values of settings that are not given: None where there is no default."""
+    return {k: None if v.default is v.empty else v.default for k, v in settings.items()}
 
 
 def complete(where: str, given: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Returns all settings of a section, checked; one without a value or a default is None.
+    """Returns the values of all settings of a section, those that are given checked.
 
     Raises:
         ValueError: a setting is unknown or has a value of another type; names it.
     """
     refuse_unknown(where, given, settings)
     values = {name: _checked(f"{where}.{name}", v, settings[name]) for name, v in given.items()}
-    return dict.fromkeys(settings) | defaults(settings) | values
+    return defaults(settings) | values
 
 
 def refuse_unknown(where: str, given: Iterable[str], known: Iterable[str]) -> None:
@@ -65,12 +65,12 @@ class Flag(flags.Flag):
 
     def __init__(self, name: str, setting: inspect.Parameter, put: Callable[[Any], None]):
         self._put = put
-        words = _words(setting)
+        text = words(setting)
         if setting.default is not setting.empty:
-            words += f"; by default {setting.default}"
+            text += f"; by default {setting.default}"
         scalar = _kinds(setting)[0] in _SCALARS
         super().__init__(
-            *(_Parser(setting), flags.ArgumentSerializer(), name, None, words),
+            *(_Parser(setting), flags.ArgumentSerializer(), name, None, text),
             boolean=setting.annotation is bool,
             allow_override=True,  # by the settings of another file, if --config is given twice
             allow_overwrite=scalar,
@@ -96,7 +96,7 @@ class _Parser(flags.ArgumentParser):
             value = value if isinstance(value, (list, tuple)) else (value,)
             return _as(self._setting.annotation, value)
         except (SyntaxError, TypeError, ValueError):
-            raise ValueError(f"must be {_words(self._setting)}") from None
+            raise ValueError(f"must be {words(self._setting)}") from None
 
 
 def _kinds(setting: inspect.Parameter) -> tuple[Any, ...]:
@@ -107,7 +107,8 @@ def _kinds(setting: inspect.Parameter) -> tuple[Any, ...]:
     return (*(typing.get_args(kind) if union else (kind,)), *unset)
 
 
-def _words(setting: inspect.Parameter) -> str:
+def words(setting: inspect.Parameter) -> str:
+    """Returns the type of a setting for people, such as "int or None"."""
     text = inspect.formatannotation(setting.annotation)
     return text.replace("collections.abc.", "").replace(" | ", " or ")
 
@@ -118,7 +119,7 @@ def _checked(name: str, value: Any, setting: inspect.Parameter) -> Any:
     try:
         return _as(setting.annotation, value)
     except (TypeError, ValueError):
-        raise ValueError(f"{name}={value!r} must be {_words(setting)}") from None
+        raise ValueError(f"{name}={value!r} must be {words(setting)}") from None
 
 
 def _as(kind: Any, value: Any) -> Any:
