@@ -3,6 +3,7 @@
     python -m enat_jax.train --config configs/digits.py --workdir runs/digits
     python -m enat_jax.train --config configs/digits.py --workdir runs/digits \\
         --config.train.num_steps=5000 --config.optimizer.learning_rate=5e-4
+    python -m enat_jax.train --config configs/digits.py --help   # all settings, types and defaults
 
 Start the same command again to continue an interrupted run from its last checkpoint: the result is
 the one of an uninterrupted run, bit for bit on the same machine. WORKDIR receives `config.json`,
