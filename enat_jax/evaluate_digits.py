@@ -40,7 +40,7 @@ import numpy as np
 from enat_jax.data import images, tokens
 from enat_jax.inference import generator
 from enat_jax.metrics import digit_quality, fid
-from enat_jax.runtime import cli, files
+from enat_jax.runtime import cli, files, markdown
 
 FEATURE_SIZE = 8  # pixels a side of the published digits
 NUM_NEIGHBOURS = 3
@@ -196,20 +196,18 @@ def _improves(accuracy: np.ndarray, loss: np.ndarray, less: int, more: int) -> b
 
 def quality_table(rows: Sequence[Quality], found_copies: float) -> str:
     """The main table in Markdown, with what a reader must know to judge it."""
-    lines = [
-        "| images | number | class accuracy | diversity | Fréchet distance | copies |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    titles = "images", "number", "class accuracy", "diversity", "Fréchet distance", "copies"
+    cells = []
     for row in rows:
-        cells = [
+        figures = [
             format(getattr(row, field), form) + " *" * (field in row.by_definition)
             for field, form in COLUMNS.items()
         ]
-        lines.append(f"| {row.name} | {row.num_images} | {' | '.join(cells)} |")
+        cells.append([row.name, row.num_images, *figures])
     error = np.sqrt(0.95 * 0.05 / rows[-1].num_images)
     return "\n".join(
         [
-            *lines,
+            markdown.table(titles, cells, align="lrrrrr"),
             "",
             "\\* by definition. Class accuracy: share that the "
             f"{NUM_NEIGHBOURS} nearest training digits give the requested class; the standard "
@@ -227,18 +225,20 @@ def context_table(evaluation: "Evaluation") -> str:
     """The tables of masked-token prediction in Markdown, each with its verdict."""
     parts = []
     for name, rows in evaluation.context.items():
-        lines = [
-            f"Masked tokens of held-out digits, {name} (mean and standard error over images):",
-            "",
-            "| visible | tokens | accuracy | loss (nats) |",
-            "|---|---:|---:|---:|",
-        ]
-        for row in rows:
-            lines.append(
-                f"| {row.visible} | {row.num_visible} | {row.accuracy:.3f} ± "
-                f"{row.accuracy_error:.3f} | {row.loss:.3f} ± {row.loss_error:.3f} |"
+        cells = [
+            (
+                row.visible,
+                row.num_visible,
+                f"{row.accuracy:.3f} ± {row.accuracy_error:.3f}",
+                f"{row.loss:.3f} ± {row.loss_error:.3f}",
             )
-        parts.append("\n".join([*lines, "", evaluation.verdicts[name]]))
+            for row in rows
+        ]
+        parts += [
+            f"Masked tokens of held-out digits, {name} (mean and standard error over images):",
+            markdown.table(("visible", "tokens", "accuracy", "loss (nats)"), cells, align="lrrr"),
+            evaluation.verdicts[name],
+        ]
     return "\n\n".join(parts)
 
 

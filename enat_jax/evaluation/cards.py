@@ -12,12 +12,13 @@ import math
 import os
 import pathlib
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from enat_jax.runtime import files
+from enat_jax.runtime.markdown import table as markdown_table
 
 FORMAT = "enat_jax evaluation card 1"
 Card = dict[str, Any]  # JSON values; `SECTIONS` and `FORMAT` say what is in it
@@ -151,11 +152,10 @@ def _caveats(card: Card) -> str:
 
 def _numbers(metrics: Mapping[str, Any]) -> str:
     rows = [
-        f"| {m['title']} | {m['value']:.4g} | {_interval(m)} | {m['better']} | {m['about']} |"
+        (m["title"], f"{m['value']:.4g}", _interval(m), m["better"], m["about"])
         for m in metrics.values()
     ]
-    head = ["| | value | 95% interval | better | |", "|---|---:|---:|---|---|"]
-    return "\n".join(head + rows)
+    return markdown_table(["", "value", "95% interval", "better", ""], rows, align="lrrll")
 
 
 def _value(metric: Mapping[str, Any]) -> str:
@@ -175,13 +175,12 @@ def _table(values: Mapping[str, Any], section: str) -> str:
     for name, value in _leaves(values):
         if value is not None and not f"{section}.{name}".startswith(IN_JSON_ALONE):
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            rows.append(f"| {name} | {_cell(text)} |")
-    return "\n".join(["| | |", "|---|---|", *rows])
+            rows.append((name, _shortened(text)))
+    return markdown_table(["", ""], rows)
 
 
-def _cell(text: str) -> str:
-    text = text if len(text) <= 200 else f"{text[:200]}… (all of it in card.json)"
-    return text.replace("|", "\\|").replace("\n", " ")
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}… (all of it in card.json)"
 
 
 def _leaves(values: Mapping[str, Any], name: str = ""):
@@ -203,16 +202,16 @@ def compare(first: Card, second: Card, names: tuple[str, str] = ("A", "B")) -> s
     the sum of the squares of their standard errors; both are taken for independent.
     """
     found = {section: _differing(first, second, section) for section in INCOMPARABLE}
-    incomparable = [line for lines in found.values() for line in lines]
+    incomparable = [row for rows in found.values() for row in rows]
     groups = {
         "The numbers cannot be compared, because these differ": incomparable,
         "What is compared": _all_differing(first, second, COMPARED, INCOMPARABLE),
         "Circumstances": _all_differing(first, second, CIRCUMSTANCES, ()),
     }
     parts = [f"# {names[0]} and {names[1]}"]
-    for title, lines in groups.items():
-        if lines:
-            parts += [f"## {title}", "\n".join(["| | A | B |", "|---|---|---|", *lines])]
+    for title, rows in groups.items():
+        if rows:
+            parts += [f"## {title}", markdown_table(["", "A", "B"], rows)]
     if not any(groups.values()):
         parts.append("The settings of both are the same.")
     parts += ["## Numbers", _verdicts(first, second, comparable=not incomparable)]
@@ -223,12 +222,14 @@ def compare(first: Card, second: Card, names: tuple[str, str] = ("A", "B")) -> s
     return "\n\n".join(parts) + "\n"
 
 
-def _all_differing(first: Card, second: Card, sections, without) -> list[str]:
-    lines = [line for section in sections for line in _differing(first, second, section)]
-    return [line for line in lines if not any(line.startswith(f"| {name}") for name in without)]
+def _all_differing(
+    first: Card, second: Card, sections: Sequence[str], without: tuple[str, ...]
+) -> list[tuple[str, str, str]]:
+    rows = [row for section in sections for row in _differing(first, second, section)]
+    return [row for row in rows if not row[0].startswith(without)]
 
 
-def _differing(first: Card, second: Card, section: str) -> list[str]:
+def _differing(first: Card, second: Card, section: str) -> list[tuple[str, str, str]]:
     """Rows of a table, one for each value below a dotted name that differs."""
     values = []
     for card in (first, second):
@@ -242,7 +243,7 @@ def _differing(first: Card, second: Card, section: str) -> list[str]:
             same_pictures and name == "reference.sha256"
         ):
             texts = [json.dumps(v, ensure_ascii=False) if v is not None else "-" for v in pair]
-            rows.append(f"| {name} | {_cell(texts[0])} | {_cell(texts[1])} |")
+            rows.append((name, _shortened(texts[0]), _shortened(texts[1])))
     return rows
 
 
@@ -253,20 +254,18 @@ def _same_pictures(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
 
 def _verdicts(first: Card, second: Card, comparable: bool) -> str:
-    rows = ["| | A | B | B - A | |", "|---|---:|---:|---:|---|"]
+    rows = []
     for name in [*first["metrics"], *(n for n in second["metrics"] if n not in first["metrics"])]:
         a, b = first["metrics"].get(name), second["metrics"].get(name)
         if a is None or b is None:
             where = "A" if b is None else "B"
             cells = [_value(m) if m else "-" for m in (a, b)]
-            rows.append(f"| {(a or b)['title']} | {' | '.join(cells)} | - | only in {where} |")
+            rows.append(((a or b)["title"], *cells, "-", f"only in {where}"))
             continue
         verdict = _verdict(a, b) if comparable else "cannot be compared"
-        rows.append(
-            f"| {a['title']} | {_value(a)} | {_value(b)} | {b['value'] - a['value']:+.3g} | "
-            f"{verdict} |"
-        )
-    return "\n".join(rows)
+        difference = f"{b['value'] - a['value']:+.3g}"
+        rows.append((a["title"], _value(a), _value(b), difference, verdict))
+    return markdown_table(["", "A", "B", "B - A", ""], rows, align="lrrrl")
 
 
 def _verdict(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
