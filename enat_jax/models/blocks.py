@@ -6,9 +6,15 @@ from typing import Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
 
 from enat_jax.models import layers
 from enat_jax.models.layers import BATCH, Dense, constrain
+
+# How many slots of a window are real: for all images or for each.
+Count = Int[Array | np.ndarray, ""] | Int[Array | np.ndarray, " b"] | int
 
 ATTENTION = ("xla", "cudnn")
 REMAT = {
@@ -36,16 +42,15 @@ class TransformerFields(Protocol):
     dtype: str
 
 
-def shared_parts(model, num_layers, num_vectors):
-    """The parts of a transformer that are not blocks; call it in ``setup``.
+def shared_parts(
+    model: TransformerFields, num_layers: int, num_vectors: int
+) -> tuple[layers.TokenEmbedding, layers.Modulation, layers.Head]:
+    """Makes the parts of a transformer that are not blocks; to be called in its ``setup``.
 
     Args:
         model: the transformer.
         num_layers: of all stacks together.
         num_vectors: modulation vectors of a layer, see ``Block``.
-
-    Returns:
-        Embedding, modulation and head.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``width``.
@@ -70,15 +75,16 @@ def shared_parts(model, num_layers, num_vectors):
     return embed, modulation, layers.Head(model.codebook_size, dtype)
 
 
-def stack(model, num_layers):
-    """``num_layers`` blocks as one scanned module with parameters stacked on axis 0.
+def stack(model: TransformerFields, num_layers: int) -> "Block":
+    """Makes blocks that are one scanned module, with parameters stacked on axis 0.
 
-    Called as ``stack(x, modulation [layers, b, 8, d], context, mask)``.
+    It is called as one ``Block`` is, with modulation [num_layers, b, vectors, d].
 
     Args:
         model: the transformer, whose fields the blocks take. ``remat`` says what the backward pass
             computes again instead of keeping it: "none"; "dots": all but the products with weights;
             "full": each block, from its input. ``unroll``: layers per iteration of the scan.
+        num_layers: number of blocks.
 
     Raises:
         ValueError: ``remat`` or ``attention`` of the model is none of those.
@@ -100,28 +106,34 @@ def stack(model, num_layers):
     )(model.num_heads, model.mlp_ratio, model.attention, jnp.dtype(model.dtype))
 
 
-def modulate(x, shift, scale):
-    """``LN(x) * (1 + scale) + shift`` in ``x``'s dtype; x [b, n, d], shift and scale [b, d]."""
+def modulate(
+    x: Float[Array, "b n d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]
+) -> Float[Array, "b n d"]:
+    """Returns ``LN(x) * (1 + scale) + shift`` in ``x``'s dtype."""
     return (layers.normalize(x) * (1 + scale[:, None]) + shift[:, None]).astype(x.dtype)
 
 
-def attention(query, key, value, mask, implementation):
-    """Multi-head attention, softmax in float32.
+def attention(
+    query: Float[Array, "b q h k"],
+    key: Float[Array, "b c h k"],
+    value: Float[Array, "b c h k"],
+    mask: Bool[Array, "#b #h #q c"] | None,
+    implementation: str,
+) -> Float[Array, "b q h k"]:
+    """Multi-head attention, softmax in float32, result in the dtype of ``value``.
 
     Args:
-        query: [b, q, h, k].
-        key, value: [b, c, h, k].
-        mask: bool, broadcastable to [b, h, q, c], True where a query may look; None: everywhere.
+        query, key, value: of q queries and c keys.
+        mask: True where a query may look; None: everywhere.
         implementation: "xla", anywhere; "cudnn": its fused kernels, on NVIDIA GPUs, bfloat16 and
             a head dimension divisible by 8.
-
-    Returns:
-        [b, q, h, k] in the dtype of ``value``.
     """
     if mask is not None:
         b, q, h, _ = query.shape
         mask = jnp.broadcast_to(mask, (mask.shape[0], mask.shape[1], q, key.shape[1]))
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
+    return jax.nn.dot_product_attention(  # type: ignore[call-overload]  # implementation is no Literal
+        query, key, value, mask=mask, implementation=implementation
+    )
 
 
 class Block(nn.Module):
@@ -131,26 +143,35 @@ class Block(nn.Module):
     context and from ``x`` through separate weights (paper Section 4.1), eight modulation vectors.
     Without, it is plain self-attention, for which six vectors suffice (the NAT baseline). The
     context weights exist only if the module is initialised with a context.
+
+    Attributes:
+        num_heads: h.
+        mlp_ratio: width of the MLP's hidden layer, in d.
+        attention: implementation, see ``attention``.
+        dtype: of the computation.
     """
 
     num_heads: int
     mlp_ratio: int
     attention: str
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x, modulation, context, mask):
-        """One block; the signature suits ``nn.scan``.
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        modulation: Float[Array, "b vectors d"],
+        context: Float[Array, "b p d"] | None,
+        mask: Bool[Array, "#b #h #n p+n"] | None,
+    ) -> tuple[Float[Array, "b n d"], None]:
+        """Runs the block; the signature suits ``nn.scan``.
 
         Args:
-            x: [b, n, d].
-            modulation: [b, 8, d], in the reference's order; [b, 6, d] for a block that never
-                has a context.
-            context: [b, p, d], or None for plain self-attention.
-            mask: bool, broadcastable to [b, h, n, p + n], or None.
-
-        Returns:
-            ``(x, None)``.
+            x: features of the block before.
+            modulation: eight vectors in the reference's order; six for a block that never has a
+                context.
+            context: None for plain self-attention.
+            mask: True where a query may look, context first; None: everywhere.
         """
         width = x.shape[-1]
         heads = lambda y: y.reshape(*y.shape[:2], self.num_heads, width // self.num_heads)  # noqa: E731
@@ -177,11 +198,14 @@ class Block(nn.Module):
         return constrain(x, BATCH, None, None), None
 
 
-def key_mask(*windows):
-    """Which key slots are real: bool [b or 1, 1, 1, sum of sizes], None if all are.
+def key_mask(
+    *windows: tuple[int, Count | None, Count | None],
+) -> Bool[Array, "#b 1 1 c"] | None:
+    """Returns which slots of windows that lie side by side are real; None if all are.
 
-    Each window is ``(size, start, stop)``: slots ``start <= i < stop`` are real; start and stop
-    are None (no bound), scalars or int32 [b].
+    Args:
+        windows: of each ``(size, start, stop)``: the slots ``start <= i < stop`` are real; None is
+            no bound.
     """
     if all(start is None and stop is None for _, start, stop in windows):
         return None
@@ -199,10 +223,12 @@ def key_mask(*windows):
     return jnp.concatenate(parts, axis=1)[:, None, None]
 
 
-def append(cache, new, num_cached):
-    """Write ``new`` [b, n, d] behind the first ``num_cached`` rows of ``cache`` [b, p, d].
+def append(
+    cache: Float[Array, "b p d"], new: Float[Array, "b n d"], num_cached: Count | None
+) -> Float[Array, "b p+n d"]:
+    """Writes ``new`` behind the first ``num_cached`` rows of ``cache``.
 
-    Returns [b, p + n, d]: room for the whole window wherever it starts, so the write never clamps.
+    The result has room for the whole window wherever it starts, so the write never clamps.
     ``num_cached`` None: the whole cache is real and this is a concatenation.
     """
     if num_cached is None:

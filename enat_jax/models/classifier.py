@@ -5,25 +5,29 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
 
 _PRECISION = jax.lax.Precision.HIGHEST  # as features are compared between devices
 
 
-def to_float(images: jax.Array) -> jax.Array:
-    """uint8 images -> float32 in [-1, 1], what the networks take."""
+def to_float(images: UInt8[Array, "..."]) -> Float[Array, "..."]:
+    """Returns images as the networks take them, float32 in [-1, 1]."""
     return images.astype(jnp.float32) / 127.5 - 1
 
 
 class ConvFeatures(nn.Module):
-    """Images [b, h, w, c] of any size -> features, float32 [b, widths[-1]], not negative.
+    """Features of images of any size: convolutions, then means over all places.
 
-    A 3x3 convolution with stride 2 and ReLU for each width, then means over all places.
+    Attributes:
+        widths: of the convolutions, each 3x3 with stride 2 and ReLU; the last is that of the
+            features.
     """
 
     widths: Sequence[int]
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b features"]:
+        """Returns the features of images in [-1, 1], float32, not negative."""
         x = images
         for i, width in enumerate(self.widths):
             conv = nn.Conv(
@@ -39,19 +43,25 @@ class ConvFeatures(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Images [b, h, w, image_channels] -> (features [b, widths[-1]], logits [b, num_classes]).
+    """A linear classifier of ``ConvFeatures``; parameters and results are float32.
 
-    Parameters and results are float32.
+    Attributes:
+        num_classes: of the logits.
+        image_channels: c.
+        widths: see ``ConvFeatures``.
     """
 
     num_classes: int
     image_channels: int
     widths: Sequence[int] = (16, 32, 64)
 
-    def setup(self):
+    def setup(self) -> None:
         self.features = ConvFeatures(self.widths)
         self.head = nn.Dense(self.num_classes, precision=_PRECISION)
 
-    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, images: Float[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b features"], Float[Array, "b classes"]]:
+        """Returns features and logits of images in [-1, 1]."""
         features = self.features(images)
         return features, self.head(features)

@@ -12,18 +12,22 @@ Padding never changes a result. Without a count every slot is real and no mask i
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from enat_jax.models import blocks, layers
+from enat_jax.models.blocks import Count
 
 
 class ReuseProjection(nn.Module):
     """The paper's f, applied to cached features whenever they are reused: ``z + MLP(LN(z))``."""
 
     mlp_ratio: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, z):
+    def __call__(self, z: Float[Array, "b p d"]) -> Float[Array, "b p d"]:
+        """Returns the projected features."""
         y = layers.LayerNorm(layers.BLOCK_EPS, name="norm")(z)
         return z + layers.Mlp(self.mlp_ratio, self.dtype, name="mlp")(y)
 
@@ -66,7 +70,7 @@ class ENAT(nn.Module):
     unroll: int = 1
     dtype: str = "float32"
 
-    def setup(self):
+    def setup(self) -> None:
         num_layers = self.encoder_layers + self.decoder_layers
         self.embed, self.modulation, self.head = blocks.shared_parts(self, num_layers, 8)
         self.encoder = blocks.stack(self, self.encoder_layers)
@@ -74,38 +78,42 @@ class ENAT(nn.Module):
         if self.reuse:
             self.project = ReuseProjection(self.mlp_ratio, jnp.dtype(self.dtype))
 
-    def condition(self, labels, encoder_only=False):
-        """Modulation vectors, [layers, b, 8, d], from labels int32 [b].
+    def condition(
+        self, labels: Int[Array, " b"], encoder_only: bool = False
+    ) -> Float[Array, "layers b 8 d"]:
+        """Returns the modulation vectors of all layers.
 
-        ``encoder_only``: those of the encoder's layers, all that ``encode`` needs.
+        Args:
+            labels: 0 to ``num_classes``, which means "no class".
+            encoder_only: only those of the encoder's layers, all that ``encode`` needs.
         """
         return self.modulation(labels, self.encoder_layers if encoder_only else None)
 
     def encode(
         self,
-        ids,
-        positions,
-        modulation,
-        cache=None,
+        ids: Int[Array, "b n"],
+        positions: Int[Array, "b n"],
+        modulation: Float[Array, "layers b 8 d"],
+        cache: Float[Array, "b p d"] | None = None,
         *,
-        num_new=None,
-        num_cached=None,
-        deterministic=True,
-    ):
-        """Encode the newly revealed tokens and append them to the projected cache.
+        num_new: Count | None = None,
+        num_cached: Count | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "b p+n d"]:
+        """Encodes the newly revealed tokens and appends them to the projected cache.
 
         Args:
-            ids, positions: int32 [b, n], codes and raster positions; n may be 0.
-            modulation: [layers, b, 8, d] from ``condition``.
-            cache: [b, p, d], features of earlier tokens, real ones first; None or p = 0: none.
+            ids, positions: codes and raster positions; n may be 0.
+            modulation: from ``condition``.
+            cache: features of earlier tokens, real ones first; None or p = 0: none.
             num_new: real slots of the new window, its first ones; None: all.
             num_cached: real slots of the cache; None: all.
             deterministic: False applies dropout (rng "dropout").
 
         Returns:
-            The cache for the next step, [b, p + n, d]; its first ``num_cached + num_new`` rows
-            are real. Cached features have passed through the projection f once more, as in the
-            reference: a token revealed k steps ago has passed through it k times.
+            The cache for the next step; its first ``num_cached + num_new`` rows are real. Cached
+            features have passed through the projection f once more, as in the reference: a token
+            revealed k steps ago has passed through it k times.
         """
         n = ids.shape[1]
         if cache is not None and cache.shape[1] == 0:
@@ -123,40 +131,40 @@ class ENAT(nn.Module):
 
     def decode(
         self,
-        positions,
-        modulation,
-        cache,
+        positions: Int[Array, "b m"],
+        modulation: Float[Array, "layers b 8 d"],
+        cache: Float[Array, "b p d"],
         *,
-        num_masked=None,
-        num_visible=None,
-        deterministic=True,
-    ):
-        """Predict the codes at the masked positions.
+        num_masked: Count | None = None,
+        num_visible: Count | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "b m v"]:
+        """Predicts the codes at the masked positions.
 
         Args:
-            positions: int32 [b, m], raster positions of masked tokens; padding comes first.
-            modulation: [layers, b, 8, d] from ``condition``.
-            cache: [b, p, d] from ``encode``; p may be 0.
+            positions: raster positions of masked tokens; padding comes first.
+            modulation: from ``condition``.
+            cache: from ``encode``; p may be 0.
             num_masked: real slots of the masked window, its last ones; None: all.
             num_visible: real slots of the cache, its first ones; None: all.
             deterministic: False applies dropout (rng "dropout").
 
         Returns:
-            Float32 logits [b, m, v].
+            Float32 logits.
         """
         y = self.features(positions, modulation, cache, num_masked, num_visible, deterministic)
         return self.head(y, self.embed.word)
 
     def features(
         self,
-        positions,
-        modulation,
-        cache,
-        num_masked=None,
-        num_visible=None,
-        deterministic=True,
-    ):
-        """The decoder's output before the head, [b, m, d]; arguments as in ``decode``."""
+        positions: Int[Array, "b m"],
+        modulation: Float[Array, "layers b 8 d"],
+        cache: Float[Array, "b p d"],
+        num_masked: Count | None = None,
+        num_visible: Count | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "b m d"]:
+        """Returns the decoder's output before the head; arguments as in ``decode``."""
         m, p = positions.shape[1], cache.shape[1]
         ids = jnp.full_like(positions, self.codebook_size)
         y = self.embed(ids, positions, deterministic)
@@ -165,8 +173,8 @@ class ENAT(nn.Module):
         y, _ = self.decoder(y, modulation[self.encoder_layers :], cache if p else None, mask)
         return y
 
-    def __call__(self, ids, labels):
-        """A pass that touches every parameter, for initialisation: ids [b, l], l at least 3."""
+    def __call__(self, ids: Int[Array, "b l"], labels: Int[Array, " b"]) -> Float[Array, "b m v"]:
+        """Runs a pass that touches every parameter, for initialisation; l is at least 3."""
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
         modulation = self.condition(labels)
         cache = self.encode(ids[:, :1], positions[:, :1], modulation)

@@ -13,28 +13,31 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Real
 
-SIZE = 299  # height and width in pixels of what the network takes
+SIZE = 299  # height and width in pixels of the images that the network takes
 NUM_CLASSES = 1008
 RESIZES = ("pytorch-fid", "adm")
-SPATIAL_CHANNELS = 7  # of those of a layer, for sFID
-
-Conv = Callable[..., jax.Array]
+SPATIAL_CHANNELS = 7  # channels of a layer that sFID takes
 
 
-def preprocess(images: jax.Array, resize: str) -> jax.Array:
-    """Images [b, h, w, c] of 0 to 255, c = 1 or 3 -> float32 [b, 299, 299, 3], what ``Inception``
-    takes; one channel stands for three equal ones.
+def preprocess(
+    images: Real[Array | np.ndarray, "b h w c"], resize: str
+) -> Float[Array, "b 299 299 3"]:
+    """Returns images as ``Inception`` takes them, float32.
 
-    ``resize``: how the size is changed, bilinearly and without antialiasing in either case, and how
-    pixels are scaled. Features of one must not be compared with those of the other.
-      "pytorch-fid": pixel centres at half-integers, as PyTorch's ``interpolate``; 0 to 255 becomes
-        -1 to 1.
-      "adm": pixel i of the output at i * size / 299 of the input, which shifts the image by less
-        than a pixel, as TensorFlow 1 did and so the original FID and the evaluation of ADM
-        (arXiv:2105.05233); (x - 128) / 128.
+    Args:
+        images: of 0 to 255, with 3 channels or 1, which stands for three equal ones.
+        resize: how the size is changed, bilinearly and without antialiasing in either case, and how
+            pixels are scaled. Features of one must not be compared with those of the other.
+            "pytorch-fid": pixel centres at half-integers, as PyTorch's ``interpolate``; 0 to 255
+            becomes -1 to 1.
+            "adm": pixel i of the output at i * size / 299 of the input, which shifts the image by
+            less than a pixel, as TensorFlow 1 did and so the original FID and the evaluation of ADM
+            (arXiv:2105.05233); (x - 128) / 128.
 
-    Raises ValueError for another ``resize``.
+    Raises:
+        ValueError: ``resize`` is another.
     """
     if resize not in RESIZES:
         raise ValueError(f"resize={resize!r} is unknown: one of {', '.join(RESIZES)}")
@@ -47,8 +50,8 @@ def preprocess(images: jax.Array, resize: str) -> jax.Array:
     return x
 
 
-def _resized(x: jax.Array, axis: int, *, centred: bool) -> jax.Array:
-    """``x`` with SIZE entries along ``axis``, each between two neighbours of the input."""
+def _resized(x: Float[Array, "b _ _ c"], axis: int, *, centred: bool) -> Float[Array, "b _ _ c"]:
+    """Returns ``x`` with SIZE entries along ``axis``, each between two neighbours of the input."""
     length = x.shape[axis]
     at = np.arange(SIZE) * (length / SIZE)
     if centred:
@@ -60,8 +63,11 @@ def _resized(x: jax.Array, axis: int, *, centred: bool) -> jax.Array:
     return below + (above - below) * part
 
 
+Grid = Float[Array, "b h w c"]  # features of a layer
+
+
 class ConvReLU(nn.Module):
-    """Convolution with a bias and ReLU, [b, h, w, _] -> [b, h', w', features]."""
+    """Convolution with a bias and ReLU."""
 
     features: int
     kernel_size: tuple[int, int]
@@ -69,7 +75,8 @@ class ConvReLU(nn.Module):
     padding: str = "SAME"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Grid) -> Grid:
+        """Returns [b, h', w', features]."""
         conv = nn.Conv(
             self.features,
             self.kernel_size,
@@ -81,34 +88,35 @@ class ConvReLU(nn.Module):
         return nn.relu(conv(x))
 
 
-def _conv(x: jax.Array, name: str, features: int, height: int, width: int) -> jax.Array:
+def _conv(x: Grid, name: str, features: int, height: int, width: int) -> Grid:
     return ConvReLU(features, (height, width), name=name)(x)
 
 
-def _conv_halving(x: jax.Array, name: str, features: int) -> jax.Array:
+def _conv_halving(x: Grid, name: str, features: int) -> Grid:
     return ConvReLU(features, (3, 3), strides=2, padding="VALID", name=name)(x)
 
 
-def _max_halving(x: jax.Array) -> jax.Array:
+def _max_halving(x: Grid) -> Grid:
     return nn.max_pool(x, (3, 3), strides=(2, 2))
 
 
-def _average(x: jax.Array) -> jax.Array:
+def _average(x: Grid) -> Grid:
     """Means over 3x3 pixels; at the edges over those that are there."""
     return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
-def _maximum(x: jax.Array) -> jax.Array:
+def _maximum(x: Grid) -> Grid:
     return nn.max_pool(x, (3, 3), padding="SAME")
 
 
 class MixedA(nn.Module):
-    """Branches of 1x1, 5x5 and twice 3x3 (Mixed_5b to 5d), [b, h, w, _] -> [b, h, w, 224 + pool]"""
+    """Branches of 1x1, 5x5 and twice 3x3 (Mixed_5b to 5d)."""
 
     pool_features: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Grid) -> Grid:
+        """Returns the branches' outputs, channels side by side."""
         y5 = _conv(_conv(x, "branch5x5_1", 48, 1, 1), "branch5x5_2", 64, 5, 5)
         y3 = _conv(_conv(x, "branch3x3dbl_1", 64, 1, 1), "branch3x3dbl_2", 96, 3, 3)
         y3 = _conv(y3, "branch3x3dbl_3", 96, 3, 3)
@@ -117,25 +125,24 @@ class MixedA(nn.Module):
 
 
 class MixedB(nn.Module):
-    """Halves the grid (Mixed_6a): [b, 35, 35, 288] -> [b, 17, 17, 768]."""
+    """Branches that halve the grid, from 35x35 to 17x17 (Mixed_6a)."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Grid) -> Grid:
+        """Returns the branches' outputs, channels side by side."""
         y = _conv(_conv(x, "branch3x3dbl_1", 64, 1, 1), "branch3x3dbl_2", 96, 3, 3)
         y = _conv_halving(y, "branch3x3dbl_3", 96)
         return jnp.concatenate([_conv_halving(x, "branch3x3", 384), y, _max_halving(x)], -1)
 
 
 class MixedC(nn.Module):
-    """Branches of 1x1 and of factorised 7x7 (Mixed_6b to 6e), [b, h, w, 768] -> the same shape.
-
-    Returns the output of the 1x1 branch, too: [b, h, w, 192].
-    """
+    """Branches of 1x1 and of factorised 7x7 (Mixed_6b to 6e)."""
 
     width: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: Grid) -> tuple[Float[Array, "b h w 768"], Float[Array, "b h w 192"]]:
+        """Returns the output, and that of the 1x1 branch alone."""
         n = self.width
         y1 = _conv(x, "branch1x1", 192, 1, 1)
         y7 = _conv(_conv(x, "branch7x7_1", n, 1, 1), "branch7x7_2", n, 1, 7)
@@ -148,10 +155,11 @@ class MixedC(nn.Module):
 
 
 class MixedD(nn.Module):
-    """Halves the grid (Mixed_7a): [b, 17, 17, 768] -> [b, 8, 8, 1280]."""
+    """Branches that halve the grid, from 17x17 to 8x8 (Mixed_7a)."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Grid) -> Grid:
+        """Returns the branches' outputs, channels side by side."""
         y3 = _conv_halving(_conv(x, "branch3x3_1", 192, 1, 1), "branch3x3_2", 320)
         y7 = _conv(_conv(x, "branch7x7x3_1", 192, 1, 1), "branch7x7x3_2", 192, 1, 7)
         y7 = _conv_halving(_conv(y7, "branch7x7x3_3", 192, 7, 1), "branch7x7x3_4", 192)
@@ -159,12 +167,13 @@ class MixedD(nn.Module):
 
 
 class MixedE(nn.Module):
-    """Branches that fork into 1x3 and 3x1 (Mixed_7b, 7c), [b, 8, 8, _] -> [b, 8, 8, 2048]."""
+    """Branches that fork into 1x3 and 3x1 (Mixed_7b, 7c)."""
 
-    pool: Callable[[jax.Array], jax.Array]
+    pool: Callable[[Grid], Grid]
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Grid) -> Grid:
+        """Returns the branches' outputs, channels side by side."""
         y3 = _conv(x, "branch3x3_1", 384, 1, 1)
         double = _conv(_conv(x, "branch3x3dbl_1", 448, 1, 1), "branch3x3dbl_2", 384, 3, 3)
         branches = [
@@ -179,22 +188,23 @@ class MixedE(nn.Module):
 
 
 class Inception(nn.Module):
-    """Images of ``preprocess``, float32 [b, 299, 299, 3], to a dict of float32 arrays:
-
-    pool [b, 2048]: means of the last block, for FID.
-    spatial [b, 2023]: for sFID, of the 1x1 branch of Mixed_6d ("mixed_6/conv:0" in the graph) the
-        first 7 channels at all 17x17 places, flattened in the order row, column, channel, as in
-        ADM's evaluation.
-    probabilities [b, 1008]: of classes, for the Inception score, by the last layer's weights
-        without its bias, as in ADM's evaluation and before it in that of the original score.
-    block0 [b, 73, 73, 64], block1 [b, 35, 35, 192], block2 [b, 17, 17, 768]: after the first and
-        the second max pool and after Mixed_6e.
-    """
+    """The network, from images of ``preprocess`` to all features that measures are made of."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+    def __call__(self, images: Float[Array, "b 299 299 3"]) -> dict[str, Float[Array, "b ..."]]:
+        """Returns float32 arrays by name.
+
+        pool [b, 2048]: means of the last block, for FID.
+        spatial [b, 2023]: for sFID, of the 1x1 branch of Mixed_6d ("mixed_6/conv:0" in the graph)
+            the first 7 channels at all 17x17 places, flattened in the order row, column, channel,
+            as in ADM's evaluation.
+        probabilities [b, 1008]: of classes, for the Inception score, by the last layer's weights
+            without its bias, as in ADM's evaluation and before it in that of the original score.
+        block0 [b, 73, 73, 64], block1 [b, 35, 35, 192], block2 [b, 17, 17, 768]: after the first
+            and the second max pool and after Mixed_6e.
+        """
         found = {}
-        x = _conv_halving(x, "Conv2d_1a_3x3", 32)
+        x = _conv_halving(images, "Conv2d_1a_3x3", 32)
         x = ConvReLU(32, (3, 3), padding="VALID", name="Conv2d_2a_3x3")(x)
         x = found["block0"] = _max_halving(_conv(x, "Conv2d_2b_3x3", 64, 3, 3))
         x = _conv(x, "Conv2d_3b_1x1", 80, 1, 1)

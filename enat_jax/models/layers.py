@@ -1,4 +1,4 @@
-"""Building blocks shared by the transformers (method: paper Section 4, reference ``models``).
+"""Layers that the transformers share (paper Section 4; the reference's ``models``).
 
 On a mesh that is current (``jax.set_mesh``) they ask for the layout of their activations: the batch
 divided over the axes "data" and "fsdp", heads and hidden units over "tensor". Without one they are
@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 xavier = nn.initializers.xavier_uniform()
 normal = nn.initializers.normal(stddev=0.02)
@@ -20,31 +22,30 @@ normal = nn.initializers.normal(stddev=0.02)
 BLOCK_EPS = 1e-6
 HEAD_EPS = 1e-5
 
-
 BATCH = ("data", "fsdp")  # mesh axes that the batch is divided over
 
 
-def constrain(x, *axes):
-    """``x``, laid out over the current mesh; itself without a mesh.
+def constrain(x: Shaped[Array, "..."], *axes: str | tuple[str, ...] | None) -> Shaped[Array, "..."]:
+    """Lays ``x`` out over the current mesh; without a mesh it stays as it is.
 
     Args:
-        x: array.
+        x: any array.
         axes: for each dimension ``BATCH``, the name of a mesh axis, or None for undivided. Axes
             that the mesh lacks, or whose size does not divide the dimension, count as None.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    spec = []
+    spec: list[tuple[str, ...] | None] = []
     for size, entry in zip(x.shape, axes, strict=True):
-        names = [entry] if isinstance(entry, str) else list(entry or ())
-        names = tuple(name for name in names if name in mesh.axis_names)
+        wanted = (entry,) if isinstance(entry, str) else entry or ()
+        names = tuple(name for name in wanted if name in mesh.axis_names)
         fits = names and size % math.prod(mesh.shape[name] for name in names) == 0
         spec.append(names if fits else None)
     return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(*spec))
 
 
-def normalize(x, eps=BLOCK_EPS):
+def normalize(x: Float[Array, "*b d"], eps: float = BLOCK_EPS) -> Float[Array, "*b d"]:
     """Layer norm without affine over the last axis: float32, whatever the dtype of ``x``."""
     y = x.astype(jnp.float32)
     y = y - y.mean(axis=-1, keepdims=True)
@@ -52,36 +53,50 @@ def normalize(x, eps=BLOCK_EPS):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def linear(x, kernel, bias, axes):
-    """``x @ kernel + bias`` in ``x``'s dtype, with float32 gradients of kernel and bias.
+def linear(
+    x: Float[Array, "*b in"],
+    kernel: Float[Array, "in *out"],
+    bias: Float[Array, "*out"],
+    axes: tuple[str | None, ...],
+) -> Float[Array, "..."]:
+    """Returns ``x @ kernel + bias`` in ``x``'s dtype; gradients of kernel and bias are float32.
 
     Left to differentiation, the gradient of a bfloat16 product is rounded to bfloat16 before the
     devices sum their shares of it. The kernel is cast before it is gathered from the devices that
     keep its parts, and gathered anew for the backward pass.
 
     Args:
-        x: [..., i]; kernel: float32 [i, *o]; bias: float32 [*o].
+        x: of any float dtype.
+        kernel, bias: float32.
         axes: static, the mesh axis of each dimension of the kernel in this product; along the
             first without one, parts of it may be kept by the devices of the axis "fsdp".
-
-    Returns:
-        [..., *o].
     """
     return jnp.tensordot(x, _gathered(kernel, x.dtype, axes), axes=1) + bias.astype(x.dtype)
 
 
-def _gathered(kernel, dtype, axes):
-    """The kernel in the dtype and layout of the computation, cast where its parts are kept."""
+def _gathered(
+    kernel: Float[Array, "in *out"], dtype: DTypeLike, axes: tuple[str | None, ...]
+) -> Float[Array, "in *out"]:
+    """Returns the kernel in the dtype and layout of the product, cast where its parts are kept."""
     stored = list(axes)
     stored[stored.index(None)] = "fsdp"
     return constrain(constrain(kernel.astype(dtype), *stored), *axes)
 
 
-def _linear_forward(x, kernel, bias, axes):
+def _linear_forward(
+    x: Float[Array, "*b in"],
+    kernel: Float[Array, "in *out"],
+    bias: Float[Array, "*out"],
+    axes: tuple[str | None, ...],
+) -> tuple[Float[Array, "..."], tuple[Float[Array, "*b in"], Float[Array, "in *out"]]]:
     return linear(x, kernel, bias, axes), (x, kernel)
 
 
-def _linear_backward(axes, residuals, dy):
+def _linear_backward(
+    axes: tuple[str | None, ...],
+    residuals: tuple[Float[Array, "*b in"], Float[Array, "in *out"]],
+    dy: Float[Array, "..."],
+) -> tuple[Float[Array, "*b in"], Float[Array, "in *out"], Float[Array, "*out"]]:
     x, kernel = residuals
     outputs = tuple(range(x.ndim - 1, dy.ndim))
     rows = tuple(range(x.ndim - 1))
@@ -95,21 +110,22 @@ linear.defvjp(_linear_forward, _linear_backward)
 
 
 class Dense(nn.Module):
-    """A dense layer, Xavier uniform and zeros; parameters "kernel" [i, *features] and "bias".
+    """A dense layer with kernel [i, *features], initially Xavier uniform, and bias, zeros.
 
     Attributes:
         features: sizes of the output's last axes; with several the kernel is initialised as the
             packed matrix [i, product of features].
+        dtype: of the product and the output.
         axes: of the mesh, one for each dimension of the kernel; see ``linear``.
     """
 
     features: tuple[int, ...]
-    dtype: jnp.dtype
+    dtype: DTypeLike
     axes: tuple[str | None, ...]
 
     @nn.compact
-    def __call__(self, x):
-        """x [..., i]; returns [..., *features] in ``dtype``."""
+    def __call__(self, x: Float[Array, "*b in"]) -> Float[Array, "..."]:
+        """Returns ``x @ kernel + bias``, [*b, *features]."""
         shape = (x.shape[-1], math.prod(self.features))
         init = lambda key: xavier(key, shape).reshape(shape[0], *self.features)  # noqa: E731
         kernel = self.param("kernel", init)
@@ -118,8 +134,8 @@ class Dense(nn.Module):
         return checkpoint_name(y, "dense")
 
 
-def sincos_2d(num_tokens, width):
-    """2-D sine-cosine position table of a square grid, float32 [num_tokens, width].
+def sincos_2d(num_tokens: int, width: int) -> Float[Array, "l d"]:
+    """Returns the 2-D sine-cosine position table of a square grid, float32.
 
     Half of the channels encode the row, half the column, with wavelengths from 2 pi tokens to the
     grid's side times that; a width that is not divisible by four is padded with zeros.
@@ -143,20 +159,22 @@ class LayerNorm(nn.Module):
     eps: float
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """Returns the normalised ``x`` in its dtype."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         return (normalize(x, self.eps) * scale + bias).astype(x.dtype)
 
 
 class Mlp(nn.Module):
-    """d -> ratio * d -> d with tanh-GELU."""
+    """Two dense layers, d -> ratio * d -> d, with tanh-GELU between them."""
 
     ratio: int = 4
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        """Returns the output of the second layer in ``dtype``."""
         width = x.shape[-1]
         x = Dense((self.ratio * width,), self.dtype, (None, "tensor"), name="up")(x)
         x = jax.nn.gelu(constrain(x, BATCH, None, "tensor"), approximate=True)
@@ -166,9 +184,14 @@ class Mlp(nn.Module):
 class TokenEmbedding(nn.Module):
     """``LN(word[id] + position[raster position])``, then dropout.
 
-    ``position_init`` is ``"normal"`` (N(0, 0.02), the paper) or ``"sincos"`` (2-D sine-cosine),
-    which lets a small model use context from the start. ``word_std`` is the initial standard
-    deviation of the word table; it is the scale of the first logits too, because the head ties it.
+    Attributes:
+        num_tokens: l; codebook_size: v; width: d.
+        dropout: rate.
+        position_init: "normal" (N(0, 0.02), the paper) or "sincos" (2-D sine-cosine), which lets a
+            small model use context from the start.
+        word_std: initial standard deviation of the word table; it is the scale of the first logits
+            too, because the head ties it.
+        dtype: of the output.
     """
 
     num_tokens: int
@@ -177,9 +200,9 @@ class TokenEmbedding(nn.Module):
     dropout: float
     position_init: str
     word_std: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
-    def setup(self):
+    def setup(self) -> None:
         # One row more than codes: the last is [MASK].
         init = nn.initializers.normal(stddev=self.word_std)
         self.word = self.param("word", init, (self.codebook_size + 1, self.width))
@@ -193,8 +216,10 @@ class TokenEmbedding(nn.Module):
         self.norm = LayerNorm(BLOCK_EPS)
         self.drop = nn.Dropout(self.dropout)
 
-    def __call__(self, ids, positions, deterministic=True):
-        """ids, positions: int32 [b, n] (ids in 0..v, v is [MASK]); returns [b, n, d]."""
+    def __call__(
+        self, ids: Int[Array, "b n"], positions: Int[Array, "b n"], deterministic: bool = True
+    ) -> Float[Array, "b n d"]:
+        """Embeds ``ids`` in 0..v, where v is [MASK], at raster ``positions``."""
         # Whole tables on every device: looking up in divided ones costs far more than they hold.
         word, position = (constrain(jnp.asarray(x), None, None) for x in (self.word, self.position))
         x = self.norm(word[ids] + position[positions])
@@ -206,11 +231,13 @@ class Head(nn.Module):
     """Features to logits: LN, dense, exact GELU, LN, times the transposed word table, + bias."""
 
     codebook_size: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x, word):
-        """x [b, m, d], word [v + 1, d]; returns float32 logits [b, m, v]."""
+    def __call__(
+        self, x: Float[Array, "b m d"], word: Float[Array, "v+1 d"]
+    ) -> Float[Array, "b m v"]:
+        """Returns float32 logits of the codes; ``word`` is the table of the embedding."""
         x = LayerNorm(HEAD_EPS, name="norm_in")(x)
         x = Dense((x.shape[-1],), self.dtype, (None, None), name="dense")(x)
         x = LayerNorm(HEAD_EPS, name="norm_out")(jax.nn.gelu(x, approximate=False))
@@ -226,8 +253,14 @@ class Head(nn.Module):
 class Modulation(nn.Module):
     """Class labels to the modulation vectors of all layers: ``SiLU(c) @ W + b``.
 
-    The last row of the label table means "no class". ``gate_bias`` is the initial bias of the
-    gates; 0, as in the paper, makes every block start as the identity.
+    Attributes:
+        num_classes: the label ``num_classes``, the last row of the table, means "no class".
+        num_layers: of all stacks of the model together.
+        num_vectors: of a layer, see ``blocks.Block``.
+        width: d.
+        gate_bias: initial bias of the gates; 0, as in the paper, makes every block start as the
+            identity.
+        dtype: of the vectors.
     """
 
     num_classes: int
@@ -235,14 +268,13 @@ class Modulation(nn.Module):
     num_vectors: int
     width: int
     gate_bias: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, labels, num_layers=None):
-        """labels int32 [b], num_classes for no class; returns [layers, b, vectors, d].
-
-        ``num_layers``: of the first layers only; None: of all.
-        """
+    def __call__(
+        self, labels: Int[Array, " b"], num_layers: int | None = None
+    ) -> Float[Array, "layers b vectors d"]:
+        """Returns the vectors of the first ``num_layers`` layers; None: of all."""
         table = self.param("label_table", normal, (self.num_classes + 1, self.width))
         size = self.num_vectors * self.width
         kernel = self.param("kernel", nn.initializers.zeros, (self.num_layers, self.width, size))
@@ -255,7 +287,7 @@ class Modulation(nn.Module):
         vectors = vectors.reshape(*vectors.shape[:2], self.num_vectors, self.width)
         return constrain(vectors, None, BATCH, None, None)
 
-    def _init_bias(self, key, shape):
+    def _init_bias(self, key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "layers out"]:
         bias = jnp.zeros((self.num_layers, self.num_vectors, self.width))
         gates = jnp.array([self.num_vectors - 4, self.num_vectors - 1])
         return bias.at[:, gates].set(self.gate_bias).reshape(shape)

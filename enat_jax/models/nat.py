@@ -7,10 +7,12 @@ over visible and masked tokens together.
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from enat_jax.models import blocks
+from enat_jax.models.blocks import Count
 
-# Who reads from whom, as (queries are visible, keys are visible): paper Figure 2.
+# The quadrants of attention, as (queries are visible, keys are visible): paper Figure 2.
 QUADRANTS = {
     "visible_from_visible": (True, True),
     "visible_from_masked": (True, False),
@@ -19,8 +21,10 @@ QUADRANTS = {
 }
 
 
-def quadrant_mask(disabled, num_visible, num_masked):
-    """Attention without one of its four quadrants.
+def quadrant_mask(
+    disabled: str, num_visible: int, num_masked: int
+) -> Bool[Array, "1 1 queries keys"]:
+    """Returns the mask of attention without one of its four quadrants.
 
     Args:
         disabled: a key of ``QUADRANTS``: "visible_from_masked" forbids visible tokens to attend to
@@ -28,9 +32,9 @@ def quadrant_mask(disabled, num_visible, num_masked):
         num_visible, num_masked: p and m, slots of the two windows, the visible ones first.
 
     Returns:
-        bool [1, 1, p + m, p + m] (queries, keys), False where a query may not look. Every token
-        still sees itself: at the first step there are masked tokens only, and without that
-        nothing would be left for them to attend to.
+        False where a query may not look, p + m queries and keys. Every token still sees itself: at
+        the first step there are masked tokens only, and without that nothing would be left for
+        them to attend to.
     """
     of_query, of_key = QUADRANTS[disabled]
     slot = jnp.arange(num_visible + num_masked)
@@ -40,9 +44,13 @@ def quadrant_mask(disabled, num_visible, num_masked):
 
 
 class NAT(nn.Module):
-    """Non-autoregressive transformer; fields as in ``enat.ENAT``, with ``num_layers`` blocks.
+    """Non-autoregressive transformer.
 
-    ``disabled_attention``: one of ``QUADRANTS`` that all blocks do without, "none" for plain NAT.
+    Attributes:
+        num_layers: blocks of the stack.
+        disabled_attention: one of ``QUADRANTS`` that all blocks do without, "none" for plain NAT.
+
+    The others are as in ``enat.ENAT``.
     """
 
     num_tokens: int
@@ -64,7 +72,7 @@ class NAT(nn.Module):
 
     reuse = False  # nothing is kept between steps
 
-    def setup(self):
+    def setup(self) -> None:
         if self.disabled_attention not in ("none", *QUADRANTS):
             raise ValueError(
                 f"disabled_attention={self.disabled_attention!r} is unknown: one of none, "
@@ -73,22 +81,22 @@ class NAT(nn.Module):
         self.embed, self.modulation, self.head = blocks.shared_parts(self, self.num_layers, 6)
         self.blocks = blocks.stack(self, self.num_layers)
 
-    def condition(self, labels):
-        """Modulation vectors of all layers, [layers, b, 6, d], from labels int32 [b]."""
+    def condition(self, labels: Int[Array, " b"]) -> Float[Array, "layers b 6 d"]:
+        """Returns the modulation vectors of all layers; labels as in ``ENAT.condition``."""
         return self.modulation(labels)
 
     def encode(
         self,
-        ids,
-        positions,
-        modulation,
-        cache=None,
+        ids: Int[Array, "b n"],
+        positions: Int[Array, "b n"],
+        modulation: Float[Array, "layers b 6 d"] | None,
+        cache: Float[Array, "b p d"] | None = None,
         *,
-        num_new=None,
-        num_cached=None,
-        deterministic=True,
-    ):
-        """Embeddings of the visible tokens, [b, n, d]; arguments as in ``ENAT.encode``.
+        num_new: Count | None = None,
+        num_cached: Count | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "b n d"]:
+        """Returns embeddings of the visible tokens; arguments as in ``ENAT.encode``.
 
         Raises:
             ValueError: a cache is given; this model reuses nothing.
@@ -100,30 +108,30 @@ class NAT(nn.Module):
 
     def decode(
         self,
-        positions,
-        modulation,
-        cache,
+        positions: Int[Array, "b m"],
+        modulation: Float[Array, "layers b 6 d"],
+        cache: Float[Array, "b p d"],
         *,
-        num_masked=None,
-        num_visible=None,
-        deterministic=True,
-    ):
-        """Predict the codes at the masked positions; arguments as in ``ENAT.decode``."""
+        num_masked: Count | None = None,
+        num_visible: Count | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "b m v"]:
+        """Predicts the codes at the masked positions; arguments as in ``ENAT.decode``."""
         x = self.features(positions, modulation, cache, num_masked, num_visible, deterministic)
         return self.head(x[:, cache.shape[1] :], self.embed.word)
 
     def features(
         self,
-        positions,
-        modulation,
-        cache,
-        num_masked=None,
-        num_visible=None,
-        deterministic=True,
-    ):
-        """The stack's output before the head, [b, p + m, d], the visible tokens' first.
+        positions: Int[Array, "b m"],
+        modulation: Float[Array, "layers b 6 d"],
+        cache: Float[Array, "b p d"],
+        num_masked: Count | None = None,
+        num_visible: Count | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "b p+m d"]:
+        """Returns the stack's output before the head, of the p visible tokens first.
 
-        Arguments as in ``decode``.
+        The arguments are those of ``decode``.
         """
         m, p = positions.shape[1], cache.shape[1]
         ids = jnp.full_like(positions, self.codebook_size)
@@ -136,8 +144,8 @@ class NAT(nn.Module):
         x, _ = self.blocks(x, modulation, None, mask)
         return x
 
-    def __call__(self, ids, labels):
-        """A pass that touches every parameter, for initialisation: ids [b, l], l at least 2."""
+    def __call__(self, ids: Int[Array, "b l"], labels: Int[Array, " b"]) -> Float[Array, "b m v"]:
+        """Runs a pass that touches every parameter, for initialisation; l is at least 2."""
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
         modulation = self.condition(labels)
         cache = self.encode(ids[:, :1], positions[:, :1], modulation)

@@ -1,4 +1,4 @@
-"""The MaskGIT VQGAN: images to a grid of codes and back (method section 6; arXiv:2202.04200).
+"""The MaskGIT VQGAN: images to a grid of codes and back (arXiv:2202.04200; the reference).
 
 Sizes beside the dimension letters of the package: H, W image height and width; h, w those of the
 grid, ``2 ** (len(channel_multipliers) - 1)`` times smaller; c image channels; d code width.
@@ -6,18 +6,21 @@ grid, ``2 ** (len(channel_multipliers) - 1)`` times smaller; c image channels; d
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
 
 
-def _norm(module: nn.Module, name: str) -> nn.GroupNorm:
+def _norm(module: "ResBlock | Encoder | Decoder", name: str) -> nn.GroupNorm:
     return nn.GroupNorm(module.num_groups, epsilon=1e-6, dtype=module.dtype, name=name)
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3x3 convolutions with a residual connection: [b, h, w, _] -> [.., channels].
+    """Two normalised 3x3 convolutions with a residual connection.
 
     Where the width changes the shortcut is applied to the block's output and not to its input, as
     in the released weights: ``shortcut(h) + h``.
@@ -25,10 +28,12 @@ class ResBlock(nn.Module):
 
     channels: int
     num_groups: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w channels"]:
+        """Runs the block."""
+
         def conv(size: int, name: str) -> nn.Conv:
             return nn.Conv(self.channels, (size, size), use_bias=False, dtype=self.dtype, name=name)
 
@@ -40,17 +45,18 @@ class ResBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images [b, H, W, c] -> features [b, h, w, embed_dim]; average pooling between levels."""
+    """Images to features, with average pooling between levels."""
 
     channels: int
     channel_multipliers: Sequence[int]
     num_res_blocks: int
     embed_dim: int
     num_groups: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: Float[Array, "b H W c"]) -> Float[Array, "b h w d"]:
+        """Returns the features in ``dtype``."""
         block = functools.partial(ResBlock, num_groups=self.num_groups, dtype=self.dtype)
         x = nn.Conv(self.channels, (3, 3), use_bias=False, dtype=self.dtype, name="conv_in")(images)
         for level, multiplier in enumerate(self.channel_multipliers):
@@ -65,7 +71,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Code vectors [b, h, w, d] -> images [b, H, W, image_channels], not clipped.
+    """Code vectors to images, not clipped.
 
     Levels run from the deepest to the finest, number 0; each but the finest ends in a nearest
     neighbour enlargement and a convolution.
@@ -76,10 +82,11 @@ class Decoder(nn.Module):
     num_res_blocks: int
     image_channels: int
     num_groups: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, z: jax.Array) -> jax.Array:
+    def __call__(self, z: Float[Array, "b h w d"]) -> Float[Array, "b H W c"]:
+        """Returns the images in ``dtype``."""
         block = functools.partial(ResBlock, num_groups=self.num_groups, dtype=self.dtype)
         x = nn.Conv(
             self.channels * self.channel_multipliers[-1], (3, 3), dtype=self.dtype, name="conv_in"
@@ -96,24 +103,33 @@ class Decoder(nn.Module):
         return nn.Conv(self.image_channels, (3, 3), dtype=self.dtype, name="conv_out")(x)
 
 
-def _codebook_init(key: jax.Array, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
-    """Uniform within 1 / codebook_size of zero, as in VQ-VAE (arXiv:1711.00937)."""
+def _codebook_init(
+    key: Key[Array, ""], shape: tuple[int, int], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "v d"]:
+    """Draws uniformly within 1 / codebook_size of zero, as in VQ-VAE (arXiv:1711.00937)."""
     return jax.random.uniform(key, shape, dtype, -1 / shape[0], 1 / shape[0])
 
 
 class VQGAN(nn.Module):
     """Encoder, codebook and decoder; the defaults are the f16 tokenizer of 256x256 images.
 
-    Parameters are float32; ``dtype`` is that of the convolutions. Distances to the codes are always
-    float32, so are all outputs.
+    Attributes:
+        channels: width of the finest level.
+        channel_multipliers: width of each level, the finest first, in ``channels``.
+        num_res_blocks: of a level.
+        embed_dim: d, width of the encoder's output and of a code.
+        codebook_size: v.
+        num_groups: of the group norms; must divide the width of every level.
+        image_channels: c.
+        dtype: of the convolutions. Parameters, distances to the codes and outputs are float32.
     """
 
     channels: int = 128
     channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
-    embed_dim: int = 256  # width of the encoder's output and of a code
+    embed_dim: int = 256
     codebook_size: int = 1024
-    num_groups: int = 32  # must divide the width of every level
+    num_groups: int = 32
     image_channels: int = 3
     dtype: str = "float32"
 
@@ -122,14 +138,14 @@ class VQGAN(nn.Module):
         """Pixels per token along one side."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
-    def setup(self):
+    def setup(self) -> None:
         widths = [self.channels * m for m in self.channel_multipliers]
         if any(width % self.num_groups for width in widths):
             raise ValueError(
                 f"num_groups={self.num_groups} must divide the width of every level, {widths}: "
                 "choose fewer groups or other channels"
             )
-        shared = {
+        shared: dict[str, Any] = {
             "channels": self.channels,
             "channel_multipliers": self.channel_multipliers,
             "num_res_blocks": self.num_res_blocks,
@@ -142,11 +158,11 @@ class VQGAN(nn.Module):
             "codebook", _codebook_init, (self.codebook_size, self.embed_dim), jnp.float32
         )
 
-    def encode(self, images: jax.Array) -> jax.Array:
-        """Images [b, H, W, c], float in [0, 1] -> features [b, h, w, d], float32.
+    def encode(self, images: Float[Array, "b H W c"]) -> Float[Array, "b h w d"]:
+        """Returns the features of images in [0, 1], float32.
 
-        Raises ValueError where H or W is no multiple of ``downsampling`` or c is not
-        ``image_channels``.
+        Raises:
+            ValueError: H or W is no multiple of ``downsampling``, or c is not ``image_channels``.
         """
         _, height, width, channels = images.shape
         if height % self.downsampling or width % self.downsampling:
@@ -160,11 +176,13 @@ class VQGAN(nn.Module):
             )
         return self.encoder(images).astype(jnp.float32)
 
-    def quantize(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Nearest codes by squared distance: features [b, h, w, d] -> ids [b, h, w] int32, codes.
+    def quantize(
+        self, z: Float[Array, "b h w d"]
+    ) -> tuple[Int[Array, "b h w"], Float[Array, "b h w d"]]:
+        """Returns the ids, int32, and the vectors, float32, of the codes nearest to features.
 
-        The codes are float32 [b, h, w, d]; gradients reach the codebook through them. The first of
-        equally near codes is taken.
+        Distances are squared; the first of equally near codes is taken. Gradients reach the
+        codebook through the vectors.
         """
         z = z.astype(jnp.float32)
         products = jnp.einsum("bhwd,vd->bhwv", z, self.codebook, precision="highest")
@@ -173,31 +191,31 @@ class VQGAN(nn.Module):
         ids = jnp.argmin(distances, axis=-1).astype(jnp.int32)
         return ids, self._look_up(ids)
 
-    def decode(self, codes: jax.Array) -> jax.Array:
-        """Code vectors [b, h, w, d] -> images [b, H, W, c], float32, about [0, 1], not clipped."""
+    def decode(self, codes: Float[Array, "b h w d"]) -> Float[Array, "b H W c"]:
+        """Returns the images of code vectors, float32, about [0, 1], not clipped."""
         return self.decoder(codes).astype(jnp.float32)
 
-    def decode_codes(self, ids: jax.Array) -> jax.Array:
-        """Code ids [b, h, w], integers in [0, codebook_size) -> images [b, H, W, c], float32."""
+    def decode_codes(self, ids: Int[Array, "b h w"]) -> Float[Array, "b H W c"]:
+        """Returns the images of code ids, 0 <= id < v, as ``decode`` does."""
         return self.decode(self._look_up(ids))
 
-    def _look_up(self, ids: jax.Array) -> jax.Array:
+    def _look_up(self, ids: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
         # A numpy codebook, as an importer gives it, cannot be indexed by traced ids.
         return jnp.asarray(self.codebook)[ids]
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Reconstruction of images [b, H, W, c]; touches every parameter, so initialise with it."""
+    def __call__(self, images: Float[Array, "b H W c"]) -> Float[Array, "b H W c"]:
+        """Reconstructs images; touches every parameter, so initialise with it."""
         _, codes = self.quantize(self.encode(images))
         return self.decode(codes)
 
 
-def count_codes(ids: jax.Array, codebook_size: int) -> jax.Array:
-    """How many of the positions of ``ids`` [...] each code wins, float32 [v]."""
+def count_codes(ids: Int[Array, "..."], codebook_size: int) -> Float[Array, " v"]:
+    """Counts the places at which ``ids`` have each code, float32."""
     return jnp.zeros((codebook_size,), jnp.float32).at[ids.ravel()].add(1.0)
 
 
-def code_statistics(counts: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Share of codes with any count, in [0, 1], and perplexity, in [1, v], of counts [v]."""
+def code_statistics(counts: Float[Array, " v"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Returns the share of codes with any count, in [0, 1], and the perplexity, in [1, v]."""
     share = counts / counts.sum()
     entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-30)), 0.0))
     return (counts > 0).mean(), jnp.exp(entropy)
