@@ -29,7 +29,7 @@ MAX_BODIES = 16  # compiled without being asked for; more cost more time than pa
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Sampler settings (method: paper Section 4 and reference; defaults: ENAT-L, ImageNet-256).
+    """Settings of the sampler; the defaults are the reference's for ENAT-L on ImageNet-256.
 
     Attributes:
         num_steps: t, from 1 to 4096. More steps than tokens are allowed; some steps

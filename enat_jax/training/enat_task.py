@@ -1,6 +1,6 @@
 """Training the transformer: masked tokens from visible ones, with features of the EMA model reused.
 
-Paper Section 4.2; method Section 4. The counts of a step are drawn on the host; the windows that
+The paper, Section 4.2. The counts of a step are drawn on the host; the windows that
 hold them are padded to a bucket's static sizes, the counts themselves stay traced.
 """
 
@@ -52,7 +52,7 @@ RULES = (
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """What is particular to training the transformer (method Section 4; defaults: the paper's).
+    """What is particular to training the transformer; the defaults are the paper's.
 
     Attributes:
         label_smoothing: of the target distribution.

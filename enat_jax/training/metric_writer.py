@@ -122,7 +122,7 @@ class MetricWriter:
     def __enter__(self) -> "MetricWriter":
         return self
 
-    def __exit__(self, kind, *exception) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self.close(failed=kind is not None)
 
 
@@ -154,7 +154,7 @@ class _Events:
     def close(self) -> None:
         self._file.close()
 
-    def _add(self, step: int, now: float, **content) -> None:
+    def _add(self, step: int, now: float, **content: Any) -> None:
         self._file.write_event(event_pb2.Event(step=step, wall_time=now, **content))
 
 
@@ -166,7 +166,8 @@ class _WandbRun:
             import wandb
         except ImportError as error:
             raise ValueError("logging to Weights & Biases: pip install wandb") from error
-        self._package, self._run, self._warned = wandb, None, False
+        self._package, self._warned = wandb, False
+        self._run: Any = None
         path = workdir / "wandb_run_id"
         known = resumed and path.exists()
         run_id = path.read_text(encoding="utf-8").strip() if known else secrets.token_hex(8)
@@ -187,7 +188,7 @@ class _WandbRun:
         self._try(lambda: self._run.log({"step": step, **values}))
 
     def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        def log():
+        def log() -> None:
             images = {name: self._package.Image(png.as_pillow(x)) for name, x in pictures.items()}
             self._run.log({"step": step, **images})
 

@@ -21,7 +21,7 @@ _APART = ("compilation", "evaluation", "saving", "logging")
 
 
 class _Step(NamedTuple):
-    metrics: Mapping[str, jax.Array]
+    metrics: Mapping[str, jax.Array | float]
     exact_work: float | None
     padded_work: float | None
 
@@ -49,7 +49,7 @@ class Monitor:
     Args:
         images_per_step: the global batch size.
         matrix_rate: multiply-adds per second of all devices of all processes at plain matrix
-            products, what ``timing.matrix_rate`` gives times the processes. None: there is no
+            products, what ``matrix_rate.matrix_rate`` gives times the processes. None: there is no
             "matrix_rate_fraction".
         clock: seconds, as ``time.perf_counter``.
     """
@@ -106,7 +106,7 @@ class Monitor:
             self._switch(outer)
 
     def _switch(self, name: str) -> str:
-        """From now on time is spent on ``name``; returns what it was spent on so far."""
+        """Counts time as spent on ``name`` from now on; returns what it was spent on so far."""
         now, before = self._clock(), self._inside
         self._seconds[before] += now - self._since
         self._inside, self._since = name, now
@@ -199,21 +199,21 @@ class Monitor:
         }
 
     def _work(self) -> dict[str, float]:
-        exact = [step.exact_work for step in self._steps]
-        padded = [step.padded_work for step in self._steps]
+        exact = [x.exact_work for x in self._steps if x.exact_work is not None]
+        padded = [x.padded_work for x in self._steps if x.padded_work is not None]
         found = {}
-        if None not in exact:
+        if len(exact) == len(self._steps):
             if self._matrix_rate is not None:
                 rate = sum(exact) / self._training_seconds()
                 found["matrix_rate_fraction"] = rate / self._matrix_rate
-            if None not in padded:
+            if len(padded) == len(self._steps):
                 found["padding"] = sum(padded) / sum(exact) - 1
         return found
 
 
-def _means(steps: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
+def _means(fetched: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
     """Means of the metrics over the steps that were not skipped, and of the loss by range."""
-    steps = [{name: float(value) for name, value in step.items()} for step in steps]
+    steps = [{name: float(value) for name, value in step.items()} for step in fetched]
     kept = [step for step in steps if not step.get("skipped")]
     names = dict.fromkeys(name for step in steps for name in step)
     found = {name: _mean([step[name] for step in kept if name in step]) for name in names}
@@ -223,7 +223,8 @@ def _means(steps: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
     for step in kept:
         if "loss" in step and "masked_share" in step:
             # Of a full share, too: all tokens masked belong to the last range.
-            number = sum(100 * step["masked_share"] >= bound for bound in MASKED_PERCENT[1:-1])
+            percent = 100 * step["masked_share"]
+            number = sum(percent >= bound for bound in MASKED_PERCENT[1:-1])
             by_range.setdefault(number, []).append(step["loss"])
     for number, losses in sorted(by_range.items()):
         low, high = MASKED_PERCENT[number : number + 2]

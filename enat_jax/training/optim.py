@@ -1,6 +1,6 @@
 """The optimizer: AdamW with linear warm-up.
 
-The defaults are the paper's (method, section 4): betas 0.99 and 0.99, eps 1e-8, weight decay 0.03
+The defaults are the reference's: betas 0.99 and 0.99, eps 1e-8, weight decay 0.03
 on *all* parameters (biases, norms and embeddings too), warm-up then a constant rate, no clipping.
 """
 
@@ -41,7 +41,7 @@ class Optimizer:
     decay_steps: int | None = None
     clip_norm: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate={self.learning_rate!r} must be positive and finite")
         if self.warmup_steps < 0:

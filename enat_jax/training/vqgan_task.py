@@ -1,4 +1,4 @@
-"""Training the tokenizer: reconstruction, codebook and commitment losses (method section 6).
+"""Training the tokenizer: reconstruction, codebook and commitment losses (arXiv 1711.00937).
 
 A codebook left to itself loses codes for good, because a code that nothing is nearest to gets no
 gradient. So the share of positions each code wins is tracked, and codes that win next to none are
