@@ -268,8 +268,6 @@ class TrainingMeasurement:
 
 def shape_shares(task):
     """Probability of each bucket of a task, and its expected exact work an image: float64 [n] each.
-
-    ``probability @ work`` is the exact work that ``shape_buckets.expected_work`` gives.
     """
     model, splits = task.model, task.splits
     mass = splits.visible_probabilities(model.num_tokens)

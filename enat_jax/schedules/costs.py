@@ -1,4 +1,4 @@
-"""The analytic multiply-add count of the networks.
+"""The analytic count of the networks' multiply-adds.
 
 What counts: every dense layer and convolution, and both products of attention (queries with keys,
 weights with values). What does not: biases, norms, softmax, activations, look-ups, sampling. A
@@ -6,20 +6,24 @@ multiply-add is one; the paper's "GFLOPs" are these, XLA's flops are two each.
 
 Window sizes follow ``reveal.Windows``: cached and newly revealed tokens (the encoder's context and
 input), visible and masked tokens (the decoder's context and input). They may be exact counts or
-padded sizes: the count is that of the arrays a step computes with. Sizes may be arrays, which
-broadcast; then so is the result.
+padded sizes: the count is that of the arrays a step computes with. Sizes may be integer arrays,
+which broadcast; then the result is an array of their common shape.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from enat_jax.schedules import reveal
+from enat_jax.schedules.reveal import Size
 
 
 @dataclasses.dataclass(frozen=True)
 class Dims:
-    """Sizes of a transformer; ``dims_of`` reads them from a model.
+    """Sizes of a transformer, which ``dims_of`` reads from a model.
 
     Attributes:
         width: d.
@@ -53,8 +57,8 @@ class TokenizerDims:
     image_channels: int = 3
 
 
-def dims_of(model):
-    """``Dims`` of an ``enat.ENAT`` or ``nat.NAT`` module (anything with their fields)."""
+def dims_of(model: Any) -> Dims:
+    """Returns the sizes of an ``enat.ENAT`` or ``nat.NAT`` module, or of anything like them."""
     layers = (
         {"mixed_layers": model.num_layers}
         if hasattr(model, "num_layers")
@@ -67,46 +71,51 @@ def dims_of(model):
 # --- parts ----------------------------------------------------------------------------------
 
 
-def _sizes(**sizes):
-    """Window sizes as int64 arrays, so that products of large counts do not overflow."""
+def _sizes(**sizes: Size) -> list[Int[np.ndarray, "..."]]:
+    """Returns window sizes as int64 arrays, so that products of large counts do not overflow.
+
+    Raises:
+        ValueError: a size is negative or not whole.
+    """
     for name, size in sizes.items():
         if np.asarray(size).dtype.kind not in "iu" or np.any(np.less(size, 0)):
             raise ValueError(f"{name}={size!r} must be whole numbers of at least 0")
     return [np.asarray(size, np.int64) for size in sizes.values()]
 
 
-def _mlp(dims, tokens):
+def _mlp(dims: Dims, tokens: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
     return 2 * dims.mlp_ratio * dims.width**2 * tokens
 
 
-def _block(dims, queries, context):
-    """One block without its modulation; nothing where there are no queries."""
+def _block(
+    dims: Dims, queries: Int[np.ndarray, "..."], context: Int[np.ndarray, "..."]
+) -> Int[np.ndarray, "..."]:
+    """Counts one block without its modulation; nothing where there are no queries."""
     d = dims.width
     dense = 4 * d**2 * queries + 2 * d**2 * context + _mlp(dims, queries)
     attention = 2 * d * queries * (queries + context)
     return np.where(queries > 0, dense + attention, 0)
 
 
-def _head(dims, tokens, rows):
+def _head(dims: Dims, tokens: Size, rows: int) -> Size:
     return tokens * (dims.width**2 + dims.width * rows)
 
 
-def modulation_cost(dims, rows=1):
-    """The modulation vectors of all layers for ``rows`` class labels: 8 a block, 6 in a NAT."""
+def modulation_cost(dims: Dims, rows: int = 1) -> int:
+    """Counts the modulation vectors of all layers for ``rows`` labels: 8 a block, 6 in a NAT."""
     vectors = 8 * (dims.encoder_layers + dims.decoder_layers) + 6 * dims.mixed_layers
     return rows * vectors * dims.width**2
 
 
-def encode_cost(dims, num_cached, num_new):
-    """One ``encode`` of one image and branch: f on the cache, the encoder on the new tokens.
+def encode_cost(dims: Dims, num_cached: Size, num_new: Size) -> Int[np.ndarray, "..."]:
+    """Counts one ``encode`` of an image and branch: f on the cache, the encoder on the new tokens.
 
     Args:
-        dims: ``Dims``.
-        num_cached, num_new: window sizes, integers or integer arrays that broadcast. Without new
-            tokens only f is paid.
+        dims: sizes of the model.
+        num_cached, num_new: window sizes. Without new tokens only f is paid.
 
     Returns:
-        int64, scalar or array.
+        int64 multiply-adds.
 
     Raises:
         ValueError: a size is negative or not whole.
@@ -115,15 +124,24 @@ def encode_cost(dims, num_cached, num_new):
     return _mlp(dims, cached) + dims.encoder_layers * _block(dims, new, cached)
 
 
-def decode_cost(dims, num_visible, num_masked):
-    """One ``decode`` of one image and branch, the head on the masked window and the codes only.
+def decode_cost(dims: Dims, num_visible: Size, num_masked: Size) -> Int[np.ndarray, "..."]:
+    """Counts one ``decode`` of an image and branch, the head on masked tokens and the codes only.
 
-    Arguments, result and errors as in ``encode_cost``. A NAT runs its stack over visible and
-    masked tokens here, a window of nothing but visible tokens included.
+    A NAT runs its stack over visible and masked tokens here, even where nothing is masked.
+
+    Args:
+        dims: sizes of the model.
+        num_visible, num_masked: window sizes.
+
+    Returns:
+        int64 multiply-adds.
+
+    Raises:
+        ValueError: a size is negative or not whole.
     """
     visible, masked = _sizes(num_visible=num_visible, num_masked=num_masked)
     blocks = dims.decoder_layers * _block(dims, masked, visible)
-    mixed = dims.mixed_layers * _block(dims, visible + masked, np.int64(0))
+    mixed = dims.mixed_layers * _block(dims, visible + masked, np.zeros_like(masked))
     return blocks + mixed + _head(dims, masked, dims.codebook_size)
 
 
@@ -131,18 +149,25 @@ def decode_cost(dims, num_visible, num_masked):
 
 
 def step_cost(
-    dims, num_cached, num_new, num_visible, num_masked, *, encode_branches=1, decode_branches=1
-):
-    """One sampling step of one image, the modulation aside, which is computed once a call.
+    dims: Dims,
+    num_cached: Size,
+    num_new: Size,
+    num_visible: Size,
+    num_masked: Size,
+    *,
+    encode_branches: Size = 1,
+    decode_branches: Size = 1,
+) -> Int[np.ndarray, "..."]:
+    """Counts one sampling step of an image without its modulation, which is computed once a call.
 
     Args:
-        dims: ``Dims``.
-        num_cached, num_new, num_visible, num_masked: window sizes as in ``reveal.Windows``,
-            integers or integer arrays that broadcast.
-        encode_branches, decode_branches: guidance branches that are encoded and decoded, 1 or 2.
+        dims: sizes of the model.
+        num_cached, num_new, num_visible, num_masked: window sizes as in ``reveal.Windows``.
+        encode_branches: guidance branches that are encoded, 1 or 2.
+        decode_branches: guidance branches that are decoded, 1 or 2.
 
     Returns:
-        int64, scalar or array.
+        int64 multiply-adds.
 
     Raises:
         ValueError: a size is negative or not whole.
@@ -151,21 +176,27 @@ def step_cost(
     return encode + decode_branches * decode_cost(dims, num_visible, num_masked)
 
 
-def exact_sampling_cost(dims, num_steps, *, guided=True, batch_size=1):
-    """A call of the sampler without padding, with all exact savings (method Section 5).
+def exact_sampling_cost(
+    dims: Dims,
+    num_steps: int,
+    *,
+    guided: bool | Bool[np.ndarray, " t"] = True,
+    batch_size: int = 1,
+) -> int:
+    """Counts a call of the sampler without padding, as exact work.
 
-    The unconditional branch is decoded only where it has a weight, and encoded up to there; the
-    modulation is computed once for every image and once for "no class"; the head sees masked
-    tokens only.
+    What the reference computes in vain is not counted: the unconditional branch is decoded only
+    where it has a weight, and encoded up to there; the modulation is computed once for every image
+    and once for "no class"; the head sees masked tokens only.
 
     Args:
-        dims: ``Dims``.
-        num_steps: t.
-        guided: which steps have a guidance weight, bool [t], or whether all but the first have.
+        dims: sizes of the model.
+        num_steps: t, at least 1.
+        guided: which steps have a guidance weight, or whether all but the first have.
         batch_size: images of the call.
 
     Returns:
-        int, multiply-adds of the whole batch.
+        Multiply-adds of the whole batch.
     """
     steps = reveal.sampling_steps(dims.num_tokens, num_steps, dims.reuse)
     if np.ndim(guided) == 0:
@@ -173,29 +204,29 @@ def exact_sampling_cost(dims, num_steps, *, guided=True, batch_size=1):
     guided = np.asarray(guided, bool)
     guided_later = np.logical_or.accumulate(guided[::-1])[::-1]
     total = step_cost(
-        dims,
-        steps.num_cached,
-        steps.num_new,
-        steps.num_visible,
-        steps.num_masked,
-        encode_branches=1 + guided_later,
-        decode_branches=1 + guided,
+        dims, *steps.sizes, encode_branches=1 + guided_later, decode_branches=1 + guided
     ).sum()
     return int(batch_size * total + modulation_cost(dims, batch_size + int(guided.any())))
 
 
-def padded_sampling_cost(dims, segments, guided, *, batch_size=1):
-    """A call of the sampler as it is computed, in the windows of its segments.
+def padded_sampling_cost(
+    dims: Dims,
+    segments: Sequence[reveal.Segment],
+    guided: Sequence[bool],
+    *,
+    batch_size: int = 1,
+) -> int:
+    """Counts a call of the sampler as it is computed, in the windows of its segments.
 
     Args:
-        dims: ``Dims``.
-        segments: sequence of ``reveal.Segment``.
+        dims: sizes of the model.
+        segments: of ``reveal.cut_segments``.
         guided: for each segment, whether it decodes the unconditional branch too. Up to the last
             that does, all encode it.
         batch_size: images of the call.
 
     Returns:
-        int, multiply-adds of the whole batch.
+        Multiply-adds of the whole batch.
     """
     total = sum(
         (segment.stop - segment.start)
@@ -210,27 +241,33 @@ def padded_sampling_cost(dims, segments, guided, *, batch_size=1):
     return int(batch_size * total + modulation_cost(dims, batch_size + any(guided)))
 
 
-def paper_cost(dims, num_steps):
-    """An image by the convention of the paper's "GFLOPs" (method Section 7), decoder left out.
+def paper_cost(dims: Dims, num_steps: int) -> int:
+    """Counts an image as the "GFLOPs" of the paper's Tables 1 and 6 do, without image decoder.
 
     Both guidance branches at every step, the first included; the modulation once a step and
     branch; the head on all l tokens and with the row of [MASK].
 
+    Args:
+        dims: sizes of the model.
+        num_steps: t, at least 1.
+
     Returns:
-        int, multiply-adds.
+        Multiply-adds.
     """
     steps = reveal.sampling_steps(dims.num_tokens, num_steps, dims.reuse)
     head = _head(dims, dims.num_tokens, dims.codebook_size + 1)
-    own_head = _head(dims, steps.num_masked, dims.codebook_size)
-    step = step_cost(dims, steps.num_cached, steps.num_new, steps.num_visible, steps.num_masked)
-    return int(2 * (step - own_head + head + modulation_cost(dims)).sum())
+    counted_head = _head(dims, steps.num_masked, dims.codebook_size)
+    step = step_cost(dims, *steps.sizes)
+    return int(2 * (step - counted_head + head + modulation_cost(dims)).sum())
 
 
 # --- training -------------------------------------------------------------------------------
 
 
-def training_cost(dims, num_cached, num_new, num_visible, num_masked):
-    """One image of one training step, forward and backward, and the EMA pass if there is a cache.
+def training_cost(
+    dims: Dims, num_cached: Size, num_new: Size, num_visible: Size, num_masked: Size
+) -> Int[np.ndarray, "..."]:
+    """Counts an image of a training step, forward and backward, and the EMA pass of its cache.
 
     The backward pass counts as twice the forward pass, for every part that is trained; the few
     products it saves (no gradient into the cache, none into the head's table) are not deducted.
@@ -238,12 +275,12 @@ def training_cost(dims, num_cached, num_new, num_visible, num_masked):
     Recomputation (remat) is not counted, nor is the optimizer.
 
     Args:
-        dims: ``Dims``.
-        num_cached, num_new, num_visible, num_masked: window sizes as in ``reveal.Windows``,
-            integers or integer arrays that broadcast; ``num_cached`` 0 is a step without reuse.
+        dims: sizes of the model.
+        num_cached, num_new, num_visible, num_masked: window sizes as in ``reveal.Windows``;
+            without cached tokens there is no EMA pass.
 
     Returns:
-        int64, scalar or array.
+        int64 multiply-adds.
 
     Raises:
         ValueError: a size is negative or not whole.
@@ -254,8 +291,8 @@ def training_cost(dims, num_cached, num_new, num_visible, num_masked):
     return 3 * student + np.where(np.greater(num_cached, 0), ema, 0)
 
 
-def exact_training_cost(dims, num_cached, num_visible):
-    """``training_cost`` without padding, of splits with these counts (integers or arrays)."""
+def exact_training_cost(dims: Dims, num_cached: Size, num_visible: Size) -> Int[np.ndarray, "..."]:
+    """Counts as ``training_cost`` does, without padding, for splits with these counts."""
     cached, visible = _sizes(num_cached=num_cached, num_visible=num_visible)
     return training_cost(dims, cached, visible - cached, visible, dims.num_tokens - visible)
 
@@ -263,25 +300,25 @@ def exact_training_cost(dims, num_cached, num_visible):
 # --- tokenizer ------------------------------------------------------------------------------
 
 
-def _conv(positions, size, inputs, outputs):
+def _conv(positions: int, size: int, inputs: int, outputs: int) -> int:
     return positions * size**2 * inputs * outputs
 
 
-def _res_block(positions, inputs, outputs):
-    # The shortcut is applied to the block's output (method Section 6), hence outputs x outputs.
+def _res_block(positions: int, inputs: int, outputs: int) -> int:
+    # In MaskGIT's VQGAN the shortcut is applied to the block's output, hence outputs x outputs.
     shortcut = 0 if inputs == outputs else _conv(positions, 1, outputs, outputs)
     return _conv(positions, 3, inputs, outputs) + _conv(positions, 3, outputs, outputs) + shortcut
 
 
-def image_decoder_cost(tokenizer, grid_height, grid_width):
-    """A VQGAN's decoder from a grid of codes to one image; padding counts as pixels.
+def image_decoder_cost(tokenizer: Any, grid_height: int, grid_width: int) -> int:
+    """Counts a VQGAN's decoder from a grid of codes to one image; padding counts as pixels.
 
     Args:
-        tokenizer: ``TokenizerDims`` or a ``vqgan.VQGAN`` module.
+        tokenizer: ``TokenizerDims``, or a ``vqgan.VQGAN`` module, which has the same fields.
         grid_height, grid_width: tokens along each side.
 
     Returns:
-        int, multiply-adds.
+        Multiply-adds.
     """
     positions = grid_height * grid_width
     multipliers = tokenizer.channel_multipliers

@@ -1,5 +1,8 @@
 """The multiply-adds that the paper prints (Tables 1, 2 and 6) beside ours."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from enat_jax.schedules import costs
 
 IMAGE_DECODER = costs.image_decoder_cost(costs.TokenizerDims(), 16, 16)
@@ -18,11 +21,11 @@ PAPER = (
 )
 
 
-def rows():
-    """The paper's figures and ours, in multiply-adds an image.
+def rows() -> list[dict[str, Any]]:
+    """Returns the paper's figures and ours, in multiply-adds an image.
 
     Returns:
-        list of dict: model, tables, num_steps; image_decoder: whether its cost is in the figures;
+        Rows of model, tables, num_steps; image_decoder: whether its cost is in the figures;
         paper: as printed; last_digit: worth of one in its last digit; recount: by the paper's
         convention (``costs.paper_cost``); difference: of the recount from the paper's figure,
         relative; same_digits: whether the recount rounds to that figure; exact: what this
@@ -50,8 +53,8 @@ def rows():
     return found
 
 
-def markdown(found):
-    """The table of ``rows``."""
+def markdown(found: Sequence[dict[str, Any]]) -> str:
+    """Returns the table of ``rows`` as Markdown."""
     lines = [
         "| model | table | steps | paper | recount | difference | same digits | exact, here |",
         "|---|---|---:|---:|---:|---:|---|---:|",

@@ -139,12 +139,13 @@ def cut_segments(steps: StepCounts, num_segments: int, cost: Cost) -> tuple[Segm
     for i in range(t):
         covers = (np.maximum.accumulate(x[i:]) for x in steps.sizes)
         work[i, i + 1 :] = np.arange(1, t - i + 1) * cost(*covers)
-    _, ends = best_partition(work, num_segments)
-    starts = [0, *ends[:-1]]
-    return tuple(Segment(i, j, _cover(steps, i, j)) for i, j in zip(starts, ends, strict=True))
+    _, runs = best_partition(work, num_segments)
+    return tuple(Segment(i, j, _cover(steps, i, j)) for i, j in runs)
 
 
-def best_partition(work: Float[np.ndarray, "t+1 t+1"], num_parts: int) -> tuple[float, list[int]]:
+def best_partition(
+    work: Float[np.ndarray, "t+1 t+1"], num_parts: int
+) -> tuple[float, list[tuple[int, int]]]:
     """Finds the cheapest partition of 0..t into runs, by dynamic programming.
 
     Args:
@@ -152,7 +153,7 @@ def best_partition(work: Float[np.ndarray, "t+1 t+1"], num_parts: int) -> tuple[
         num_parts: how many runs, from 1 to t.
 
     Returns:
-        The total work, and where the runs end.
+        The total work, and the runs as pairs (i, j).
     """
     size = len(work)
     best = np.full((num_parts + 1, size), np.inf)
@@ -162,10 +163,12 @@ def best_partition(work: Float[np.ndarray, "t+1 t+1"], num_parts: int) -> tuple[
         total = best[k - 1][:, None] + work
         came_from[k] = total.argmin(axis=0)
         best[k] = total.min(axis=0)
-    ends = [size - 1]
-    for k in range(num_parts, 1, -1):
-        ends.append(int(came_from[k, ends[-1]]))
-    return best[num_parts, -1], ends[::-1]
+    runs, end = [], size - 1
+    for k in range(num_parts, 0, -1):
+        start = int(came_from[k, end])
+        runs.append((start, end))
+        end = start
+    return best[num_parts, -1], runs[::-1]
 
 
 # --- training splits ------------------------------------------------------------------------

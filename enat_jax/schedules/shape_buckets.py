@@ -4,22 +4,39 @@ The token counts of a training step vary and XLA wants static shapes, so steps s
 are chosen to pad least in expectation. Host arithmetic in float64, as in ``reveal``.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from enat_jax.schedules import reveal
 
+Range = tuple[int, int]  # first and last of some counts, both included
+
+# Candidate bounds of buckets; candidate bounds and parts of the cached counts within a bucket.
+_MAX_BOUNDS = 40
+_MAX_CACHED_BOUNDS = 24
+_MAX_PARTS = 6
+
 
 class Bucket(NamedTuple):
-    """Splits that run in one compiled shape: with or without reuse, and two ranges of counts."""
+    """Splits that run in one compiled shape.
+
+    Attributes:
+        reuse: whether they reuse features.
+        visible: range of their visible counts.
+        cached: range of their cached counts; (0, 0) without reuse.
+        windows: the sizes that hold all of them.
+    """
 
     reuse: bool
-    visible: tuple[int, int]  # inclusive
-    cached: tuple[int, int]  # inclusive
+    visible: Range
+    cached: Range
     windows: reveal.Windows
 
-    def holds(self, split):
+    def holds(self, split: reveal.Split) -> bool:
+        """Returns whether a split belongs to this bucket."""
         return (
             self.reuse == split.reuse
             and self.visible[0] <= split.num_visible <= self.visible[1]
@@ -27,15 +44,15 @@ class Bucket(NamedTuple):
         )
 
 
-def _bucket(num_tokens, reuse, visible, cached):
+def _bucket(num_tokens: int, reuse: bool, visible: Range, cached: Range) -> Bucket:
     (low, high), (first, last) = visible, cached
     last = min(last, high)
     windows = reveal.Windows(last, high - first, high, num_tokens - low)
     return Bucket(reuse, visible, (first, last), windows)
 
 
-def find(buckets, split):
-    """The bucket of a split.
+def find(buckets: Sequence[Bucket], split: reveal.Split) -> Bucket:
+    """Returns the bucket of a split.
 
     Raises:
         ValueError: no bucket holds it; the buckets belong to another distribution.
@@ -46,39 +63,10 @@ def find(buckets, split):
     raise ValueError(f"no bucket holds {split}: these buckets belong to another distribution")
 
 
-def expected_work(num_tokens, splits, buckets, cost):
-    """Expected work of a training step over the distribution of splits.
-
-    Args:
-        num_tokens: l; splits: ``reveal.SplitDistribution``; buckets: that hold all its splits.
-        cost: as in ``choose``.
-
-    Returns:
-        ``(padded, exact)``: in the buckets' windows, and without any padding.
-    """
-    mass = splits.visible_probabilities(num_tokens)
-    padded = exact = 0.0
-    for reuse, share in ((False, 1 - splits.reuse_probability), (True, splits.reuse_probability)):
-        work = {b: float(cost(*b.windows)) for b in buckets if b.reuse == reuse}
-        for visible in np.flatnonzero(mass) if share else ():
-            cached = splits.cached_probabilities(visible) if reuse else np.ones(1)
-            counts = np.arange(len(cached))
-            exact_work = cost(counts, visible - counts, visible, num_tokens - visible)
-            padded_work = [
-                work[find(buckets, reveal.Split(reuse, int(c), int(visible)))] for c in counts
-            ]
-            exact += share * mass[visible] * float((cached * exact_work).sum())
-            padded += share * mass[visible] * float((cached * padded_work).sum())
-    return padded, exact
-
-
-# Candidate bounds of buckets, and parts of the cached range within one range of visible counts.
-_MAX_BOUNDS = 40
-_MAX_PARTS = 6
-
-
-def choose(num_tokens, splits, max_shapes, cost):
-    """At most ``max_shapes`` buckets that cover every split with little expected padded work.
+def choose(
+    num_tokens: int, splits: reveal.SplitDistribution, max_shapes: int, cost: reveal.Cost
+) -> tuple[Bucket, ...]:
+    """Chooses buckets that cover every split with little expected padded work.
 
     Steps without reuse need no cache window and no EMA pass, so they are buckets of their own.
     The rest is cut by the visible count first and, within each range, by the cached count; both
@@ -86,13 +74,9 @@ def choose(num_tokens, splits, max_shapes, cost):
 
     Args:
         num_tokens: l.
-        splits: ``reveal.SplitDistribution``.
-        max_shapes: at least 1 without reuse or with reuse only, else at least 2.
-        cost: ``cost(num_cached, num_new, num_visible, num_masked) -> work``, accepting
-            arrays; see ``costs.training_cost``.
-
-    Returns:
-        tuple of ``Bucket``.
+        splits: the distribution.
+        max_shapes: most buckets; at least 1 without reuse or with reuse only, else at least 2.
+        cost: the work of one step, such as ``costs.training_cost``.
 
     Raises:
         ValueError: ``max_shapes`` is too small.
@@ -100,30 +84,43 @@ def choose(num_tokens, splits, max_shapes, cost):
     q = splits.reuse_probability
     mass = splits.visible_probabilities(num_tokens)
     bounds = _candidate_bounds(mass)
-    plain, plain_cuts = _plain_work(num_tokens, mass, bounds, cost, max_shapes)
-    reuse, reuse_cuts = _reuse_work(num_tokens, splits, mass, bounds, cost, max_shapes)
+    plain = _covers_without_reuse(num_tokens, mass, bounds, cost, max_shapes)
+    reuse = _covers_with_reuse(num_tokens, splits, mass, bounds, cost, max_shapes)
     if q in (0, 1):
-        plain_share = max_shapes if q == 0 else 0
+        num_plain = max_shapes if q == 0 else 0
+    elif max_shapes < 2:
+        raise ValueError(f"{max_shapes=} must be at least 2 when some steps reuse features")
     else:
-        if max_shapes < 2:
-            raise ValueError(f"{max_shapes=} must be at least 2 when some steps reuse features")
-        totals = [(1 - q) * plain[k] + q * reuse[max_shapes - k] for k in range(1, max_shapes)]
-        plain_share = 1 + int(np.argmin(totals))
-    buckets = []
-    if plain_share:
-        buckets += [
-            _bucket(num_tokens, False, visible, (0, 0)) for visible in plain_cuts(plain_share)
+        works = [
+            (1 - q) * plain[k].work + q * reuse[max_shapes - k].work for k in range(1, max_shapes)
         ]
-    if plain_share < max_shapes:
-        buckets += [
-            _bucket(num_tokens, True, visible, cached)
-            for visible, cached in reuse_cuts(max_shapes - plain_share)
-        ]
-    return tuple(buckets)
+        num_plain = 1 + int(np.argmin(works))
+    return (
+        *(_bucket(num_tokens, False, *x) for x in plain[num_plain].ranges),
+        *(_bucket(num_tokens, True, *x) for x in reuse[max_shapes - num_plain].ranges),
+    )
 
 
-def _candidate_bounds(mass):
-    """Visible counts at which a bucket may end: -1 (before all), ..., the largest with mass."""
+class _Cover(NamedTuple):
+    """Ranges of (visible, cached) counts that cover all splits, with or without reuse.
+
+    Attributes:
+        work: expected padded work; infinite if nothing is covered.
+        ranges: one pair for each bucket.
+    """
+
+    work: float
+    ranges: list[tuple[Range, Range]]
+
+
+_NO_COVER = _Cover(np.inf, [])
+
+
+def _candidate_bounds(mass: Float[np.ndarray, " l+1"]) -> Int[np.ndarray, " bounds"]:
+    """Returns visible counts at which a bucket may end: -1 (before all) to the largest with mass.
+
+    The first is that before the smallest with mass.
+    """
     largest = int(np.flatnonzero(mass)[-1])
     smallest = int(np.flatnonzero(mass)[0])
     if largest - smallest < _MAX_BOUNDS:
@@ -135,8 +132,14 @@ def _candidate_bounds(mass):
     return np.unique(np.concatenate([inside, even]))
 
 
-def _plain_work(num_tokens, mass, bounds, cost, max_shapes):
-    """Least expected work of steps without reuse by number of buckets, and how to get the cuts."""
+def _covers_without_reuse(
+    num_tokens: int,
+    mass: Float[np.ndarray, " l+1"],
+    bounds: Int[np.ndarray, " bounds"],
+    cost: reveal.Cost,
+    max_shapes: int,
+) -> list[_Cover]:
+    """Returns the cover of least work for each number of buckets from 0 to ``max_shapes``."""
     size = len(bounds)
     work = np.full((size, size), np.inf)
     below = np.concatenate([[0.0], np.cumsum(mass)])
@@ -145,65 +148,88 @@ def _plain_work(num_tokens, mass, bounds, cost, max_shapes):
             low, high = bounds[i] + 1, bounds[j]
             probability = below[high + 1] - below[low]
             work[i, j] = probability * cost(0, high, high, num_tokens - low)
-    totals = [np.inf] + [
-        reveal.best_partition(work, min(k, size - 1))[0] for k in range(1, max_shapes + 1)
-    ]
-
-    def cuts(k):
-        ends = reveal.best_partition(work, min(k, size - 1))[1]
-        starts = [0, *ends[:-1]]
-        return [(int(bounds[i]) + 1, int(bounds[j])) for i, j in zip(starts, ends, strict=True)]
-
-    return totals, cuts
+    covers = [_NO_COVER]
+    for k in range(1, max_shapes + 1):
+        total, runs = reveal.best_partition(work, min(k, size - 1))
+        visible = [(int(bounds[i]) + 1, int(bounds[j])) for i, j in runs]
+        covers.append(_Cover(total, [(x, (0, 0)) for x in visible]))
+    return covers
 
 
-def _reuse_work(num_tokens, splits, mass, bounds, cost, max_shapes):
-    """As ``_plain_work`` for the steps with reuse, whose buckets are ranges of two counts."""
-    size = len(bounds)
-    largest = int(bounds[-1])
+def _covers_with_reuse(
+    num_tokens: int,
+    splits: reveal.SplitDistribution,
+    mass: Float[np.ndarray, " l+1"],
+    bounds: Int[np.ndarray, " bounds"],
+    cost: reveal.Cost,
+    max_shapes: int,
+) -> list[_Cover]:
+    """Returns a cover of little work for each number of buckets from 0 to ``max_shapes``."""
+    size, largest = len(bounds), int(bounds[-1])
     joint = np.zeros((largest + 1, largest + 1))  # visible, cached
-    for visible in range(largest + 1):
-        joint[visible, : visible + 1] = mass[visible] * splits.cached_probabilities(visible)
+    for count in range(largest + 1):
+        joint[count, : count + 1] = mass[count] * splits.cached_probabilities(count)
     below = np.pad(joint.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    parts = min(_MAX_PARTS, max_shapes)
-    work = np.full((parts + 1, size, size), np.inf)
-    inner = {}
+    max_parts = min(_MAX_PARTS, max_shapes)
+    # Of the splits between two bounds, cut into k parts by their cached counts.
+    work = np.full((max_parts + 1, size, size), np.inf)
+    ranges = {}
     for i in range(size):
         for j in range(i + 1, size):
-            low, high = int(bounds[i]) + 1, int(bounds[j])
-            edges = np.unique(np.linspace(-1, high, min(high + 2, 24)).round().astype(int))
-            first, last = edges[:-1] + 1, edges[1:]
-            column = below[high + 1] - below[low]
-            probability = column[None, last + 1] - column[first, None]
-            part = probability * cost(last[None, :], high - first[:, None], high, num_tokens - low)
-            table = np.full((len(edges), len(edges)), np.inf)
-            upper = np.triu_indices(len(edges) - 1)
-            table[upper[0], upper[1] + 1] = part[upper]
-            for k in range(1, min(parts, len(edges) - 1) + 1):
-                work[k, i, j], ends = reveal.best_partition(table, k)
-                inner[k, i, j] = list(edges[ends])
+            visible = int(bounds[i]) + 1, int(bounds[j])
+            parts = _cut_cached(num_tokens, below, visible, cost, max_parts)
+            for k, (total, cached) in enumerate(parts, start=1):
+                work[k, i, j], ranges[k, i, j] = total, [(visible, x) for x in cached]
     best = np.full((max_shapes + 1, size), np.inf)
     best[0, 0] = 0.0
-    choice = {}
+    found: dict[tuple[int, int], list[tuple[Range, Range]]] = {(0, 0): []}
     for used in range(1, max_shapes + 1):
-        options = [best[used - k][:, None] + work[k] for k in range(1, min(parts, used) + 1)]
-        options = np.stack(options)
+        options = np.stack(
+            [best[used - k][:, None] + work[k] for k in range(1, min(max_parts, used) + 1)]
+        )
         best[used] = options.min(axis=(0, 1))
-        for j in range(1, size):
-            k, i = np.unravel_index(options[:, :, j].argmin(), (len(options), size))
-            choice[used, j] = int(k) + 1, int(i)
-    totals = np.minimum.accumulate(best[:, -1])
+        for j in np.flatnonzero(np.isfinite(best[used])).tolist():
+            option, start = np.unravel_index(options[:, :, j].argmin(), (len(options), size))
+            k = int(option) + 1
+            found[used, j] = found[used - k, int(start)] + ranges[k, int(start), j]
+    covers = [_NO_COVER]
+    for k in range(1, max_shapes + 1):
+        used = int(best[: k + 1, -1].argmin())
+        covers.append(_Cover(best[used, -1], found[used, size - 1]))
+    return covers
 
-    def cuts(shapes):
-        used, j, found = int(best[: shapes + 1, -1].argmin()), size - 1, []
-        while j:
-            k, i = choice[used, j]
-            visible = int(bounds[i]) + 1, int(bounds[j])
-            first = 0
-            for last in inner[k, i, j]:
-                found.append((visible, (first, int(last))))
-                first = int(last) + 1
-            used, j = used - k, i
-        return found[::-1]
 
-    return totals, cuts
+def _cut_cached(
+    num_tokens: int,
+    below: Float[np.ndarray, "visible+2 cached+2"],
+    visible: Range,
+    cost: reveal.Cost,
+    max_parts: int,
+) -> list[tuple[float, list[Range]]]:
+    """Cuts the splits of a range of visible counts into 1, 2, ... parts by their cached counts.
+
+    Args:
+        num_tokens: l.
+        below: probability of all splits with fewer visible and with fewer cached tokens.
+        visible: the range.
+        cost: the work of one step.
+        max_parts: most parts.
+
+    Returns:
+        For each number of parts the expected work and the parts, those of largest counts first.
+    """
+    low, high = visible
+    edges = np.linspace(-1, high, min(high + 2, _MAX_CACHED_BOUNDS)).round().astype(int)
+    edges = np.unique(edges)
+    first, last = edges[:-1] + 1, edges[1:]
+    column = below[high + 1] - below[low]
+    probability = column[None, last + 1] - column[first, None]
+    part = probability * cost(last[None, :], high - first[:, None], high, num_tokens - low)
+    work = np.full((len(edges), len(edges)), np.inf)
+    upper = np.triu_indices(len(edges) - 1)
+    work[upper[0], upper[1] + 1] = part[upper]
+    cuts = (reveal.best_partition(work, k) for k in range(1, min(max_parts, len(edges) - 1) + 1))
+    return [
+        (total, [(int(first[i]), int(last[j - 1])) for i, j in reversed(runs)])
+        for total, runs in cuts
+    ]

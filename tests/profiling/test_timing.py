@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 
+import expected_work
 import jax
 import ml_collections
 import numpy as np
@@ -16,7 +17,7 @@ import tiny_config
 from enat_jax.models import nat
 from enat_jax.profiling import setup, timing
 from enat_jax.runtime import matrix_rate
-from enat_jax.schedules import costs, shape_buckets
+from enat_jax.schedules import costs
 
 SMALL = (32, 48, 32)
 TWO_STEPS = dataclasses.replace(tiny.SETTINGS, num_steps=2)
@@ -92,7 +93,7 @@ def test_shares_of_the_shapes_add_up(mask, reuse_probability):
     assert probability.sum() == pytest.approx(1)
     cost = functools.partial(costs.training_cost, costs.dims_of(task.model))
     padded = np.array([float(cost(*bucket.windows)) for bucket in task.buckets])
-    expected = shape_buckets.expected_work(16, task.splits, task.buckets, cost)
+    expected = expected_work.of(16, task.splits, task.buckets, cost)
     assert (probability @ padded, probability @ exact) == pytest.approx(expected)
     assert np.all(exact <= padded * (1 + 1e-12))
 

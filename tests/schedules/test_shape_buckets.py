@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import expected_work
 import pytest
 
 from enat_jax.schedules import costs, reveal, shape_buckets
@@ -22,14 +23,14 @@ def test_expected_work_counted_split_by_split():
                 windows = shape_buckets.find(buckets, reveal.Split(reuse, c, visible)).windows
                 padded += share * mass[visible] * p * costs.training_cost(dims, *windows)
                 exact += share * mass[visible] * p * costs.exact_training_cost(dims, c, visible)
-    assert shape_buckets.expected_work(16, d, buckets, cost) == pytest.approx((padded, exact))
+    assert expected_work.of(16, d, buckets, cost) == pytest.approx((padded, exact))
 
 
 def test_forty_shapes_pad_enat_l_by_at_most_a_quarter():
     d = reveal.SplitDistribution()
     cost = functools.partial(costs.training_cost, ENAT_L)
     buckets = shape_buckets.choose(256, d, 40, cost)
-    padded, exact = shape_buckets.expected_work(256, d, buckets, cost)
+    padded, exact = expected_work.of(256, d, buckets, cost)
     assert len({b.windows for b in buckets}) <= 40
     assert 1.0 <= padded / exact <= 1.25
 
