@@ -1,17 +1,32 @@
-"""TODO."""
+"""What is measured, from the files of configs: models and tasks without their data."""
 
 import dataclasses
 import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jaxtyping import PyTree
 
 from enat_jax.inference import sampling
-from enat_jax.models import transformers
+from enat_jax.models import transformers, vqgan
+from enat_jax.models.transformers import Transformer
 from enat_jax.schedules import costs, reveal, shape_buckets
 from enat_jax.training import config as train_config
 from enat_jax.training import enat_task, optim
 
 
-def load_config(path, overrides=(), task="enat"):
-    """The complete config of a file, which must be of a task, with ``overrides`` applied.
+def load_config(
+    path: str, overrides: Sequence[str] = (), task: str = "enat"
+) -> ml_collections.ConfigDict:
+    """Returns the complete config of a file with ``overrides`` applied.
+
+    Args:
+        path: of the file.
+        overrides: arguments such as ``--config.model.width=64``.
+        task: that the config must be of.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -23,8 +38,12 @@ def load_config(path, overrides=(), task="enat"):
     return train_config.complete(config)
 
 
-def make_model(config, dtype=None):
-    """The transformer of a config, with another compute dtype if one is given."""
+def make_model(config: ml_collections.ConfigDict, dtype: str | None = None) -> Transformer:
+    """Returns the transformer of a config, with another compute dtype if one is given.
+
+    Raises:
+        ValueError: a size of the model is not set.
+    """
     values = train_config.complete(config).model.to_dict()
     if unset := [f"config.model.{name}" for name, value in values.items() if value is None]:
         raise ValueError(f"{', '.join(unset)} must be set: there are no tokens to take them from")
@@ -32,24 +51,51 @@ def make_model(config, dtype=None):
     return model if dtype is None else model.clone(dtype=dtype)
 
 
-def make_task(config, batch_size, max_shapes=None, dtype=None):
-    """The training task of a config without its data; ``max_shapes`` None: the config's."""
+def init_model(model: Transformer) -> PyTree:
+    """Returns fresh random parameters; pure, so that their shapes can be had without them."""
+    ids, labels = jnp.zeros((1, model.num_tokens), jnp.int32), jnp.zeros((1,), jnp.int32)
+    return model.init(jax.random.key(0), ids, labels)["params"]
+
+
+def make_codec(config: ml_collections.ConfigDict, dtype: str) -> vqgan.VQGAN:
+    """Returns the VQGAN of a config, which must be of the task "vqgan", in a compute dtype."""
+    return vqgan.VQGAN(**config.model.to_dict() | {"dtype": dtype})
+
+
+def make_task(
+    config: ml_collections.ConfigDict,
+    batch_size: int,
+    max_shapes: int | None = None,
+    dtype: str | None = None,
+) -> enat_task.Task:
+    """Returns the training task of a config without its data, which the compiled step never sees.
+
+    Args:
+        config: of the task "enat".
+        batch_size: images of a step.
+        max_shapes: compiled shapes; None: the config's.
+        dtype: of the computation; None: the config's.
+
+    Raises:
+        ValueError: a setting is wrong, or a size of the model is not set.
+    """
     if batch_size < 1:
         raise ValueError(f"{batch_size=} must be at least 1")
     config = train_config.complete(config)
     model = make_model(config, dtype)
-    training = enat_task.Training(**config.loss)
+    loss = enat_task.Loss(**config.loss)
     splits = reveal.SplitDistribution(**config.mask)
     optimizer = optim.Optimizer(**config.optimizer)
     cost = functools.partial(costs.training_cost, costs.dims_of(model))
-    shapes = training.max_shapes if max_shapes is None else max_shapes
+    shapes = loss.max_shapes if max_shapes is None else max_shapes
+    no_data: Any = None
     return enat_task.Task(
         model=model,
-        tokens=None,
+        tokens=no_data,
         held_out=None,
-        tokenizer=None,
+        tokenizer=no_data,
         optimizer=optimizer.make(config.train.num_steps),
-        training=dataclasses.replace(training, words_from_codebook=False),  # there is none
+        loss=dataclasses.replace(loss, words_from_codebook=False),  # there is no codebook
         splits=splits,
         buckets=shape_buckets.choose(model.num_tokens, splits, shapes, cost),
         sampler=sampling.Settings(),
