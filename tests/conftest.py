@@ -43,6 +43,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="PyTorch is not installed"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """Programs stay in memory as long as jax remembers them: no module needs another one's."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A directory with the tokenizer and the tokens that ``small_runs`` trains on."""
