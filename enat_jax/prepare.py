@@ -61,7 +61,7 @@ def prepare(
         num_shards: files of each split; None: as many as TFDS would write.
 
     Returns:
-        the directory of the data set.
+        The directory of the data set.
 
     Raises:
         OSError: a tar file is missing, something cannot be read or written, the disk is too small,
@@ -100,9 +100,10 @@ def prepare(
 
 
 def is_done(final: pathlib.Path, splits: Sequence[str] | None) -> bool:
-    """Whether ``final`` holds a finished data set with these splits (None: with any).
+    """Says whether ``final`` holds a finished data set with these splits (None: with any).
 
-    Raises ValueError if it holds anything else.
+    Raises:
+        ValueError: it holds anything else.
     """
     if not final.exists():
         return False
@@ -139,7 +140,7 @@ def _tar_files(tars: pathlib.Path, splits: Sequence[str] | None) -> dict[str, pa
 
 
 def _scanned(tar: pathlib.Path, split: str, cache: pathlib.Path) -> imagenet.Pictures:
-    """The pictures of a tar file, remembered in ``cache`` as long as the file is not touched."""
+    """Returns the pictures of a tar file, kept in ``cache`` as long as the file is not touched."""
     found = tar.stat()
     stamp = np.array([found.st_size, found.st_mtime_ns])
     fields = [field.name for field in dataclasses.fields(imagenet.Pictures)]
@@ -165,19 +166,20 @@ def _check_number(tar: pathlib.Path, split: str, found: int, allow_incomplete: b
 
 
 def _keep_plan(unfinished: pathlib.Path, shards: dict[str, list[imagenet_records.Shard]]) -> None:
-    """Remembers what the files in this directory are made of, or checks that it is the same."""
+    """Writes down what the files in this directory are made of, or checks that it is the same."""
     path = unfinished / "plan.json"
-    plan = {"format": _PLAN_FORMAT, "splits": {}}
+    splits = {}
     for split, of_split in shards.items():
         digest = hashlib.sha256()
         for shard in of_split:
             for field in dataclasses.fields(shard.pictures):
                 digest.update(getattr(shard.pictures, field.name).tobytes())
-        plan["splits"][split] = {
+        splits[split] = {
             "pictures": digest.hexdigest(),
             "lengths": [len(shard.pictures) for shard in of_split],
             "bytes": [shard.num_bytes for shard in of_split],
         }
+    plan = {"format": _PLAN_FORMAT, "splits": splits}
     advice = f"remove {unfinished} to start anew"
     if path.exists() and files.read_json(path, advice) != plan:
         raise ValueError(

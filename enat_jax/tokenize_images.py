@@ -5,9 +5,9 @@
     python -m enat_jax.tokenize_images --model TOKENIZER_DIR --inspect DIR --out PICTURES_DIR
 
 Start the same command again to go on with an interrupted one. Several hosts that share DIR take
-every n-th shard each: give them `--num-hosts N` and `--host-index 0` to N-1. The result is the
+every n-th shard each: give them ``--num-hosts N`` and ``--host-index 0`` to N-1. The result is the
 same byte for byte. A source of the kind that the tokenizer was trained on, files, TFDS or digits,
-has the settings of its training, the share held out too, but for what `--set` changes.
+has the settings of its training, the share held out too, but for what ``--set`` changes.
 """
 
 import argparse
@@ -30,7 +30,11 @@ def make_spec(
     location: dict[str, Any],
     flags: argparse.Namespace,
 ) -> tokens.TokenSetSpec:
-    """What the command line asks for; raises ValueError if the images do not suit the tokenizer."""
+    """Returns what the command line asks for.
+
+    Raises:
+        ValueError: the images do not suit the tokenizer.
+    """
     height, width, channels = source.image_shape
     needed = (*model.image_size, model.model.image_channels)
     if source.image_shape != needed:
@@ -60,7 +64,7 @@ def make_spec(
 
 
 def _location(model: tokenizer.Tokenizer, flags: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of ``images.open_source``."""
+    """Returns the arguments of ``images.open_source``."""
     settings = tokenization.source_settings(model, flags.source)
     if twice := {"source", "split"} & dict(flags.set).keys():
         raise ValueError(f"--set {min(twice)}=... is an option of its own: --{min(twice)}")
@@ -84,7 +88,7 @@ def _tokenize(
     host_index: int,
     num_hosts: int,
 ) -> tokenization.Times:
-    """``tokenization.tokenize``, whose errors are told with the flags that help."""
+    """Calls ``tokenization.tokenize``; the messages of its errors name the flags that help."""
     try:
         return tokenization.tokenize(
             model,
@@ -190,7 +194,7 @@ def main(arguments: list[str]) -> None:
         tokens.finish(flags.out, spec)  # reads all of it: what is damaged does not count as made
         print(f"{flags.out} already holds these tokens")
         return
-    settings = {k: v for k, v in location.items() if k not in ("source", "split")}
+    settings = {k: v for k, v in sorted(location.items()) if k not in ("source", "split")}
     print(f"{flags.source}, {flags.split}: {', '.join(f'{k}={v}' for k, v in settings.items())}")
     print(
         f"tokenizing {spec.copies} x {spec.num_images} images"

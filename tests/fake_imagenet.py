@@ -26,7 +26,7 @@ TEST = [f"ILSVRC2012_test_{i:08d}.JPEG" for i in (2, 1, 9)]
 
 
 def picture(name):
-    """An encoded picture of large flat fields, of a size and with colours that `name` decides."""
+    """An encoded picture of large flat fields, of a size and with colours that ``name`` decides."""
     rng = np.random.default_rng(list(name.encode()))
     height, width = rng.integers(2, 7, 2)
     mode = "CMYK" if name in CMYK else "RGB"

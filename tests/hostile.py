@@ -93,7 +93,7 @@ def records_by_key(directory):
 
 
 def snapshot(root, out):
-    """Every file, folder and link below `root` but for `out`, links as what they say."""
+    """Every file, folder and link below ``root`` but for ``out``, links as what they say."""
     return {
         str(path): os.readlink(path) if path.is_symlink() else path.is_file() and path.read_bytes()
         for path in root.rglob("*")
@@ -120,7 +120,7 @@ def refused(arguments, words, capsys):
 
 @pytest.fixture
 def untouched(tmp_path, monkeypatch):
-    """The working directory is an empty one; at the end nothing but `out` may have changed."""
+    """The working directory is an empty one; at the end nothing but ``out`` may have changed."""
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     out, before = tmp_path / "out", {}

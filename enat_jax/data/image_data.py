@@ -1,4 +1,4 @@
-"""The images that a task is trained on, and the batches that they come in."""
+"""The section ``data`` of a config that trains on images, and the batches of these images."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -6,22 +6,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from enat_jax.data import images as image_sources
-from enat_jax.data import loader
+from enat_jax.data import images, loader
+from enat_jax.data.decoding import Batch
 
-Batch = dict[str, np.ndarray]
+__all__ = ["Batch", "Data", "batch_spec", "batches"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Where the images are; see ``data.images.open_source``.
+    """Where the images of a run are; see ``images.open_source``.
 
     Attributes:
         source: "digits", a folder, an archive or a TFDS data set.
         settings: of the source, such as the ``size`` of its images.
-        train_split, held_out_split: of the source.
+        train_split: split of the source to train on.
+        held_out_split: split of the source to evaluate on.
         workers: processes that read and decode images; 0: threads of this one, which do as well
             while the devices are busy elsewhere.
     """
@@ -32,7 +32,7 @@ class Data:
     held_out_split: str = "test"
     workers: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.source:
             raise ValueError(
                 "data.source is not set: give --config.data.source=, the path of a folder, .zip or "
@@ -41,7 +41,7 @@ class Data:
 
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> "Data":
-        """Of the section of a config, in which the source's settings stand beside the others.
+        """Makes it from the section, in which the source's settings stand beside the others.
 
         A setting of None is one that was not given.
         """
@@ -49,12 +49,13 @@ class Data:
         settings = {k: v for k, v in section.items() if k not in own and v is not None}
         return cls(settings=settings, **{k: v for k, v in section.items() if k in own})
 
-    def open(self, split: str) -> image_sources.Source:
-        return image_sources.open_source(self.source, split, **self.settings)
+    def open(self, split: str) -> images.Source:
+        """Opens a split of the source."""
+        return images.open_source(self.source, split, **self.settings)
 
 
-def batch_spec(source: image_sources.Source, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of a whole batch: images uint8 [b, h, w, c], labels int32 [b]."""
+def batch_spec(source: images.Source, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes and dtypes of a batch: images uint8 ``[b, h, w, c]``, labels int32 ``[b]``."""
     return {
         "images": jax.ShapeDtypeStruct((batch_size, *source.image_shape), jnp.uint8),
         "labels": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
@@ -62,16 +63,22 @@ def batch_spec(source: image_sources.Source, batch_size: int) -> dict[str, jax.S
 
 
 def batches(
-    source: image_sources.Source,
+    source: images.Source,
     batch_size: int,
     seed: int,
     start: int,
     share: tuple[int, int],
     workers: int,
 ) -> Iterator[Batch]:
-    """Part i of n of every batch from number ``start`` on, augmented; see ``loader.train_batches``.
+    """Yields augmented batches without end; see ``loader.train_batches``.
 
-    ``share``: (i, n), see ``sharding.process_share``. ``workers``: see ``Data``.
+    Args:
+        source: of the images.
+        batch_size: images of a whole batch.
+        seed: of their order and augmentation.
+        start: number of the first batch.
+        share: (i, n), part i of n of every batch; see ``sharding.process_share``.
+        workers: see ``Data``.
     """
     return loader.train_batches(
         source.gather,

@@ -19,7 +19,7 @@ ONLY_CLASS = "image"  # of pictures without classes
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Which pictures a split has."""
+    """The pictures of a split."""
 
     class_names: tuple[str, ...]
     rows: Int[np.ndarray, " n"]  # int64, ascending: places of the split's pictures among all

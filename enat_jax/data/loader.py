@@ -1,4 +1,4 @@
-"""The Grain pipeline: an endless, exactly resumable stream of shuffled batches.
+"""Endless, exactly resumable streams of shuffled batches, made by Grain.
 
 The position in the stream is the step and nothing else. The order of an epoch depends on
 (seed, epoch) alone, so a run is resumed by ``start_step``, with any number of workers, and a global
@@ -9,23 +9,33 @@ import collections
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TypeVar
 
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import Int
 
+from enat_jax.data.decoding import Batch
 from enat_jax.runtime import exits
 
-Batch = dict[str, np.ndarray]
+Gather = Callable[[Int[np.ndarray, " b"], Int[np.ndarray, " b"]], Batch]  # of indices and seeds
+Placed = TypeVar("Placed")
 
 
-def shuffled(start: int, count: int, n: int, seed: int) -> np.ndarray:
-    """Examples at the places ``start`` to ``start + count`` of an endless row of shuffled epochs.
+def shuffled(start: int, count: int, n: int, seed: int) -> Int[np.ndarray, " count"]:
+    """Returns what stands at ``start`` to ``start + count`` in an endless row of shuffled epochs.
 
     Every epoch is a permutation of its own, computed place by place: nothing grows with ``n``.
 
-    Returns int64 [count] in [0, n), 1 <= n <= 2**31.
+    Args:
+        start: the first place.
+        count: number of places.
+        n: number of examples, 1 to 2**31.
+        seed: of all permutations.
+
+    Returns:
+        Examples in [0, n), int64.
     """
     out = np.empty(count, np.int64)
     at = 0
@@ -41,11 +51,9 @@ def shuffled(start: int, count: int, n: int, seed: int) -> np.ndarray:
 
 
 class _Fetch(grain.transforms.RandomMap):
-    """From a step to this process's part of its global batch."""
+    """Maps a step to this process's part of its global batch."""
 
-    def __init__(
-        self, gather: Callable[[np.ndarray, np.ndarray], Batch], n: int, size: int, seed: int, part
-    ):
+    def __init__(self, gather: Gather, n: int, size: int, seed: int, part: slice) -> None:
         self._gather = gather
         self._n = n
         self._size = size
@@ -61,7 +69,7 @@ class _Fetch(grain.transforms.RandomMap):
 
 
 def train_batches(
-    gather: Callable[[np.ndarray, np.ndarray], Batch],
+    gather: Gather,
     n: int,
     global_batch: int,
     *,
@@ -73,13 +81,23 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Yields this process's part of the batches from ``start_step`` on, without end.
 
-    ``gather(indices [b], seeds [b]) -> batch`` fetches examples out of ``n``; each epoch is a new
-    shuffle, and an epoch's last examples share a batch with the next one's first. Whole batches are
-    fetched, which is many times faster than single examples. With ``workers`` it is done by that
-    many other processes (``gather`` must be picklable), without by a thread; the batches are the
-    same.
+    Each epoch is a new shuffle, and an epoch's last examples share a batch with the next one's
+    first.
 
-    Raises ValueError if there are no examples or the batch does not divide among the processes.
+    Args:
+        gather: fetches a whole batch by indices in [0, n) and seeds of the augmentation, which is
+            many times faster than fetching single examples.
+        n: number of examples.
+        global_batch: examples of a batch of all processes together.
+        seed: of the order and the augmentation.
+        start_step: number of the first batch.
+        process_index: of this process.
+        process_count: that share each batch.
+        workers: other processes that call ``gather``, which must be picklable; 0: a thread of this
+            one does. The batches are the same.
+
+    Raises:
+        ValueError: there are no examples, or the batch does not divide among the processes.
     """
     if not 1 <= n <= 1 << 31:
         raise ValueError(f"{n=}: there must be between 1 and 2**31 examples to train on")
@@ -109,20 +127,17 @@ def _start_worker(index: int, count: int) -> None:
     exits.end_with_parent(signal.SIGINT, signal.SIGTERM)
 
 
-def prefetch(batches: Iterable[Batch], put: Callable[[Batch], Any], ahead: int = 2) -> Iterator:
+def prefetch(
+    batches: Iterable[Batch], put: Callable[[Batch], Placed], ahead: int = 2
+) -> Iterator[Placed]:
     """Yields ``put(batch)`` of every batch, ``ahead`` of them begun before they are asked for.
 
     ``put`` starts the transfer to the devices and returns at once, as jax's transfers do; so the
     next batches travel while a step computes.
     """
-    waiting = collections.deque()
+    waiting: collections.deque[Placed] = collections.deque()
     for batch in batches:
         waiting.append(put(batch))
         if len(waiting) > ahead:
             yield waiting.popleft()
     yield from waiting
-
-
-def evenly(num_rows: int, max_rows: int) -> np.ndarray:
-    """Returns the int64 numbers of at most ``max_rows`` rows, evenly over a set sorted by class."""
-    return np.linspace(0, num_rows - 1, min(num_rows, max_rows)).astype(np.int64)

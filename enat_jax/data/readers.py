@@ -269,7 +269,7 @@ def _zip_members(path: str | os.PathLike) -> list[zipfile.ZipInfo]:
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    name = info.orig_filename  # `filename` ends at a zero byte
+    name = info.orig_filename  # ``filename`` ends at a zero byte
     if info.flag_bits & 0x800 or name.isascii():
         return name
     try:  # macOS writes UTF-8 without saying so, and zipfile takes it for the alphabet of DOS

@@ -60,7 +60,7 @@ def npy_header(path: pathlib.Path) -> tuple[int, np.dtype, int]:
         try:
             shape, by_columns, found = read_npy_header(file)
             row = np.dtype((found, shape[1:]))
-        except Exception as error:  # numpy reads a damaged header as Python, which fails anyhow
+        except Exception as error:  # numpy parses a header as Python, so damage may raise anything
             raise ValueError(
                 f"{path} is not a .npy file, or its header is damaged ({exits.one_line(error)})"
             ) from error
@@ -132,7 +132,7 @@ class Files:
         return out
 
     def __getstate__(self) -> tuple[list[pathlib.Path], list[int], np.dtype]:
-        # File descriptors do not travel; Grain's workers open their own.
+        # File descriptors cannot be pickled: each of Grain's workers opens the files again.
         return self.paths, self._lengths.tolist(), self._record
 
     def __setstate__(self, state: tuple[list[pathlib.Path], list[int], np.dtype]) -> None:

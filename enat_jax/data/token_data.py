@@ -1,18 +1,21 @@
-"""The tokens that a transformer is trained on, and whether they fit it and its tokenizer."""
+"""The section ``data`` of a config that trains on tokens, and what these tokens must fit."""
 
 import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from enat_jax.data import imagenet, tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Where the tokens are.
+    """Where the tokens of a run are.
 
     Attributes:
         tokens: directory of the token set to train on, or a feature file (.npy) of the reference.
-        held_out_tokens: of what to evaluate on; None: no evaluation.
         tokenizer: directory of the tokenizer, for pictures and the finished model.
+        held_out_tokens: as ``tokens``, of what to evaluate on; None: no evaluation.
         in_memory: whether to read the training tokens once and keep them, for slow disks.
     """
 
@@ -21,7 +24,7 @@ class Data:
     held_out_tokens: str | None = None
     in_memory: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("tokens", "tokenizer"):
             if not getattr(self, name):
                 raise ValueError(
@@ -30,8 +33,31 @@ class Data:
                 )
 
 
-def open_tokens(path, settings, codec):
-    """A token set, or a feature file of the reference, which says little of itself."""
+class Codec(Protocol):
+    """What ``check`` compares of a tokenizer."""
+
+    model: Any  # its network, with ``codebook_size``
+    grid: tuple[int, int]  # rows and columns of tokens
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of its weights."""
+
+
+def open_tokens(
+    path: str | os.PathLike, settings: Mapping[str, Any], codec: Codec
+) -> tokens.TokenSet:
+    """Opens a token set, or a feature file of the reference, which says little of itself.
+
+    Args:
+        path: of its directory, or of the file (.npy).
+        settings: of the model, of which a feature file needs ``num_classes``.
+        codec: the tokenizer that made the tokens.
+
+    Raises:
+        FileNotFoundError: there is no such set or file.
+        ValueError: it is damaged, or the number of classes is not known.
+    """
     if not str(path).endswith(".npy"):
         return tokens.TokenSet.open(path)
     num_classes = settings["num_classes"]
@@ -42,8 +68,8 @@ def open_tokens(path, settings, codec):
     return tokens.TokenSet.open_reference(path, codec.model.codebook_size, names)
 
 
-def sizes(token_set):
-    """What the settings of a model may leave to its tokens."""
+def sizes(token_set: tokens.TokenSet) -> dict[str, int]:
+    """Returns what the settings of a model may leave to its tokens."""
     rows, columns = token_set.grid
     return {
         "num_tokens": rows * columns,
@@ -52,8 +78,25 @@ def sizes(token_set):
     }
 
 
-def check(token_set, directory, model, codec, tokenizer_directory):
-    """Raises ValueError, saying what differs, unless tokens, model and tokenizer fit together."""
+def check(
+    token_set: tokens.TokenSet,
+    directory: str | os.PathLike,
+    model: object,
+    codec: Codec,
+    tokenizer_directory: str | os.PathLike,
+) -> None:
+    """Checks that tokens, model and tokenizer fit together.
+
+    Args:
+        token_set: the tokens.
+        directory: that they come from, for the message.
+        model: a transformer, which has ``sizes`` as attributes.
+        codec: the tokenizer.
+        tokenizer_directory: that it comes from, for the message.
+
+    Raises:
+        ValueError: what differs.
+    """
     for name, found in sizes(token_set).items():
         if found != getattr(model, name):
             raise ValueError(

@@ -24,13 +24,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int, Shaped
 
 from enat_jax.data import records
 from enat_jax.runtime import files, versions
 
 FORMAT = "enat_jax tokens 3"
 MAX_SHARDS = 128  # open files; macOS lets a process have 256
-MIN_ITEMS = 256  # of a shard, or small sets would be crumbs
+MIN_ITEMS = 256  # of a shard, or a small set would be many tiny files
 MADE_BY = "python -m enat_jax.tokenize_images"
 
 
@@ -40,6 +41,9 @@ class TokenSetSpec:
 
     Item i is copy i % copies of image i // copies. An item gives one record, or two with ``flips``,
     the second of the mirrored image.
+
+    Raises:
+        ValueError: a number is below 1.
     """
 
     num_images: int
@@ -49,12 +53,12 @@ class TokenSetSpec:
     grid: tuple[int, int]  # rows and columns of tokens
     codebook_size: int
     class_names: tuple[str, ...]
-    tokenizer: str  # `fingerprint` of its weights
+    tokenizer: str  # ``fingerprint`` of its weights
     preprocessing: dict[str, Any]  # what was done to which images, JSON values
     location: dict[str, Any]  # of the images, to find them again; no part of what is compared
     shard_items: int | None = None  # None: as many as give at most MAX_SHARDS shards
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("num_images", "copies", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
@@ -63,39 +67,42 @@ class TokenSetSpec:
 
     @property
     def num_items(self) -> int:
+        """Number of items of all shards."""
         return self.num_images * self.copies
 
     @property
     def views(self) -> int:
-        """Records of an item."""
+        """Number of records of an item."""
         return 1 + self.flips
 
     @property
     def items_per_shard(self) -> int:
+        """Number of items of every shard but the last, whole batches."""
         least = self.shard_items or max(math.ceil(self.num_items / MAX_SHARDS), MIN_ITEMS)
         return math.ceil(least / self.batch_size) * self.batch_size
 
     @property
     def num_shards(self) -> int:
+        """Number of shards."""
         return math.ceil(self.num_items / self.items_per_shard)
 
     @property
     def dtype(self) -> np.dtype:
-        """Of a record."""
+        """Type of a record."""
         return records.dtype(self.grid[0] * self.grid[1], self.codebook_size)
 
     def items(self, shard: int) -> range:
-        """The items of a shard."""
+        """Returns the items of a shard."""
         first = shard * self.items_per_shard
         return range(first, min(first + self.items_per_shard, self.num_items))
 
     def path(self, directory: pathlib.Path, shard: int, suffix: str) -> pathlib.Path:
-        """File of a shard: suffix ".npy" for its records, ".json" for its images."""
+        """Returns the file of a shard: ".npy" for its records, ".json" for its images."""
         return _shard_path(directory, shard, self.num_shards, suffix)
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:
-        """As JSON values."""
+        """What plan.json says: the fields, versions of libraries and ``digest`` as JSON values."""
         values = {"format": FORMAT} | dataclasses.asdict(self)
         values["shard_items"] = self.items_per_shard
         values["versions"] = versions.library_versions()
@@ -104,11 +111,14 @@ class TokenSetSpec:
 
 
 def begin(directory: str | os.PathLike, spec: TokenSetSpec) -> list[int]:
-    """Writes the spec, or checks that ``directory`` was begun with the same.
+    """Writes plan.json, or checks that ``directory`` was begun with the same spec.
 
-    Returns the unfinished shards.
-    Raises ValueError, naming what differs, if the directory holds anything else; OSError if it
-    cannot be written.
+    Returns:
+        The unfinished shards.
+
+    Raises:
+        ValueError: the directory holds something else; the message names what differs.
+        OSError: it cannot be written.
     """
     directory = pathlib.Path(directory)
     path = directory / "plan.json"
@@ -117,7 +127,7 @@ def begin(directory: str | os.PathLike, spec: TokenSetSpec) -> list[int]:
         _refuse_other_files(directory)
         directory.mkdir(parents=True, exist_ok=True)
         files.write_json(path, wanted)
-    # Even of its own spec: another process may have begun at the same moment.
+    # Checked even if it was just written: another process may have begun at the same moment.
     _read_plan(directory, wanted)
     return [s for s in range(spec.num_shards) if not spec.path(directory, s, ".json").exists()]
 
@@ -126,12 +136,23 @@ def write_shard(
     directory: str | os.PathLike,
     spec: TokenSetSpec,
     shard: int,
-    rows: np.ndarray,
+    rows: Shaped[np.ndarray, " n"],
     keys: Sequence[str],
     skipped: Sequence[dict[str, Any]],
 ) -> None:
-    """Finishes a shard: ``rows`` [n] of ``spec.dtype``, the ``keys`` of its images, in order, and
-    those that were ``skipped``, each {"image", "key", "reason"}. Whole or not at all."""
+    """Finishes a shard, whole or not at all.
+
+    Args:
+        directory: of the token set.
+        spec: of the token set.
+        shard: its number.
+        rows: records of ``spec.dtype``.
+        keys: of the shard's images, in order.
+        skipped: images that could not be read, each {"image", "key", "reason"}.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     directory = pathlib.Path(directory)
     content = records.npy_bytes(rows.astype(spec.dtype, copy=False))
     items = spec.items(shard)
@@ -148,14 +169,18 @@ def write_shard(
 
 
 def finish(directory: str | os.PathLike, spec: TokenSetSpec) -> bool:
-    """Writes ``metadata.json`` if all shards are finished; whether they are.
+    """Writes ``metadata.json`` if all shards are finished, and says whether they are.
 
     Any process may call it, at any time and again: it always writes the same.
-    Raises ValueError if no image could be read, or if a file is damaged or of another set.
+
+    Raises:
+        ValueError: no image could be read, or a file is damaged or of another set.
+        OSError: it cannot be written.
     """
     directory = pathlib.Path(directory)
     begun = _read_plan(directory, spec.description)
-    lengths, skipped = [], {}
+    lengths: list[int] = []
+    skipped: dict[int, dict[str, Any]] = {}
     counts = np.zeros(len(spec.class_names), np.int64)
     for shard in range(spec.num_shards):
         path = spec.path(directory, shard, ".json")
@@ -170,7 +195,7 @@ def finish(directory: str | os.PathLike, spec: TokenSetSpec) -> bool:
         raise ValueError(
             f"none of the {spec.num_images} images could be read: {directory} is empty"
         )
-    # Of the plan as it was begun: byte for byte the same, whoever finishes it.
+    # From plan.json as it was begun: byte for byte the same, whichever process finishes.
     metadata = begun | {
         "num_records": sum(lengths),
         "shards": lengths,
@@ -187,11 +212,17 @@ def finish(directory: str | os.PathLike, spec: TokenSetSpec) -> bool:
     return True
 
 
-def read_shard(path: pathlib.Path, plan: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
-    """What the file ``path``, .json, says of a finished shard, and the records beside it.
+def read_shard(
+    path: pathlib.Path, plan: dict[str, Any]
+) -> tuple[dict[str, Any], Shaped[np.ndarray, " n"]]:
+    """Reads what the .json file of a finished shard says, and the records beside it.
 
-    ``plan`` is what plan.json or metadata.json says.
-    Raises ValueError if a byte of the records is wrong, or if the shard is of another set.
+    Args:
+        path: of the .json file.
+        plan: what plan.json or metadata.json says.
+
+    Raises:
+        ValueError: a byte of the records is wrong, or the shard is of another set.
     """
     again = f"remove {path.name} and start {MADE_BY} again, it makes these records anew"
     names = ("plan", "sha256", "num_records", "first_image", "keys", "skipped")
@@ -218,21 +249,27 @@ class TokenSet:
     files on disk, or an array in memory.
     """
 
-    rows: np.ndarray | records.Files | records.Reference
+    rows: Shaped[np.ndarray, " n"] | records.Files | records.Reference
     grid: tuple[int, int]  # rows and columns of tokens
     codebook_size: int
     class_names: tuple[str, ...]
-    tokenizer: str | None  # `fingerprint` of its weights; None: not known
+    tokenizer: str | None  # ``fingerprint`` of its weights; None: not known
     preprocessing: dict[str, Any]  # what was done to which images, for people and for comparison
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def gather(self, indices: np.ndarray, seeds: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """{"tokens": int32 [b, l], "labels": int32 [b]} of ``indices`` in [0, n).
+    def gather(
+        self, indices: Int[np.ndarray, " b"], seeds: Int[np.ndarray, " b"] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Returns {"tokens": int32 ``[b, l]``, "labels": int32 ``[b]``}.
 
-        ``seeds`` is what every source of the loader takes; tokens have no use for it.
-        Raises ValueError for records that are damaged so that they could not be trained on.
+        Args:
+            indices: in [0, n).
+            seeds: what every source of the loader takes; tokens have no use for it.
+
+        Raises:
+            ValueError: a record is damaged so that it could not be trained on.
         """
         del seeds
         rows = self.rows[np.asarray(indices, np.int64)]
@@ -245,15 +282,16 @@ class TokenSet:
         return {"tokens": rows["tokens"].astype(np.int32), "labels": rows["label"].astype(np.int32)}
 
     def in_memory(self) -> "TokenSet":
-        """The same set, read once and kept."""
+        """Returns the same set, read once and kept."""
         return dataclasses.replace(self, rows=self.rows[np.arange(len(self))])
 
     @classmethod
     def open(cls, directory: str | os.PathLike) -> "TokenSet":
         """Opens a set; the records stay on disk and are read as they are gathered.
 
-        Raises FileNotFoundError if there is no token set, ValueError if it is unfinished, damaged
-        or of another format.
+        Raises:
+            FileNotFoundError: there is no token set.
+            ValueError: it is unfinished, damaged or of another format.
         """
         directory = pathlib.Path(directory)
         metadata = read_metadata(directory)
@@ -283,11 +321,14 @@ class TokenSet:
     def open_reference(
         cls, path: str | os.PathLike, codebook_size: int, class_names: Sequence[str]
     ) -> "TokenSet":
-        """Opens a feature file of the reference: ``.npy``, int64 [n, 1 + l], rows of label, tokens.
+        """Opens a feature file of the reference: ``.npy``, int64 ``[n, 1 + l]``, label and tokens.
 
         It says nothing of the tokenizer; codebook and classes are the caller's, and every record
         that does not fit them raises when it is read.
-        Raises FileNotFoundError, ValueError.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no such file, or its tokens are no square grid.
         """
         rows = records.Reference(pathlib.Path(path), codebook_size, len(class_names))
         side = math.isqrt(rows.num_tokens)
@@ -304,7 +345,7 @@ class TokenSet:
 
 
 def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
-    """The metadata of a finished token set; raises as ``TokenSet.open`` does."""
+    """Returns the metadata of a finished token set; raises as ``TokenSet.open`` does."""
     directory = pathlib.Path(directory)
     path = directory / "metadata.json"
     if not path.is_file():
@@ -329,7 +370,7 @@ def _shard_path(directory: pathlib.Path, shard: int, num_shards: int, suffix: st
 
 
 def _read_plan(directory: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """What plan.json says; raises ValueError if it is not what is ``wanted``."""
+    """Reads plan.json; raises ValueError if it would give other records than ``wanted``."""
     found = files.read_json(directory / "plan.json", f"remove {directory} and start again")
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError(f"{directory} holds no token set of ours: choose another directory")
@@ -338,8 +379,9 @@ def _read_plan(directory: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any
 
 
 def digest(plan: dict[str, Any]) -> str:
-    """SHA-256 of all values of a plan that decide the records."""
-    waiting, decisive = [("", plan)], {}
+    """Returns the SHA-256 of all values of a plan that decide the records."""
+    waiting: list[tuple[str, Any]] = [("", plan)]
+    decisive = {}
     while waiting:
         name, value = waiting.pop()
         if isinstance(value, dict):
@@ -350,8 +392,16 @@ def digest(plan: dict[str, Any]) -> str:
 
 
 def refuse_others(directory: pathlib.Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises ValueError, naming what differs, if the plan ``found`` in ``directory`` would give
-    other records than the one that is ``wanted``."""
+    """Checks that two plans would give the same records.
+
+    Args:
+        directory: of the token set.
+        found: what its plan.json says.
+        wanted: what it should say.
+
+    Raises:
+        ValueError: what differs.
+    """
     different = [x for x in files.differences(wanted, found) if _is_decisive(x[0])]
     if different:
         name, now, before = different[0]
@@ -365,7 +415,7 @@ def refuse_others(directory: pathlib.Path, found: dict[str, Any], wanted: dict[s
 
 
 def _is_decisive(name: str) -> bool:
-    """Not where images lie, what else lies beside them, and the digest of all that decides."""
+    """Says no of where images lie, what else lies beside them, and the digest of all others."""
     return not f"{name}.".startswith(("location.", "preprocessing.ignored_files.", "digest."))
 
 

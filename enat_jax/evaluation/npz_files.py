@@ -10,6 +10,8 @@ from typing import IO
 
 import numpy as np
 
+from enat_jax.data import records
+
 _DAMAGE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
 
@@ -51,14 +53,7 @@ class Archive:
             return np.lib.format.read_array(file, allow_pickle=False)
 
     def _read_header(self, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-        version = np.lib.format.read_magic(file)
-        readers = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        if version not in readers:
-            raise ValueError(f"{name} is in version {version} of the format")
-        shape, by_columns, dtype = readers[version](file)
+        shape, by_columns, dtype = records.read_npy_header(file)
         if dtype.hasobject:
             raise ValueError(f"{name} holds pickled Python objects, which are never read")
         size = self._file.getinfo(self._names[name]).file_size - file.tell()

@@ -31,7 +31,7 @@ def chunk(name, data):
 
 
 def png(width, height, depth, kind, pixels, *others):
-    """A PNG file written by hand: `pixels` are raw rows without their filter bytes."""
+    """A PNG file written by hand: ``pixels`` are raw rows without their filter bytes."""
     row = len(pixels) // height
     raw = b"".join(b"\0" + pixels[i * row : (i + 1) * row] for i in range(height))
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
