@@ -53,7 +53,7 @@ def make_spec(
         copies=flags.copies,
         flips=flips,
         batch_size=flags.batch_size or min(64, max(1, PIXELS // (height * width))),
-        grid=tuple(model.grid),
+        grid=model.grid,
         codebook_size=model.model.codebook_size,
         class_names=tuple(source.class_names),
         tokenizer=model.fingerprint,

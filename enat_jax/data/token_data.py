@@ -36,8 +36,13 @@ class Data:
 class Codec(Protocol):
     """What ``check`` compares of a tokenizer."""
 
-    model: Any  # its network, with ``codebook_size``
-    grid: tuple[int, int]  # rows and columns of tokens
+    @property
+    def model(self) -> Any:
+        """Its network, which has ``codebook_size``."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
 
     @property
     def fingerprint(self) -> str:
@@ -80,10 +85,10 @@ def sizes(token_set: tokens.TokenSet) -> dict[str, int]:
 
 def check(
     token_set: tokens.TokenSet,
-    directory: str | os.PathLike,
+    directory: object,
     model: object,
     codec: Codec,
-    tokenizer_directory: str | os.PathLike,
+    tokenizer_directory: object,
 ) -> None:
     """Checks that tokens, model and tokenizer fit together.
 
