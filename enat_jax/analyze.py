@@ -4,9 +4,9 @@
     python -m enat_jax.analyze quadrants --model NAT_DIR --tokens HELD_OUT_DIR --out runs/quadrants
     python -m enat_jax.analyze costs --out runs/costs
 
-similarity: how much token features change between sampling steps (paper Figure 5; the module of
-that name says what is compared), averaged over samples of all classes: `similarity.json`,
-`similarity.md` and the plots `similarity.png` and `maps.png`.
+similarity: how much token features change between sampling steps (paper Figure 5;
+evaluation/step_similarity.py says what is compared), averaged over samples of all classes:
+`similarity.json`, `similarity.md` and the plots `similarity.png` and `maps.png`.
 
 quadrants: how well a NAT predicts masked tokens without one quadrant of its attention (Figure 2),
 cut after training: `quadrants.json` and `quadrants.md`. Models that were trained without one come
@@ -20,43 +20,27 @@ Plots need matplotlib: pip install 'enat_jax[analyze]'
 
 import argparse
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 from enat_jax.data import records, tokens
-from enat_jax.evaluation import plots, quadrants, similarity
+from enat_jax.evaluation import paper_costs, plots, quadrants, similarity
 from enat_jax.inference import generator, masked_scores
 from enat_jax.models import nat
 from enat_jax.runtime import cli, files, progress
-from enat_jax.schedules import paper_costs
 
-MAX_MAPS = 16
-
-
-# --- similarity of features -----------------------------------------------------------------
+MAX_MAPS = 16  # samples that one plot has room for
 
 
-# --- attention quadrants --------------------------------------------------------------------
-
-
-# --- programs -------------------------------------------------------------------------------
-
-
-def _load(directory):
-    if (directory / "tokenizer.json").is_file():
-        raise ValueError(
-            f"{directory} is a tokenizer: name the `model` directory of a finished run of a "
-            "transformer"
-        )
-    return generator.Generator.load(directory)
-
-
-def _run_similarity(options):
+def run_similarity(options: argparse.Namespace) -> None:
+    """Analyses feature similarity, and writes and prints what it found."""
     if options.maps > MAX_MAPS:
         raise ValueError(f"--maps {options.maps}: one plot has room for {MAX_MAPS} samples")
     plots.require()
     model = _load(options.model)
     if options.steps is not None:
         model = model.with_settings(num_steps=options.steps)
-    options.out.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)  # before the long run, not after it
     with progress.Progress(options.num, 1, unit="image") as bar:
         result, maps = similarity.similarities(
             model,
@@ -66,17 +50,15 @@ def _run_similarity(options):
             batch_size=options.batch_size,
             progress=bar.update,
         )
-    text = similarity.similarity_markdown(result)
-    files.write_json(options.out / "similarity.json", result)
-    files.write_atomically(options.out / "similarity.md", text.encode())
+    _write(options.out, "similarity", result, similarity.markdown(result))
     plots.similarities(options.out / "similarity.png", result)
     pictures = model.tokenizer.decode(maps["tokens"])
     grid = model.tokenizer.grid
     plots.maps(options.out / "maps.png", maps["adjacent"], maps["group"], pictures, grid)
-    print(text)
 
 
-def _run_quadrants(options):
+def run_quadrants(options: argparse.Namespace) -> None:
+    """Analyses attention quadrants, and writes and prints what it found."""
     model, found = _load(options.model), tokens.TokenSet.open(options.tokens)
     if found.tokenizer != model.tokenizer.fingerprint:
         raise ValueError(
@@ -86,7 +68,7 @@ def _run_quadrants(options):
     num = len(batch["labels"])
     total = (1 + len(nat.QUADRANTS)) * -(-num // options.batch_size)
     with progress.Progress(total, options.batch_size, unit="batch") as bar:
-        losses = quadrants.quadrant_losses(
+        losses = quadrants.losses(
             model,
             batch["tokens"],
             batch["labels"],
@@ -102,63 +84,67 @@ def _run_quadrants(options):
         "visible_shares": masked_scores.VISIBLE_SHARES,
         "quadrants": losses,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    files.write_json(options.out / "quadrants.json", result)
-    files.write_atomically(
-        options.out / "quadrants.md", quadrants.quadrants_markdown(result).encode()
-    )
-    print(quadrants.quadrants_markdown(result))
+    _write(options.out, "quadrants", result, quadrants.markdown(result))
 
 
-def _run_costs(options):
+def run_costs(options: argparse.Namespace) -> None:
+    """Writes and prints the paper's costs beside ours."""
     plots.require()
     rows = paper_costs.rows()
-    options.out.mkdir(parents=True, exist_ok=True)
-    files.write_json(options.out / "costs.json", rows)
-    files.write_atomically(options.out / "costs.md", paper_costs.markdown(rows).encode())
+    _write(options.out, "costs", rows, paper_costs.markdown(rows))
     plots.costs(options.out / "costs.png", rows)
-    print(paper_costs.markdown(rows))
 
 
-def _parser():
+def _load(directory: pathlib.Path) -> generator.Generator:
+    if (directory / "tokenizer.json").is_file():
+        raise ValueError(
+            f"{directory} is a tokenizer: name the `model` directory of a finished run of a "
+            "transformer"
+        )
+    return generator.Generator.load(directory)
+
+
+def _write(out: pathlib.Path, name: str, result: Any, text: str) -> None:
+    """Writes ``result`` as JSON and ``text`` as Markdown, and prints the text."""
+    files.write_json(out / f"{name}.json", result)
+    files.write_atomically(out / f"{name}.md", text.encode())
+    print(text)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m enat_jax.analyze", description="The paper's analyses."
     )
     programs = parser.add_subparsers(dest="program", required=True)
-    directory = {"type": pathlib.Path, "required": True, "metavar": "DIR"}
+    directory: dict[str, Any] = {"type": pathlib.Path, "required": True, "metavar": "DIR"}
     number = cli.at_least_one
     program = programs.add_parser("similarity", help="of features between steps (Figure 5)")
     add = program.add_argument
     add("--model", **directory, help="model directory")
     add("--num", type=number, default=200, help="samples, over all classes (default 200)")
     add("--steps", type=number, help="sampling steps (default: the model's)")
-    add(
-        "--maps",
-        type=number,
-        default=similarity.MAPS,
-        help=f"samples with maps (default {similarity.MAPS})",
-    )
-    program.set_defaults(run=_run_similarity)
+    default = similarity.NUM_MAPS
+    add("--maps", type=number, default=default, help=f"samples with maps (default {default})")
+    add("--batch-size", type=number, default=similarity.BATCH_SIZE, help="at a time")
+    add("--seed", type=int, default=0)
+    program.set_defaults(run=run_similarity)
     program = programs.add_parser("quadrants", help="attention without one of four (Figure 2)")
     add = program.add_argument
     add("--model", **directory, help="model directory of a NAT")
     add("--tokens", **directory, help="token set, best of held-out images")
     add("--num", type=number, default=1000, help="most images of it (default 1000)")
-    program.set_defaults(run=_run_quadrants)
-    for program in programs.choices.values():
-        program.add_argument(
-            "--batch-size", type=number, default=similarity.BATCH_SIZE, help="at a time"
-        )
-        program.add_argument("--seed", type=int, default=0)
+    add("--batch-size", type=number, default=quadrants.BATCH_SIZE, help="at a time")
+    add("--seed", type=int, default=0)
+    program.set_defaults(run=run_quadrants)
     program = programs.add_parser("costs", help="multiply-adds (Tables 1, 2 and 6)")
-    program.set_defaults(run=_run_costs)
+    program.set_defaults(run=run_costs)
     for program in programs.choices.values():
         program.add_argument("--out", **directory, help="for JSON, table and plots")
     return parser
 
 
-def main(argv):
-    options = _parser().parse_args(argv)
+def main(arguments: Sequence[str]) -> None:
+    options = _parser().parse_args(arguments)
     if not 0 <= getattr(options, "seed", 0) < 2**32:  # JAX would take the lower 32 bits alone
         raise ValueError(f"seed={options.seed} must be a whole number from 0 to 2**32 - 1")
     options.run(options)

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from enat_jax.evaluation import similarity
+from enat_jax.evaluation.step_similarity import GROUPS
 from enat_jax.runtime import files
 
 # Blue, orange and grey are told apart with any colour vision.
@@ -63,7 +63,7 @@ def similarities(path, result):
 
     Args:
         path: of the PNG file.
-        result: as ``similarity.json``, see ``analyze.similarities``.
+        result: as ``similarity.json``, see ``similarity.similarities``.
     """
     reuse = result["reused"] is not None
     figure = _figure(4 * (2 + reuse), 4.2)
@@ -104,7 +104,7 @@ def maps(path, adjacent, group, pictures, grid):
 
     Args:
         path: of the PNG file.
-        adjacent, group: [n, t - 1, l], see ``similarity.Similarities``.
+        adjacent, group: [n, t - 1, l], see ``step_similarity.Similarities``.
         pictures: uint8 [n, h, w, c], the finished ones.
         grid: rows and columns of tokens.
     """
@@ -122,11 +122,11 @@ def maps(path, adjacent, group, pictures, grid):
         above[-1].imshow(shown(picture), cmap="gray", vmin=0, vmax=255)
         for upper, lower, s in zip(above, below, passes, strict=False):
             of_place = group[i, s].reshape(grid)
-            visible = of_place != similarity.GROUPS.index("masked")
+            visible = of_place != GROUPS.index("masked")
             upper.imshow(shown(_cover(picture, visible)), cmap="gray", vmin=0, vmax=255)
             values = adjacent[i, s].reshape(grid)
             image = lower.imshow(values, cmap="viridis", vmin=low, vmax=1)
-            _frame(lower, of_place == similarity.GROUPS.index("newly revealed"))
+            _frame(lower, of_place == GROUPS.index("newly revealed"))
     for each, s in zip(axes[0], passes, strict=False):
         each.set_title(f"step {s + 1}", fontsize=8)
     axes[0, -1].set_title("finished", fontsize=8)

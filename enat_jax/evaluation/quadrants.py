@@ -1,31 +1,49 @@
-"""TODO."""
+"""The analysis of attention quadrants (paper Figure 2): what a NAT loses without one of the four.
+
+A quadrant is the attention from masked or visible tokens to masked or visible ones, see
+``models.nat``. It is cut out of a model that was trained with all four.
+"""
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
-from enat_jax.evaluation import similarity
-from enat_jax.inference import masked_scores
+from enat_jax.evaluation import means
+from enat_jax.inference import generator, masked_scores
 from enat_jax.models import nat
+from enat_jax.runtime.markdown import table as markdown_table
+
+BATCH_SIZE = 50  # images per call of the network
 
 
-def quadrant_losses(
-    model, codes, labels, *, seed=0, batch_size=similarity.BATCH_SIZE, progress=None
-):
-    """Loss of masked tokens of a NAT, whole and without each quadrant of its attention.
+def losses(
+    model: generator.Generator,
+    codes: Int[np.ndarray, "n l"],
+    labels: Int[np.ndarray, " n"],
+    *,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, dict[str, means.Mean]]:
+    """Measures the loss of masked tokens of a NAT, whole and without each quadrant.
 
     Args:
-        model: ``Generator`` of a NAT that was trained with all of its attention.
-        codes: int [n, l] in raster order, best of images it was not trained on; labels: int [n].
+        model: a NAT that was trained with all of its attention.
+        codes: in raster order, best of images that it was not trained on.
+        labels: of the images.
         seed: of the random places that are visible, the same for all quadrants.
-        batch_size: images at a time; progress: called with the number of passes over a batch done.
+        batch_size: images at a time.
+        progress: called with the number of passes over a batch done.
 
     Returns:
-        dict by quadrant ("none" and ``nat.QUADRANTS``) of dicts "loss" (nats) and "increase" over
-        "none", each mean and standard error over images by ``masked_scores.VISIBLE_SHARES``.
+        By quadrant, "none" and ``nat.QUADRANTS``, the "loss" (nats) and its "increase" over "none",
+        each the mean and standard error over images by ``masked_scores.VISIBLE_SHARES``.
 
     Raises:
-        ValueError: the model is no NAT, or one that lacks a quadrant already, or there are fewer
+        ValueError: if the model is no NAT, or one that lacks a quadrant already, or there are fewer
             than two images.
     """
     network = model.model
@@ -33,7 +51,7 @@ def quadrant_losses(
         raise ValueError("quadrants of the attention are those of a NAT that has all four of them")
     if len(codes) < 2:
         raise ValueError(f"{len(codes)} images: a standard error needs two")
-    done, losses = 0, {}
+    done, found = 0, {}
     for disabled in ("none", *nat.QUADRANTS):
         cut = dataclasses.replace(model, model=network.clone(disabled_attention=disabled))
         batches = []
@@ -50,30 +68,27 @@ def quadrant_losses(
             of_images = np.stack([np.asarray(x, np.float64).mean(axis=1) for x in scores], axis=1)
             batches.append(of_images[start - first :])
             done += 1
-            if progress is not None:
-                progress(done)
-        losses[disabled] = np.concatenate(batches)
+            progress(done)
+        found[disabled] = np.concatenate(batches)
     return {
         name: {
-            "loss": similarity.mean_and_error(loss),
-            "increase": similarity.mean_and_error(loss - losses["none"]),
+            "loss": means.mean_and_error(loss),
+            "increase": means.mean_and_error(loss - found["none"]),
         }
-        for name, loss in losses.items()
+        for name, loss in found.items()
     }
 
 
-def quadrants_markdown(result):
-    """The table of a result of ``_run_quadrants``."""
-    head = [f"{share:.4g} visible" for share in masked_scores.VISIBLE_SHARES]
-    lines = [f"| without | {' | '.join(head)} |", "|---|" + "---|" * len(head)]
+def markdown(result: Mapping[str, Any]) -> str:
+    """Returns the table of a result: ``losses`` as "quadrants", and "num_images"."""
+    shares = [f"{share:.4g} visible" for share in masked_scores.VISIBLE_SHARES]
+    rows = []
     for name, found in result["quadrants"].items():
-        key = "loss" if name == "none" else "increase"
-        sign = "" if name == "none" else "+"
-        cells = [similarity.cell(found[key], i, sign) for i in range(len(head))]
-        lines.append(f"| {'nothing' if name == 'none' else name} | {' | '.join(cells)} |")
-    lines += [
-        "",
+        key, sign = ("loss", "") if name == "none" else ("increase", "+")
+        cells = [means.text(found[key], i, sign) for i in range(len(shares))]
+        rows.append(["nothing" if name == "none" else name, *cells])
+    return (
+        f"{markdown_table(['without', *shares], rows)}\n\n"
         f"Loss (nats) of masked tokens of {result['num_images']} images, and its increase without "
-        "one quadrant of the attention, cut after training; mean ± standard error over images.",
-    ]
-    return "\n".join(lines) + "\n"
+        "one quadrant of the attention, cut after training; mean ± standard error over images.\n"
+    )

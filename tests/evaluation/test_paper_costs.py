@@ -2,7 +2,8 @@
 
 import pytest
 
-from enat_jax.schedules import costs, paper_costs
+from enat_jax.evaluation import paper_costs
+from enat_jax.schedules import costs
 
 ROWS = {(row["model"], row["num_steps"]): row for row in paper_costs.rows()}
 

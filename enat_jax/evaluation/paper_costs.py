@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from enat_jax.runtime.markdown import table as markdown_table
 from enat_jax.schedules import costs
 
 IMAGE_DECODER = costs.image_decoder_cost(costs.TokenizerDims(), 16, 16)
@@ -55,25 +56,27 @@ def rows() -> list[dict[str, Any]]:
 
 def markdown(found: Sequence[dict[str, Any]]) -> str:
     """Returns the table of ``rows`` as Markdown."""
-    lines = [
-        "| model | table | steps | paper | recount | difference | same digits | exact, here |",
-        "|---|---|---:|---:|---:|---:|---|---:|",
-    ]
-    for row in found:
-        paper = f"{row['paper'] / 1e9:.4g} G" if not row["image_decoder"] else ""
-        paper = paper or f"{row['paper'] / 1e12:.1f} T"
-        same = "yes" if row["same_digits"] else "no"
-        lines.append(
-            f"| {row['model']} | {row['tables']} | {row['num_steps']} | {paper} | "
-            f"{row['recount'] / 1e9:.2f} G | {row['difference']:+.1%} | {same} | "
-            f"{row['exact'] / 1e9:.2f} G |"
+    titles = "model", "table", "steps", "paper", "recount", "difference", "same digits"
+    cells = [
+        (
+            row["model"],
+            row["tables"],
+            row["num_steps"],
+            f"{row['paper'] / 1e12:.1f} T"
+            if row["image_decoder"]
+            else f"{row['paper'] / 1e9:.4g} G",
+            f"{row['recount'] / 1e9:.2f} G",
+            f"{row['difference']:+.1%}",
+            "yes" if row["same_digits"] else "no",
+            f"{row['exact'] / 1e9:.2f} G",
         )
-    lines += [
-        "",
+        for row in found
+    ]
+    return (
+        f"{markdown_table([*titles, 'exact, here'], cells, align='llrrrrlr')}\n\n"
         "Multiply-adds of one image of 256x256, both guidance branches; those in T with the image "
         f"decoder, {IMAGE_DECODER / 1e9:.1f} G. Recount: by the paper's convention, which has the "
         "unconditional branch at the first step too, where its weight is 0, the modulation at "
         "every step and the head on all tokens; exact does without. Figures in T are printed to "
-        "one digit: their difference is mostly rounding.",
-    ]
-    return "\n".join(lines) + "\n"
+        "one digit: their difference is mostly rounding.\n"
+    )
