@@ -1,5 +1,5 @@
 # Sourced by the scripts that start several processes: what their exit codes mean together. The
-# codes are those of enat_jax/cli.py.
+# codes are those of enat_jax/runtime/cli.py.
 
 # overall_code CODE...: the exit code of a run, from those of its processes; an empty one is of a
 # process that is gone without a word.

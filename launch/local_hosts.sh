@@ -10,7 +10,7 @@
 #
 # Ctrl-C or SIGTERM asks all of them to save and stop; a second one kills them. When one fails the
 # others get GRACE_S seconds to notice (default: 30). The exit code is 75 or 76 where the same
-# command goes on from the last checkpoint; see enat_jax/cli.py and launch/exit_codes.sh.
+# command goes on from the last checkpoint; see enat_jax/runtime/cli.py and launch/exit_codes.sh.
 # ENAT_JAX_VENV and PYTHON: see launch/environment.sh.
 set -euo pipefail
 caller=$PWD

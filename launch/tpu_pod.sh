@@ -28,7 +28,7 @@
 # MAX_RESTARTS   of keep-running                            (default: 100)
 # RETRY_S        seconds between its attempts               (default: 60)
 #
-# The exit code of run and keep-running: see enat_jax/cli.py and launch/exit_codes.sh.
+# The exit code of run and keep-running: see enat_jax/runtime/cli.py and launch/exit_codes.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/exit_codes.sh
