@@ -14,6 +14,7 @@ from flax import serialization, traverse_util
 from enat_jax import import_torch
 from enat_jax.checkpoints import weight_files
 from enat_jax.data import imagenet
+from enat_jax.inference import reference_weights
 from enat_jax.inference.generator import Generator
 from enat_jax.inference.tokenizer import Tokenizer
 from enat_jax.models import conversion, vqgan
@@ -104,7 +105,7 @@ def test_the_imported_model_draws_the_reference_s_tokens(imported):
 def test_what_the_model_directory_says(imported, files):
     model = Generator.load(imported)
     assert model.class_names == imagenet.NAMES
-    assert model.settings == import_torch.SETTINGS[256]
+    assert model.settings == reference_weights.SETTINGS[256]
     assert model.tokenizer.image_size == (16, 16) and model.tokenizer.grid == (8, 8)
     assert model.model.dtype == model.tokenizer.model.dtype == "float32"
     for part, file in (("transformer", "nnet_ema.pth"), ("tokenizer", "vqgan.ckpt")):

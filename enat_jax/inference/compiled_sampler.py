@@ -8,14 +8,19 @@ jax reads such files for half a year or longer, so the model directory stays wha
 """
 
 import dataclasses
+import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jax import export
+from jaxtyping import Array, Float, Int, PyTree, UInt8, UInt32
 
 from enat_jax.inference import sampling, tokenizer
+from enat_jax.inference.generator import Generator
+from enat_jax.runtime import files
 
 FORMAT = "enat_jax compiled sampler 1"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -23,23 +28,27 @@ SCHEDULE = ("guidance", "token_temperature", "mask_temperature")  # arguments, a
 WEIGHTS = {"transformer": "transformer.safetensors", "tokenizer": "tokenizer/params.safetensors"}
 
 
-def make(generator):
-    """Export the sampler and the image decoder of a generator, with its settings.
+def write(generator: Generator, directory: pathlib.Path) -> None:
+    """Writes what ``make`` returns, as ``sampler.jaxexport`` and ``sampler.json``."""
+    program, description = make(generator)
+    files.write_atomically(directory / "sampler.jaxexport", program)
+    files.write_json(directory / "sampler.json", description)
 
-    Args:
-        generator: ``Generator``.
+
+def make(generator: Generator) -> tuple[bytes, dict[str, Any]]:
+    """Exports the sampler and the image decoder of a generator, with its settings.
 
     Returns:
-        ``(program, description)``: bytes for ``jax.export.deserialize``, whose function takes
+        Bytes for ``jax.export.deserialize``, and JSON values that describe the program and give
+        the schedule of the settings. The function of the program returns uint8 images
+        [b, h, w, c], for any b >= 1, and takes
 
-            weights: {"transformer": {name: array}, "tokenizer": {name: array}}, what
-                ``safetensors.numpy.load_file`` gives of the files ``WEIGHTS``,
-            labels: int32 [b], in 0..num_classes, which is not checked; image_index: int32 [b],
+            weights: {"transformer": {name: array}, "tokenizer": {name: array}}, which
+                ``safetensors.numpy.load_file`` reads from the files ``WEIGHTS``,
+            labels: int32 [b], 0 <= label <= num_classes, which is not checked,
+            image_index: int32 [b],
             seed: uint32 [2], (0, seed) for a seed below 2**32,
-            schedule: {name: float32 [t]} of ``SCHEDULE``
-
-        and gives uint8 [b, h, w, c] for any b >= 1; JSON values that say the same, and the
-        schedule of the settings.
+            schedule: {name: float32 [t]}, with the names ``SCHEDULE``.
     """
     codec = generator.tokenizer
     kept = {"transformer": generator.params, "tokenizer": codec.params}
@@ -48,7 +57,13 @@ def make(generator):
     model = generator.model.clone(attention="xla")  # cuDNN's kernels are of one platform alone
     rows, columns = codec.grid
 
-    def sample(weights, labels, image_index, seed, schedule):
+    def sample(
+        weights: dict[str, dict[str, Array]],
+        labels: Int[Array, " b"],
+        image_index: Int[Array, " b"],
+        seed: UInt32[Array, "2"],
+        schedule: dict[str, Float[Array, " t"]],
+    ) -> UInt8[Array, "b h w c"]:
         # In the files they are float32, whatever the generator computes with.
         weights = jax.tree.map(lambda x, like: x.astype(like.dtype), weights, kept)
         params = {k: traverse_util.unflatten_dict(v, sep="/") for k, v in weights.items()}
@@ -93,9 +108,9 @@ def make(generator):
     return bytes(exported.serialize()), description
 
 
-def _image_shape(codec):
+def _image_shape(codec: tokenizer.Tokenizer) -> tuple[int, int, int]:
     return *codec.image_size, codec.model.image_channels
 
 
-def _shapes(tree):
+def _shapes(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

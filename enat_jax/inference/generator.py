@@ -8,47 +8,53 @@ A model directory is all that is needed to draw images:
     model.json                 settings, class names, sampler, provenance, fingerprints
     transformer/               weights for JAX (Orbax)
     transformer.safetensors    the same weights for everyone; one of the two will do
-    tokenizer/                 what turns tokens into images, see the tokenizer module
-    README.md                  says the same to who finds the directory
+    tokenizer/                 the tokenizer, which turns tokens into images
+    README.md                  the same for people
 
 ``python -m enat_jax.export`` makes one from a run or from another one, and adds what others need.
 """
 
 import dataclasses
+import os
 import pathlib
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Self
 
 import jax
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from enat_jax.checkpoints import hub, model_files
 from enat_jax.inference import masked_scores, model_card, sampling, tokenizer
-from enat_jax.models import enat, nat, transformers
+from enat_jax.models import nat, transformers
 from enat_jax.runtime import files, sharding
 
 FORMAT = "enat_jax model 2"
-BATCH_SIZE = 100  # images per call of the sampler, at most, where nothing else is said
+BATCH_SIZE = 100  # images per call of the sampler at most, by default
+
+Integers = Sequence[int] | Int[np.ndarray, " n"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generator(model_files.TrainedModel):
-    """Transformer, tokenizer and sampler settings.
+    """A transformer with its weights, its tokenizer, and settings of the sampler.
+
+    Each of several processes draws images of its own, on its ``devices``.
 
     Attributes:
         tokenizer: turns tokens into images.
         class_names: one name per class.
-        settings: ``sampling.Settings`` to sample with.
+        settings: of the sampler.
         provenance: JSON values that say where the weights come from.
-
-    Each of several processes draws images of its own, on its ``devices``.
     """
 
-    model: enat.ENAT | nat.NAT
+    model: transformers.Transformer
     tokenizer: tokenizer.Tokenizer
     class_names: tuple[str, ...]
     settings: sampling.Settings = sampling.Settings()
-    provenance: dict = dataclasses.field(default_factory=dict)
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         rows, columns = self.tokenizer.grid
         found = (rows * columns, self.tokenizer.model.codebook_size, len(self.class_names))
         needed = (self.model.num_tokens, self.model.codebook_size, self.model.num_classes)
@@ -58,28 +64,27 @@ class Generator(model_files.TrainedModel):
                 f"{found}, of the transformer {needed}: they do not belong together"
             )
 
-    def with_settings(self, **changes):
-        """The same model with other sampler settings, for instance ``guidance_scale=3.0``."""
+    def with_settings(self, **changes: Any) -> Self:
+        """Returns the same model with other sampler settings, such as ``guidance_scale=3.0``."""
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **changes))
 
-    def with_dtype(self, dtype):
-        """The same with weights and computation in ``dtype``, "float32" or "bfloat16"."""
+    def with_dtype(self, dtype: str) -> Self:
+        """Returns the same with weights and computation in ``dtype``, "float32" or "bfloat16"."""
         tokenizer_ = self.tokenizer.with_dtype(dtype)
         return dataclasses.replace(super().with_dtype(dtype), tokenizer=tokenizer_)
 
-    def sample(self, labels, seed=0, first_index=0, batch_size=None):
-        """Generate one image per label.
+    def sample(
+        self, labels: Integers, seed: int = 0, first_index: int = 0, batch_size: int | None = None
+    ) -> UInt8[np.ndarray, "n h w c"]:
+        """Generates one image per label.
 
         Args:
-            labels: int [n], 0 <= label <= num_classes; ``num_classes`` means no class.
+            labels: 0 <= label <= num_classes; ``num_classes`` means no class.
             seed: 0 <= seed < 2**32. An image depends on seed, its index and its label alone.
             first_index: index of the first image, to continue an earlier call.
             batch_size: images per call of the network, over all devices; the last batch is filled
                 up to it, so that calls of any number of labels share one compilation. None: n,
                 at most ``BATCH_SIZE``.
-
-        Returns:
-            uint8 [n, h, w, c].
 
         Raises:
             ValueError: a label or the seed is out of range, or ``batch_size`` is not positive.
@@ -89,14 +94,18 @@ class Generator(model_files.TrainedModel):
         shape = (*self.tokenizer.image_size, self.tokenizer.model.image_channels)
         return np.concatenate(images or [np.zeros((0, *shape), np.uint8)])
 
-    def sample_tokens(self, labels, seed=0, first_index=0, batch_size=None):
-        """As ``sample`` without decoding: int32 tokens [n, l] in raster order."""
+    def sample_tokens(
+        self, labels: Integers, seed: int = 0, first_index: int = 0, batch_size: int | None = None
+    ) -> Int[np.ndarray, "n l"]:
+        """Generates as ``sample`` does, and returns int32 tokens in raster order."""
         batches = self._token_batches(labels, seed, first_index, batch_size)
         empty = np.zeros((0, self.model.num_tokens), np.int32)
         return np.concatenate([empty, *(tokens[:count] for count, tokens in batches)])
 
-    def _token_batches(self, labels, seed, first_index, batch_size):
-        """Pairs (number of images, tokens [b, l]); tokens beyond the number fill up the batch."""
+    def _token_batches(
+        self, labels: Integers, seed: int, first_index: int, batch_size: int | None
+    ) -> Iterator[tuple[int, Int[np.ndarray, "b l"]]]:
+        """Yields how many images a batch has, and its tokens; more of them fill up the batch."""
         labels = self._checked(labels)
         if batch_size is None:
             batch_size = max(1, min(BATCH_SIZE, len(labels)))
@@ -112,15 +121,19 @@ class Generator(model_files.TrainedModel):
             rows = [sharding.place(x, mesh) for x in (np.resize(part, batch_size), index)]
             yield len(part), np.asarray(run(params, *rows, key))
 
-    def masked_scores(self, tokens, labels, num_visible, seed=0):
-        """How well the model predicts masked tokens when ``num_visible`` random ones are seen.
+    def masked_scores(
+        self, tokens: Int[np.ndarray, "n l"], labels: Integers, num_visible: int, seed: int = 0
+    ) -> tuple[Float[np.ndarray, "n m"], Bool[np.ndarray, "n m"]]:
+        """Measures how well masked tokens are predicted when ``num_visible`` random ones are seen.
 
         Args:
-            tokens: int [n, l] in raster order; labels: int [n].
-            num_visible: 0 <= num_visible < l; seed: of the random orders.
+            tokens: in raster order.
+            labels: as for ``sample``.
+            num_visible: 0 <= num_visible < l.
+            seed: of the random orders.
 
         Returns:
-            ``(loss, hits)``: float32 [n, m] cross-entropy in nats, bool [n, m] argmax hits.
+            Cross-entropy in nats, and whether the most probable code is right.
         """
         tokens = np.asarray(tokens, np.int32)
         if not 0 <= num_visible < self.model.num_tokens:
@@ -129,10 +142,13 @@ class Generator(model_files.TrainedModel):
         mesh, params = self.placed
         rows = [sharding.place(x, mesh) for x in (tokens, self._checked(labels), order)]
         scores = masked_scores.scores(self.model, params, *rows, int(num_visible))
-        return tuple(np.asarray(x)[: len(tokens)] for x in scores)
+        loss, hits = (np.asarray(x)[: len(tokens)] for x in scores)
+        return loss, hits
 
-    def save(self, directory, formats=model_files.WEIGHTS):
-        """Write a model directory; ``model.json`` comes last, so that one that has it is whole.
+    def save(
+        self, directory: str | os.PathLike, formats: Collection[str] = model_files.WEIGHTS
+    ) -> None:
+        """Writes a model directory; ``model.json`` comes last, so that one that has it is whole.
 
         Args:
             directory: created if missing; the model's files there are replaced.
@@ -150,7 +166,7 @@ class Generator(model_files.TrainedModel):
             files.write_json(directory / "model.json", self.description)
 
     @property
-    def description(self):
+    def description(self) -> dict[str, Any]:
         """The content of ``model.json``."""
         return {
             "format": FORMAT,
@@ -165,15 +181,20 @@ class Generator(model_files.TrainedModel):
             "provenance": self.provenance,
         }
 
-    def write_readme(self, directory, compiled=False):
-        """Write ``README.md``; ``compiled``: whether the directory has a compiled sampler."""
+    def write_readme(self, directory: str | os.PathLike, compiled: bool = False) -> None:
+        """Writes ``README.md``; ``compiled``: whether the directory has a compiled sampler."""
         size = sum(x.size for x in jax.tree.leaves(self.params))
         text = model_card.text(self.description, self.tokenizer.image_size, size, compiled)
         files.write_atomically(pathlib.Path(directory) / "README.md", text.encode())
 
     @classmethod
-    def load(cls, directory, dtype=None, devices=None):
-        """Read a model directory.
+    def load(
+        cls,
+        directory: str | os.PathLike,
+        dtype: str | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> Self:
+        """Reads a model directory.
 
         Args:
             directory: path, or "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION" of the Hugging
@@ -213,15 +234,17 @@ class Generator(model_files.TrainedModel):
         )
         return found.on_devices(dtype)
 
-    def trace(self, labels, seed=0, index=None):
-        """What the sampler knows after each step, of all images in one call of the network.
+    def trace(
+        self, labels: Integers, seed: int = 0, index: Integers | None = None
+    ) -> sampling.Trace:
+        """Returns what the sampler knows after each step, of all images in one call of the network.
 
         Args:
             labels, seed: as for ``sample``.
-            index: int [n], the images' indices; None: 0 to n - 1.
+            index: of the images; None: 0 to n - 1.
 
         Returns:
-            ``sampling.Trace`` of numpy arrays; ``tokens[-1]`` are those of ``sample_tokens``.
+            Numpy arrays; ``tokens[-1]`` are those of ``sample_tokens``.
 
         Raises:
             ValueError: a label is out of range.
@@ -234,7 +257,7 @@ class Generator(model_files.TrainedModel):
         found = sampling.trace_tokens(self.model, static, inputs, params, *rows, _key(seed))
         return sampling.Trace(*(np.asarray(x)[:, : len(labels)] for x in found))
 
-    def _checked(self, labels):
+    def _checked(self, labels: Integers) -> Int[np.ndarray, " n"]:
         labels = np.asarray(labels)
         if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
             raise ValueError(f"labels must be a list of whole numbers, not {labels.tolist()!r}")
@@ -247,14 +270,14 @@ class Generator(model_files.TrainedModel):
         return labels.astype(np.int32)
 
 
-def _key(seed):
+def _key(seed: int) -> Key[Array, ""]:
     if not 0 <= seed < 2**32:  # JAX would take the lower 32 bits alone
         raise ValueError(f"{seed=} must lie in [0, 2**32)")
     return jax.random.key(seed)
 
 
-def _description(directory):
-    """Values of ``model.json``; raises what ``Generator.load`` does, with advice for this place."""
+def _description(directory: pathlib.Path) -> dict[str, Any]:
+    """Reads ``model.json``, or says what there is instead; raises as ``Generator.load``."""
     advice = "name the `model` directory of a finished run of python -m enat_jax.train"
     if (directory / "model" / "model.json").is_file():
         advice = f"name {directory / 'model'}"

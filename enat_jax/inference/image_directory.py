@@ -149,6 +149,8 @@ def draw(
             "directory may have: use several, each with a seed of its own"
         )
     with files.lock_directory(images.out):
+        for path in filter(files.is_unfinished, images.out.iterdir()):
+            path.unlink()  # of a process that was killed
         _claim(images)
         _draw_missing(images, min(batch_size, len(images)))
         columns = min(num, GRID_COLUMNS)

@@ -1,5 +1,7 @@
 """The README of a model directory: what it is, how to use it, where it comes from."""
 
+from typing import Any
+
 HEAD = """---
 library_name: enat_jax
 tags: [image-generation, class-conditional, jax, flax, enat]
@@ -46,8 +48,13 @@ images = jax.jit(exported.call)(weights, labels, image_index, seed, schedule)
 """
 
 
-def text(description, image_size, num_parameters, compiled=False):
-    """Markdown, with the head that the Hugging Face Hub reads.
+def text(
+    description: dict[str, Any],
+    image_size: tuple[int, int],
+    num_parameters: int,
+    compiled: bool = False,
+) -> str:
+    """Returns Markdown, with the head that the Hugging Face Hub reads.
 
     Args:
         description: values of ``model.json``.
@@ -77,8 +84,8 @@ def text(description, image_size, num_parameters, compiled=False):
     )
 
 
-def _provenance(description):
-    """A list; the whole of it is in ``model.json``."""
+def _provenance(description: dict[str, Any]) -> str:
+    """Returns a list of the main points; the whole of it is in ``model.json``."""
     known = description["provenance"]
     rows = [f"{part} weights, SHA-256: `{x}`" for part, x in description["fingerprint"].items()]
     if "step" in known:

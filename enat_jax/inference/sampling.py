@@ -209,8 +209,8 @@ class Trace(NamedTuple):
         visible: the places revealed so far, those of the step included.
     """
 
-    tokens: Int[Array, "t b l"]
-    visible: Bool[Array, "t b l"]
+    tokens: Int[Array | np.ndarray, "t b l"]
+    visible: Bool[Array | np.ndarray, "t b l"]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "static"))

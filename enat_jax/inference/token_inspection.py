@@ -1,4 +1,4 @@
-"""Is my tokenizer any good on my pictures? What a finished token set shows about it."""
+"""What a finished token set shows about its tokenizer: codes in use, reconstruction errors."""
 
 import dataclasses
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from enat_jax.data import images, tokens
+from enat_jax.data import images, records, tokens
 from enat_jax.inference import tokenizer
 from enat_jax.models import vqgan
 from enat_jax.runtime import files, png
@@ -39,7 +39,7 @@ def code_use(token_set: tokens.TokenSet) -> CodeUse:
 
 
 def summary(directory: str | os.PathLike) -> str:
-    """What is in a token set, in a few lines; raises as ``tokens.TokenSet.open``."""
+    """Returns a few lines about what is in a token set; raises as ``tokens.TokenSet.open``."""
     return _summary(tokens.read_metadata(directory), code_use(tokens.TokenSet.open(directory)))
 
 
@@ -76,14 +76,23 @@ def inspect(
     Writes ``reconstructions.png``, rows of originals above rows of what their tokens decode to, and
     ``inspection.json`` into ``out``. The images are a fixed even selection, not mirrored.
 
-    Returns a text for people.
-    Raises ValueError if the set is damaged, byte for byte, or of another tokenizer.
+    Args:
+        directory: of the token set.
+        model: the tokenizer that made it.
+        out: directory to write.
+
+    Returns:
+        A text for people.
+
+    Raises:
+        ValueError: a byte of the set is damaged, or it is of another tokenizer.
     """
     directory, out = pathlib.Path(directory), pathlib.Path(out)
     metadata = tokens.read_metadata(directory)
     token_set = tokens.TokenSet.open(directory)
     if token_set.tokenizer != model.fingerprint:
         raise ValueError(f"the tokens in {directory} were made by another tokenizer than this one")
+    assert isinstance(token_set.rows, records.Files)  # the set is a directory
     for npy in token_set.rows.paths:
         tokens.read_shard(npy.with_suffix(".json"), metadata)
     use = code_use(token_set)
@@ -119,7 +128,7 @@ def inspect(
 
 
 def _even_selection(token_set: tokens.TokenSet, metadata: dict[str, Any]) -> np.ndarray:
-    """Records of images as they are, evenly over the set and so over its classes."""
+    """Returns records of unchanged images, evenly over the set and so over its classes."""
     step = metadata["copies"] * (1 + metadata["flips"])  # the plain record comes first
     plain = np.arange(0, len(token_set), step)
     chosen = plain[np.linspace(0, len(plain) - 1, min(MEASURED, len(plain))).astype(np.int64)]
@@ -135,7 +144,7 @@ def _originals(metadata: dict[str, Any], indices: np.ndarray) -> np.ndarray:
 
 
 def _interleaved(originals: np.ndarray, decoded: np.ndarray) -> np.ndarray:
-    """Rows of originals, each followed by the row of their reconstructions."""
+    """Returns rows of originals, each followed by the row of their reconstructions."""
     rows = []
     for start in range(0, len(originals), COLUMNS):
         if len(originals) - start < min(COLUMNS, len(originals)):

@@ -8,18 +8,22 @@ import itertools
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int, PyTree, UInt8
 
 from enat_jax.data import decoding, image_data, images, tokens
 from enat_jax.inference import tokenizer
 from enat_jax.runtime import progress, sharding
 
 SEED = 0  # of augmented copies
+
+Read = decoding.Example | decoding.UnreadableImage
+Item = tuple[int, int, Read]  # shard, item, what was read
 
 
 @dataclasses.dataclass
@@ -44,16 +48,17 @@ class Times:
 
 
 def source_settings(model: tokenizer.Tokenizer, source: str) -> dict[str, Any]:
-    """Settings for ``images.open_source`` that give ``source`` as the tokenizer takes it.
+    """Returns settings for ``images.open_source`` with which the tokenizer can take ``source``.
 
     A source of the kind that it was trained on has those of its training; another one its size.
 
-    Raises ValueError if the tokenizer does not take square images.
+    Raises:
+        ValueError: the tokenizer does not take square images.
     """
-    trained_with = model.provenance.get("config", {}).get("data")
-    trained_with = image_data.Data.of(trained_with) if trained_with else None
-    if trained_with is not None and images.kind(trained_with.source) == images.kind(source):
-        return dict(trained_with.settings)
+    if trained_with := model.provenance.get("config", {}).get("data"):
+        data = image_data.Data.of(trained_with)
+        if images.kind(data.source) == images.kind(source):
+            return dict(data.settings)
     if source == "digits":
         return {}
     height, width = model.image_size
@@ -78,8 +83,12 @@ def tokenize(
     image and copy alone. Every device gets whole batches of ``spec.batch_size``, always the same
     ones in the same shape, so that no token depends on the number of devices or hosts.
 
-    Raises pictures.UnreadableImage unless ``skip_errors``, ValueError if ``directory`` holds
-    something else, OSError if it cannot be written. Finished shards stay, whatever happens.
+    Finished shards stay, whatever happens.
+
+    Raises:
+        decoding.UnreadableImage: an image cannot be read, unless ``skip_errors``.
+        ValueError: ``directory`` holds something else.
+        OSError: it cannot be written.
     """
     todo = [s for s in tokens.begin(directory, spec) if s % num_hosts == host_index]
     mesh = sharding.make_mesh(sharding.Sharding(), jax.local_devices())
@@ -87,16 +96,17 @@ def tokenize(
     times, begun = Times(), time.perf_counter()
     shards = _Shards(spec, directory, times)
     total = sum(len(spec.items(s)) for s in todo)
-    waiting = collections.deque()  # results on their way from the devices
+    # Results on their way from the devices.
+    waiting: collections.deque[tuple[list[Item | None], jax.Array]] = collections.deque()
     with (
         _Loader(source, spec, todo, skip_errors) as loader,
         progress.Progress(total, 1, unit="image") as bar,
     ):
 
         def collect() -> None:
-            items, found = waiting.popleft()
+            items, on_devices = waiting.popleft()
             start = time.perf_counter()
-            found = np.asarray(found)
+            found = np.asarray(on_devices)
             times.tokenizer += time.perf_counter() - start
             shards.add(items, found)
             times.num_images += sum(item is not None for item in items)
@@ -119,12 +129,14 @@ def tokenize(
     return times
 
 
-def _encoder(model: tokenizer.Tokenizer, spec: tokens.TokenSetSpec, mesh):
-    """images uint8 [b, h, w, c] -> tokens [b, views, l], over all devices of the mesh."""
+def _encoder(
+    model: tokenizer.Tokenizer, spec: tokens.TokenSetSpec, mesh: jax.sharding.Mesh
+) -> Callable[[UInt8[np.ndarray, "b h w c"]], Int[Array, "b views l"]]:
+    """Returns what turns images into tokens, over all devices of the mesh."""
     params = jax.device_put(model.params, sharding.replicated(mesh))
 
     @functools.partial(jax.jit, out_shardings=sharding.of_batch(mesh))
-    def encode(params, batch):
+    def encode(params: PyTree, batch: UInt8[Array, "b h w c"]) -> Int[Array, "b views l"]:
         views = [batch, batch[:, :, ::-1]][: spec.views]
         found = [tokenizer.encode(model.model, params, view) for view in views]
         return jnp.stack(found, 1).astype(spec.dtype["tokens"].base)
@@ -137,27 +149,27 @@ class _Loader:
 
     def __init__(
         self, source: images.Source, spec: tokens.TokenSetSpec, todo: list[int], skip: bool
-    ):
+    ) -> None:
         self._source = source
         self._spec = spec
         self._skip = skip
         self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
         self._items = itertools.chain.from_iterable(spec.items(s) for s in todo)
-        self._futures = collections.deque()
+        self._futures: collections.deque[concurrent.futures.Future[Read]] = collections.deque()
 
     def __enter__(self) -> "_Loader":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def next(self, ahead: int) -> decoding.Example | decoding.UnreadableImage:
-        """The next item; ``ahead`` more are kept on their way."""
+    def next(self, ahead: int) -> Read:
+        """Returns the next item; ``ahead`` more are kept on their way."""
         for item in itertools.islice(self._items, ahead + 1 - len(self._futures)):
             self._futures.append(self._pool.submit(self._load, item))
         return self._futures.popleft().result()
 
-    def _load(self, item: int) -> decoding.Example | decoding.UnreadableImage:
+    def _load(self, item: int) -> Read:
         image, copy = divmod(item, self._spec.copies)
         seed = None
         if copy:
@@ -174,9 +186,6 @@ class _Loader:
                 f"{len(self._spec.class_names)} classes"
             )
         return example
-
-
-Item = tuple[int, int, decoding.Example | decoding.UnreadableImage]  # shard, item, what was read
 
 
 def _batches(
@@ -212,7 +221,7 @@ def _batches(
 class _Shards:
     """Collects the records of shards and writes each when it is complete."""
 
-    def __init__(self, spec: tokens.TokenSetSpec, directory: pathlib.Path, times: Times):
+    def __init__(self, spec: tokens.TokenSetSpec, directory: pathlib.Path, times: Times) -> None:
         self._spec = spec
         self._directory = directory
         self._times = times

@@ -5,11 +5,15 @@ A tokenizer directory holds ``tokenizer.json`` (settings and provenance) and the
 """
 
 import dataclasses
+import os
 import pathlib
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 
 from enat_jax.checkpoints import model_files
 from enat_jax.models import vqgan
@@ -21,7 +25,7 @@ BATCH_SIZE = 64  # images per call of the network and device
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer(model_files.TrainedModel):
-    """A VQGAN with its weights.
+    """A VQGAN with its weights, which turns images into tokens and back.
 
     Attributes:
         image_size: (height, width) in pixels of the images it was trained for.
@@ -30,16 +34,20 @@ class Tokenizer(model_files.TrainedModel):
 
     model: vqgan.VQGAN
     image_size: tuple[int, int]
-    provenance: dict = dataclasses.field(default_factory=dict)
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def grid(self):
+    def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens."""
         height, width = self.image_size
         return height // self.model.downsampling, width // self.model.downsampling
 
-    def encode(self, images):
-        """uint8 images [n, h, w, c] to int32 tokens [n, l] in raster order."""
+    def encode(self, images: UInt8[np.ndarray, "n h w c"]) -> Int[np.ndarray, "n l"]:
+        """Turns images into int32 tokens in raster order.
+
+        Raises:
+            ValueError: the images are of another size or type.
+        """
         images = np.asarray(images)
         needed = (*self.image_size, self.model.image_channels)
         if images.dtype != np.uint8 or images.shape[1:] != needed:
@@ -49,8 +57,12 @@ class Tokenizer(model_files.TrainedModel):
             )
         return self._in_batches(_encode, images)
 
-    def decode(self, codes):
-        """Tokens [n, l], 0 <= token < v, to uint8 images [n, h, w, c]."""
+    def decode(self, codes: Int[np.ndarray, "n l"]) -> UInt8[np.ndarray, "n h w c"]:
+        """Turns tokens in raster order, 0 <= token < v, into images.
+
+        Raises:
+            ValueError: they are out of range, or not as many as an image has.
+        """
         codes = np.asarray(codes)
         rows, columns = self.grid
         if codes.dtype.kind not in "iu":
@@ -64,8 +76,10 @@ class Tokenizer(model_files.TrainedModel):
             )
         return self._in_batches(_decode, codes.reshape(-1, rows, columns).astype(np.int32))
 
-    def _in_batches(self, function, rows):
-        """Apply to batches of one size, so that one compiled shape serves any number of rows."""
+    def _in_batches(
+        self, function: Callable[..., Array], rows: Shaped[np.ndarray, "n ..."]
+    ) -> Shaped[np.ndarray, "n ..."]:
+        """Applies it to batches of one size: one compiled shape serves any number of rows."""
         mesh, params = self.placed
         calls = max(1, -(-len(rows) // (BATCH_SIZE * mesh.size)))
         # A device that has one image alone rounds otherwise than one that has several.
@@ -78,8 +92,10 @@ class Tokenizer(model_files.TrainedModel):
             parts.append(np.asarray(function(self.model, params, placed))[: len(part)])
         return np.concatenate(parts)
 
-    def save(self, directory, formats=model_files.WEIGHTS):
-        """Write the tokenizer; ``tokenizer.json`` comes last: a directory that has it is whole.
+    def save(
+        self, directory: str | os.PathLike, formats: Collection[str] = model_files.WEIGHTS
+    ) -> None:
+        """Writes the tokenizer; ``tokenizer.json`` comes last: a directory that has it is whole.
 
         Args:
             directory: created if missing; weights there are replaced.
@@ -91,19 +107,28 @@ class Tokenizer(model_files.TrainedModel):
         """
         directory = pathlib.Path(directory)
         self.save_weights(directory / "params", formats, FORMAT)
-        description = {
+        if jax.process_index() == 0:
+            files.write_json(directory / "tokenizer.json", self.description)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The content of ``tokenizer.json``."""
+        return {
             "format": FORMAT,
             "model": model_files.settings_of(self.model),
             "image_size": list(self.image_size),
             "fingerprint": self.fingerprint,
             "provenance": self.provenance,
         }
-        if jax.process_index() == 0:
-            files.write_json(directory / "tokenizer.json", description)
 
     @classmethod
-    def load(cls, directory, dtype=None, devices=None):
-        """Read what ``save`` wrote.
+    def load(
+        cls,
+        directory: str | os.PathLike,
+        dtype: str | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> Self:
+        """Reads what ``save`` wrote.
 
         Args:
             directory: of the tokenizer.
@@ -134,27 +159,32 @@ class Tokenizer(model_files.TrainedModel):
         return found.on_devices(dtype)
 
 
-def to_float(images):
-    """uint8 images -> float32 in [0, 1], what the network takes."""
+def to_float(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Returns images as the network takes them: float32 in [0, 1]."""
     return images.astype(jnp.float32) / 255
 
 
-def to_uint8(images):
-    """The network's images, about [0, 1] -> uint8, clipped and rounded."""
+def to_uint8(images: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
+    """Returns the network's images, which are in about [0, 1], clipped and rounded."""
     return jnp.rint(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
 
 
-def encode(model, params, images):
-    """uint8 images [b, h, w, c] -> int32 tokens [b, l] in raster order; pure, to be jitted."""
+def encode(
+    model: vqgan.VQGAN, params: PyTree, images: UInt8[Array, "b h w c"]
+) -> Int[Array, "b l"]:
+    """Turns images into int32 tokens in raster order; pure, to be jitted."""
     variables = {"params": params}
     z = model.apply(variables, to_float(images), method="encode")
     ids, _ = model.apply(variables, z, method="quantize")
     return ids.reshape(ids.shape[0], -1)
 
 
-def decode(model, params, grids):
-    """Tokens int32 [b, rows, columns] -> uint8 images [b, h, w, c]; pure, to be jitted."""
-    return to_uint8(model.apply({"params": params}, grids, method="decode_codes"))
+def decode(
+    model: vqgan.VQGAN, params: PyTree, grids: Int[Array, "b rows columns"]
+) -> UInt8[Array, "b h w c"]:
+    """Turns int32 tokens into images; pure, to be jitted."""
+    images: Any = model.apply({"params": params}, grids, method="decode_codes")
+    return to_uint8(images)
 
 
 _encode = jax.jit(encode, static_argnums=0)

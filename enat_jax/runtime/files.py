@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,8 +30,7 @@ def write_atomically(path: pathlib.Path, content: bytes, sync: bool = True) -> N
     Raises:
         OSError: the file cannot be written; the error names ``path``.
     """
-    # No process number: those of two hosts, or in two containers, can be the same.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.unfinished")
+    temporary = _temporary(path)
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -71,6 +71,29 @@ def lock_directory(directory: pathlib.Path) -> Iterator[None]:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
         yield
+
+
+@contextlib.contextmanager
+def new_directory(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives an empty directory that becomes ``out`` at the end, or is gone if an error comes first.
+
+    Args:
+        out: what is not there yet, or an empty directory; its parents are created.
+    """
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = _temporary(out)
+    try:
+        unfinished.mkdir()
+        yield unfinished
+        unfinished.replace(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+    # No process number: those of two hosts, or in two containers, can be the same.
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.unfinished")
 
 
 def is_unfinished(path: pathlib.Path) -> bool:

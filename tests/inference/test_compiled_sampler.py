@@ -10,8 +10,7 @@ import pytest
 import tiny
 from jax import export
 
-from enat_jax import export as export_program
-from enat_jax.inference import compiled_sampler
+from enat_jax.inference import compiled_sampler, model_directory
 
 LABELS = [0, 1, 2, 3, 1]  # 3: no class
 
@@ -44,7 +43,7 @@ def model():
 @pytest.fixture(scope="module")
 def directory(model, tmp_path_factory):
     out = tmp_path_factory.mktemp("compiled") / "model"
-    export_program.write(model, out, ["safetensors", "compiled"])
+    model_directory.write(model, out, ["safetensors", "compiled"])
     return out
 
 

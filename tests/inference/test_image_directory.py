@@ -71,16 +71,16 @@ def test_long_names_of_classes_make_file_names_that_fit(model, tmp_path):
 
 
 def test_a_full_disk_loses_nothing(model, tmp_path, monkeypatch):
-    write = pathlib.Path.write_bytes
+    replace = pathlib.Path.replace
 
-    def full(path, content):
+    def full(path, target):
         if "00002" in path.name:
-            write(path, content[:7])
+            path.write_bytes(path.read_bytes()[:7])
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(path, content)
+        return replace(path, target)
 
     with monkeypatch.context() as context, pytest.raises(OSError) as failed:
-        context.setattr(pathlib.Path, "write_bytes", full)
+        context.setattr(pathlib.Path, "replace", full)
         image_directory.draw(model, [2, 0], 2, tmp_path, batch_size=4)
     assert failed.value.filename == str(tmp_path / "00002_cat.png")
     found = contents(tmp_path)

@@ -1,0 +1,88 @@
+"""Model and tokenizer directories: opening either, and adding formats to one that is there."""
+
+import contextlib
+import pathlib
+from collections.abc import Collection
+
+import jax
+
+from enat_jax.checkpoints import hub, model_files
+from enat_jax.inference import compiled_sampler, generator, reference_weights, tokenizer
+from enat_jax.runtime import files
+
+FORMATS = (*model_files.WEIGHTS, "compiled", "reference")
+
+
+def load(directory: str) -> generator.Generator | tokenizer.Tokenizer:
+    """Loads what the directory has, a model or a tokenizer, onto one device.
+
+    Args:
+        directory: path, or address on the Hugging Face Hub, see ``Generator.load``.
+
+    Raises:
+        OSError: there is neither, or it cannot be read.
+        ValueError: it is damaged.
+    """
+    devices = jax.local_devices()[:1]
+    if not hub.is_address(directory) and (pathlib.Path(directory) / "tokenizer.json").is_file():
+        return tokenizer.Tokenizer.load(directory, devices=devices)
+    return generator.Generator.load(directory, devices=devices)
+
+
+def write(
+    model: generator.Generator | tokenizer.Tokenizer,
+    out: pathlib.Path,
+    formats: Collection[str],
+    dtype: str | None = None,
+) -> None:
+    """Writes a model directory, or adds to one that has the same model.
+
+    A new directory appears when it is complete.
+
+    Args:
+        model: to be written.
+        out: directory.
+        formats: of ``FORMATS``.
+        dtype: that a compiled sampler computes in; None: that of the model.
+
+    Raises:
+        ValueError: ``out`` holds something else, or the model cannot have one of the formats.
+        OSError: it cannot be written.
+    """
+    new = _is_new(model, out)
+    weights = [name for name in formats if name in model_files.WEIGHTS]
+    if new and not weights:
+        raise ValueError(f"{out} is new and needs weights: add safetensors or orbax to --format")
+    if "compiled" in formats:
+        if not isinstance(model, generator.Generator):
+            raise ValueError("a tokenizer draws nothing: no compiled sampler can be made of it")
+        if "safetensors" not in formats and not (out / "transformer.safetensors").is_file():
+            raise ValueError("a compiled sampler needs weights: add safetensors to --format")
+    with files.new_directory(out) if new else contextlib.nullcontext(out) as directory:
+        if weights:
+            model.save(directory, weights)
+        if "reference" in formats:
+            reference_weights.write(model, directory / "reference")
+        if isinstance(model, generator.Generator):
+            if "compiled" in formats:
+                compiled_sampler.write(
+                    model if dtype is None else model.with_dtype(dtype), directory
+                )
+            model.write_readme(directory, compiled=(directory / "sampler.json").is_file())
+
+
+def _is_new(model: generator.Generator | tokenizer.Tokenizer, out: pathlib.Path) -> bool:
+    """Says whether there is nothing yet; raises ValueError if there is anything but this model."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return True
+    name = "model.json" if isinstance(model, generator.Generator) else "tokenizer.json"
+    if not (out / name).is_file():
+        raise ValueError(f"{out} holds something else than a model: name another directory")
+    found = files.read_json(out / name, "name another directory")
+    expected = files.as_json(model.description)
+    compared = (
+        ("fingerprint", "sampler", "class_names") if name == "model.json" else ("fingerprint",)
+    )
+    if any(found.get(key) != expected[key] for key in compared):
+        raise ValueError(f"{out} holds another model: name another directory")
+    return False
