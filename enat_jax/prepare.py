@@ -22,7 +22,6 @@ import argparse
 import concurrent.futures.process
 import dataclasses
 import hashlib
-import io
 import multiprocessing
 import os
 import pathlib
@@ -150,9 +149,7 @@ def _scanned(tar: pathlib.Path, split: str, cache: pathlib.Path) -> imagenet.Pic
                 return imagenet.Pictures(*(saved[field] for field in fields))
     print(f"looking through {tar}", flush=True)
     pictures = imagenet.scan(tar, split, imagenet_records.validation_ids())
-    content = io.BytesIO()
-    np.savez(content, stamp=stamp, **{field: getattr(pictures, field) for field in fields})
-    files.write_atomically(cache, content.getvalue())
+    files.write_npz(cache, {"stamp": stamp} | {x: getattr(pictures, x) for x in fields})
     return pictures
 
 

@@ -12,7 +12,6 @@ of its own below a directory that they share, and ``collect`` merges the sums in
 import concurrent.futures
 import contextlib
 import dataclasses
-import io
 import json
 import pathlib
 import time
@@ -306,9 +305,7 @@ def _write_state(
         arrays |= {f"{name}/{key}": array for key, array in value.arrays().items()}
     about = {"plan": dataclasses.asdict(plan), "seconds": totals.seconds, "files": dict(sizes)}
     arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    files.write_atomically(path, content.getvalue())
+    files.write_npz(path, arrays)
 
 
 def _read_state(path: pathlib.Path, plan: PassSpec) -> Totals | None:

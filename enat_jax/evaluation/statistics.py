@@ -1,30 +1,34 @@
 """Statistics of a set of images in a file: ours, and those that others publish.
 
-What ``load`` reads is known by its content:
+What ``Statistics.load`` reads is known by its content:
 
-    ours                "enat_jax statistics 1": all that ``Statistics`` has.
-    ADM's               ``mu``, ``sigma``, ``mu_s``, ``sigma_s``
-    (github.com/openai/guided-diffusion,
-                        evaluations/): pool and spatial features of the TensorFlow Inception. Often
-                        with images, ``arr_0``, from which ADM takes precision and recall.
-    ``mu`` and ``sigma``    pytorch-fid's, and in the same form those of the first FID in
-    TensorFlow,
-                        which resizes images in another way. Nothing in the file tells which.
+    ours                 "enat_jax statistics 1": all that ``Statistics`` has.
+    ADM's                ``mu``, ``sigma``, ``mu_s``, ``sigma_s``: pool and spatial features of the
+                         TensorFlow Inception (github.com/openai/guided-diffusion, evaluations/).
+                         Often with images, ``arr_0``, from which ADM takes precision and recall.
+    ``mu``, ``sigma``    pytorch-fid's, and in the same form those of the first FID in TensorFlow,
+                         which resizes images in another way. Nothing in the file says which.
 
-What a file does not say is None in its description, and ``incompatible`` says that it is not known.
+What a file does not say is None in its description, and ``cards.incompatible`` says that it is
+not known.
 """
 
+import contextlib
 import dataclasses
-import io
 import json
+import math
 import os
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
-from enat_jax.evaluation import cards, npz_files
+from enat_jax.data import records
+from enat_jax.evaluation import cards
 from enat_jax.metrics.moments import Gaussian, Moments
 from enat_jax.runtime import files
 
@@ -32,6 +36,7 @@ FORMAT = "enat_jax statistics 1"
 # The keys of a description; there may be more.
 DESCRIPTION = "features source resolution crop num_images class_counts versions".split()
 ADVICE = "make statistics anew with `python -m enat_jax.evaluate --make-reference`"
+_DAMAGE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 _SIZES = {"pool": 2048, "spatial": 2023}  # of ADM's
 
 
@@ -41,20 +46,19 @@ class Statistics:
 
     Attributes:
         moments: mean and covariance of features by their name, "pool" and perhaps "spatial".
-        pool: float32 ``[k, d]``, pool features of some or all images, for precision, recall,
-            density and coverage; None: not kept.
+        pool: pool features of some or all images, for precision, recall, density and coverage;
+            None: not kept.
         description: JSON values by the names ``DESCRIPTION``, None for what is not known:
             features: description of the network; source: identity of the images, by names;
-                resolution:
-            [height, width]; crop: how pictures were cut; num_images; class_counts: images of each
-            class; versions: of libraries, by name.
+            resolution: [height, width]; crop: how pictures were cut; num_images; class_counts:
+            images of each class; versions: of libraries, by name.
     """
 
     moments: Mapping[str, Moments | Gaussian]
-    pool: np.ndarray | None
+    pool: Float[np.ndarray, "k d"] | None
     description: dict[str, Any]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if missing := [name for name in DESCRIPTION if name not in self.description]:
             raise ValueError(f"a description without {', '.join(missing)}")
         if "pool" not in self.moments:
@@ -63,8 +67,8 @@ class Statistics:
         if self.pool is not None and self.pool.shape[1:] != (size,):
             raise ValueError(f"{self.pool.shape=}: need [k, {size}], as the moments")
 
-    def gaussian(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns mean ``[d]`` and covariance ``[d, d]`` of "pool" or "spatial", float64.
+    def gaussian(self, name: str) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
+        """Returns mean and covariance of "pool" or "spatial", float64.
 
         Raises:
             ValueError: if there are none, or of fewer than two images.
@@ -89,7 +93,7 @@ class Statistics:
     def check_features(self, features: Mapping[str, Any], where: object) -> None:
         """Raises ValueError, which names ``where``, if these are known to be of another network.
 
-        Another ``resize`` of the same network is let pass: ``incompatible`` says it.
+        Another ``resize`` of the same network passes: ``cards.incompatible`` says it.
         """
         mine = self.description["features"] or {}
         for name in ("kind", "fingerprint"):
@@ -108,16 +112,14 @@ class Statistics:
             ValueError: if moments are of an unknown number of images, as those of other programs.
         """
         about = {"format": FORMAT} | self.description
-        arrays = {"description": np.frombuffer(files.json_bytes(about), np.uint8)}
+        arrays: dict[str, Any] = {"description": np.frombuffer(files.json_bytes(about), np.uint8)}
         for name, moments in self.moments.items():
             if not isinstance(moments, Moments):
                 raise ValueError(f"{path}: statistics without a number of images: copy their file")
             arrays |= {f"{name}/{key}": array for key, array in moments.arrays().items()}
         if self.pool is not None:
             arrays["kept"] = np.asarray(self.pool, np.float32)
-        content = io.BytesIO()
-        np.savez(content, **arrays)
-        files.write_atomically(pathlib.Path(path), content.getvalue())
+        files.write_npz(pathlib.Path(path), arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Self:
@@ -127,7 +129,7 @@ class Statistics:
             OSError: if there is no such file or it cannot be read.
             ValueError: if it is something else, damaged, or holds what cannot be statistics.
         """
-        with npz_files.opened(path, ADVICE) as archive:
+        with open_npz(path, ADVICE) as archive:
             if "description" in archive:
                 return cls(*_ours(path, archive))
             if not {"mu", "sigma"} <= set(archive):
@@ -141,15 +143,16 @@ class Statistics:
             return cls(*_of_others(path, archive))
 
 
-def sample_images(path: str | os.PathLike, batch_size: int) -> Iterator[np.ndarray]:
-    """Yields the images beside ADM's statistics, uint8 ``[b, h, w, c]``, b = ``batch_size`` or
-    less.
+def sample_images(
+    path: str | os.PathLike, batch_size: int
+) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
+    """Yields the images beside ADM's statistics, at most ``batch_size`` of them at a time.
 
     Raises:
         OSError: if there is no such file or it cannot be read.
         ValueError: if it holds no images, or is damaged.
     """
-    with npz_files.opened(path, ADVICE) as archive:
+    with open_npz(path, ADVICE) as archive:
         shape, dtype = archive.header("arr_0") if "arr_0" in archive else ((), None)
         if len(shape) != 4 or dtype != np.uint8:
             raise ValueError(f"{path} holds no images: arr_0 is no uint8 array [n, h, w, c]")
@@ -159,7 +162,7 @@ def sample_images(path: str | os.PathLike, batch_size: int) -> Iterator[np.ndarr
 # --- files ---------------------------------------------------------------------------------------
 
 
-def _ours(path: object, archive: npz_files.Archive) -> tuple[dict, np.ndarray | None, dict]:
+def _ours(path: object, archive: "Archive") -> tuple[dict, np.ndarray | None, dict]:
     text = archive.read("description").tobytes()
     try:
         about = json.loads(text)
@@ -182,7 +185,7 @@ def _ours(path: object, archive: npz_files.Archive) -> tuple[dict, np.ndarray | 
     return moments, kept, about
 
 
-def _of_others(path: object, archive: npz_files.Archive) -> tuple[dict, None, dict]:
+def _of_others(path: object, archive: "Archive") -> tuple[dict, None, dict]:
     moments = {"pool": _gaussian(path, archive, "mu", "sigma")}
     resize = None
     if {"mu_s", "sigma_s"} <= set(archive):
@@ -204,9 +207,7 @@ def _of_others(path: object, archive: npz_files.Archive) -> tuple[dict, None, di
     return moments, None, about
 
 
-def _gaussian(
-    path: object, archive: npz_files.Archive, mean_name: str, matrix_name: str
-) -> Gaussian:
+def _gaussian(path: object, archive: "Archive", mean_name: str, matrix_name: str) -> Gaussian:
     mean, matrix = archive.read(mean_name), archive.read(matrix_name)
     if mean.dtype.kind != "f" or matrix.dtype.kind != "f":
         raise ValueError(
@@ -235,3 +236,84 @@ def _check(path: object, name: str, mean: np.ndarray, matrix: np.ndarray) -> Non
             f"{path}: {name} is no covariance, it is not symmetric or has negative variances: "
             f"{ADVICE}"
         )
+
+
+# --- arrays of .npz files -------------------------------------------------------------------------
+
+
+class Archive:
+    """The arrays of an .npz file from anywhere, by name.
+
+    Nothing is unpickled, and sizes are checked before memory is taken for them.
+    """
+
+    def __init__(self, file: zipfile.ZipFile) -> None:
+        self._file = file
+        names = [name for name in file.namelist() if name.endswith(".npy")]
+        self._names = {name.removesuffix(".npy"): name for name in names}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
+        """Returns shape and type, which fit the number of bytes, without reading the data."""
+        with self._file.open(self._names[name]) as file:
+            shape, _, dtype = self._read_header(name, file)
+            return shape, dtype
+
+    def rows(self, name: str, number: int) -> Iterator[np.ndarray]:
+        """Yields parts of an array ``[n, ...]``, ``number`` rows or less at a time."""
+        with self._file.open(self._names[name]) as file:
+            shape, by_columns, dtype = self._read_header(name, file)
+            if by_columns and len(shape) > 1:
+                raise ValueError(f"{name} is stored by columns")
+            for start in range(0, shape[0], number):
+                part = (min(number, shape[0] - start), *shape[1:])
+                data = file.read(math.prod(part) * dtype.itemsize)
+                yield np.frombuffer(data, dtype).reshape(part)
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns all of an array."""
+        self.header(name)  # before memory is taken for what a damaged one may say
+        with self._file.open(self._names[name]) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+
+    def _read_header(self, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+        shape, by_columns, dtype = records.read_npy_header(file)
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds pickled Python objects, which are never read")
+        size = self._file.getinfo(self._names[name]).file_size - file.tell()
+        if any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != size:
+            raise ValueError(f"{name} has {size} bytes for shape {shape} of {dtype}")
+        return shape, by_columns, dtype
+
+
+@contextlib.contextmanager
+def open_npz(path: str | os.PathLike, advice: str) -> Iterator[Archive]:
+    """Opens an .npz file; errors of reading it within become one line that names it.
+
+    Raises:
+        OSError: if there is no such file or it cannot be read.
+        ValueError: with ``advice``, if it is no .npz file or damaged.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory, not an .npz file: {advice}")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}: {advice}")
+    with open(path, "rb") as file:
+        start = file.read(6)
+        if start == b"\x93NUMPY":
+            raise ValueError(f"{path} is a single array (.npy), not an .npz file: {advice}")
+        if not start.startswith(b"PK"):
+            raise ValueError(f"{path} is no .npz file: {advice}")
+        try:
+            with zipfile.ZipFile(file) as archive:
+                yield Archive(archive)
+        except _DAMAGE as error:
+            if str(path) in str(error):
+                raise
+            raise ValueError(f"{path} is damaged ({error}): {advice}") from error

@@ -10,7 +10,7 @@ import pathlib
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,13 @@ def write_json(path: str | os.PathLike, values: Any) -> None:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json_bytes(values))
+
+
+def write_npz(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+    """Writes named arrays as an .npz file, as ``write_atomically`` does."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_atomically(path, content.getvalue())
 
 
 def json_bytes(values: Any) -> bytes:
