@@ -1,10 +1,10 @@
-"""The whole way from labels to images as one file that runs without this package (``jax.export``).
+"""The program from labels to images in a file that runs without this package (``jax.export``).
 
-The file has the program for CPU, NVIDIA GPU and TPU, and any number of images; weights are
-arguments, those of the safetensors files of a model directory as they are. A program with the
+The file has the program for CPU, NVIDIA GPU and TPU, and for any number of images. Its weights are
+arguments: those of the safetensors files of a model directory, as they are. A program with the
 weights inside would hold them once more, and could not exceed the 2 GB of a serialized module.
-JSON beside it says what its arguments are. The program is that of ``Generator`` on one device:
-jax reads such files for half a year or longer, so the model directory stays what to keep.
+JSON beside it describes the arguments. The program is that of ``Generator`` on one device. JAX
+reads such files for half a year at least, so it is the model directory that should be kept.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from enat_jax.runtime import files
 
 FORMAT = "enat_jax compiled sampler 1"
 PLATFORMS = ("cpu", "cuda", "tpu")
-SCHEDULE = ("guidance", "token_temperature", "mask_temperature")  # arguments, a value a step
+SCHEDULE = ("guidance", "token_temperature", "mask_temperature")  # fields of StepInputs
 WEIGHTS = {"transformer": "transformer.safetensors", "tokenizer": "tokenizer/params.safetensors"}
 
 
@@ -82,7 +82,16 @@ def make(generator: Generator) -> tuple[bytes, dict[str, Any]]:
     exported = export.export(jax.jit(sample), platforms=PLATFORMS)(
         weights, integers, integers, jax.ShapeDtypeStruct((2,), jnp.uint32), _shapes(schedule)
     )
-    description = {
+    return bytes(exported.serialize()), _description(generator, exported, schedule)
+
+
+def _description(
+    generator: Generator, exported: export.Exported, schedule: dict[str, Float[np.ndarray, " t"]]
+) -> dict[str, Any]:
+    codec, num_classes = generator.tokenizer, generator.model.num_classes
+    image_shape = (*codec.image_size, codec.model.image_channels)
+    num_steps = generator.settings.num_steps
+    return {
         "format": FORMAT,
         "platforms": list(exported.platforms),
         "jax": jax.__version__,
@@ -94,22 +103,17 @@ def make(generator: Generator) -> tuple[bytes, dict[str, Any]]:
         },
         "arguments": {
             "weights": "{name: {tensor: float32}} of the files above",
-            "labels": f"int32 [b], 0 to {model.num_classes}; {model.num_classes} means no class",
+            "labels": f"int32 [b], 0 to {num_classes}; {num_classes} means no class",
             "image_index": "int32 [b], numbers of the images within the seed",
             "seed": "uint32 [2]: 0 and the seed",
-            "schedule": f"{{name: float32 [{len(inputs.step)}]}}, a value a step; to be scaled "
+            "schedule": f"{{name: float32 [{num_steps}]}}, a value a step; to be scaled "
             "at will: a guidance of 0 stays 0, a greedy sampler stays greedy",
         },
-        "result": f"uint8 [b, {', '.join(map(str, _image_shape(codec)))}]",
-        "dtype": str(model.dtype),
+        "result": f"uint8 [b, {', '.join(map(str, image_shape))}]",
+        "dtype": str(generator.model.dtype),
         "settings": dataclasses.asdict(generator.settings),
         "schedule": {name: values.tolist() for name, values in schedule.items()},
     }
-    return bytes(exported.serialize()), description
-
-
-def _image_shape(codec: tokenizer.Tokenizer) -> tuple[int, int, int]:
-    return *codec.image_size, codec.model.image_channels
 
 
 def _shapes(tree: PyTree) -> PyTree:

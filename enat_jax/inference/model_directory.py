@@ -1,6 +1,7 @@
 """Model and tokenizer directories: opening either, and adding formats to one that is there."""
 
 import contextlib
+import os
 import pathlib
 from collections.abc import Collection
 
@@ -13,7 +14,7 @@ from enat_jax.runtime import files
 FORMATS = (*model_files.WEIGHTS, "compiled", "reference")
 
 
-def load(directory: str) -> generator.Generator | tokenizer.Tokenizer:
+def load(directory: str | os.PathLike) -> generator.Generator | tokenizer.Tokenizer:
     """Loads what the directory has, a model or a tokenizer, onto one device.
 
     Args:

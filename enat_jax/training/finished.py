@@ -1,6 +1,7 @@
-"""TODO."""
+"""The model that a training run has made, from its parameters or from its directory."""
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -12,29 +13,37 @@ from jaxtyping import PyTree
 
 from enat_jax.checkpoints import manifest, model_files
 from enat_jax.evaluation import features
-from enat_jax.inference import generator, tokenizer
+from enat_jax.inference import generator, model_directory, tokenizer
 from enat_jax.runtime import exits, files, versions
 from enat_jax.training import config as train_config
+from enat_jax.training import enat_task, vqgan_task
+from enat_jax.training.task import Task
 
 
-def trained(config, task, params, step):
-    """What a run has made: a ``Generator``, or a ``Tokenizer`` where it trains one.
+def trained(
+    config: ml_collections.ConfigDict,
+    task: enat_task.Task | vqgan_task.Task,
+    params: PyTree,
+    step: int,
+) -> generator.Generator | tokenizer.Tokenizer:
+    """Returns what a run has made: a generator, or a tokenizer where it trains one.
 
     Args:
-        config: ``ConfigDict`` of the run; task: what ``train_config.build`` made of it.
+        config: of the run.
+        task: what ``train_config.build`` made of it.
         params: those to keep, of a transformer the averages; numpy arrays.
         step: that they are of.
     """
     origin = provenance(config, task, step)
-    if config.task == "vqgan":
-        size = tuple(task.source.image_shape[:2])
-        return tokenizer.Tokenizer(task.model, params, size, origin)
+    if isinstance(task, vqgan_task.Task):
+        height, width, _ = task.source.image_shape
+        return tokenizer.Tokenizer(task.model, params, (height, width), origin)
     names = tuple(task.tokens.class_names)
     return generator.Generator(task.model, params, task.tokenizer, names, task.sampler, origin)
 
 
-def provenance(config, task, step):
-    """Where weights come from, as JSON values: settings, step, identity of the data, versions."""
+def provenance(config: ml_collections.ConfigDict, task: Task, step: int) -> dict[str, Any]:
+    """Returns where weights come from, as JSON values: settings, step, data, versions."""
     return {
         "config": json.loads(config.to_json_best_effort()),
         "step": step,
@@ -46,7 +55,7 @@ def provenance(config, task, step):
 def save(
     config: ml_collections.ConfigDict, task: Any, params: PyTree, step: int, directory: pathlib.Path
 ) -> None:
-    """Writes the model directory of a run of any task; arguments as in ``trained``."""
+    """Writes the model directory of a run of any task; other arguments as in ``trained``."""
     if config.task != "classifier":
         trained(config, task, params, step).save(directory)
         return
@@ -54,15 +63,14 @@ def save(
     features.save_trained(directory, task.model, params, size, config.data.source, origin)
 
 
-def of_run(workdir, step=None):
-    """The newest model of a run's directory, or that of a step; nothing there is changed.
+def of_run(
+    workdir: str | os.PathLike, step: int | None = None
+) -> generator.Generator | tokenizer.Tokenizer:
+    """Returns the newest model of a run's directory, or that of a step; changes nothing there.
 
     Args:
         workdir: of ``train``.
         step: of a checkpoint or of the finished model; None: the newest.
-
-    Returns:
-        ``Generator`` or ``Tokenizer``.
 
     Raises:
         OSError: this is no run's directory, or it has no checkpoint yet.
@@ -70,14 +78,11 @@ def of_run(workdir, step=None):
     """
     workdir = pathlib.Path(workdir)
     steps = _steps(workdir)
-    for kind, name in (
-        (generator.Generator, "model.json"),
-        (tokenizer.Tokenizer, "tokenizer.json"),
-    ):
+    for name in ("model.json", "tokenizer.json"):
         if (workdir / name).is_file():
             raise ValueError(f"{workdir} is a model and no run: name it by --model")
         if (workdir / "model" / name).is_file():
-            found = kind.load(workdir / "model", devices=jax.local_devices()[:1])
+            found = model_directory.load(workdir / "model")
             finished = found.provenance.get("step", -1)
             # A run that was made longer has newer checkpoints than its model.
             if step == finished or (step is None and finished >= max(steps, default=-1)):
@@ -85,12 +90,15 @@ def of_run(workdir, step=None):
     return _of_checkpoint(workdir, steps, step)
 
 
-def _steps(workdir):
+def _steps(workdir: pathlib.Path) -> list[int]:
+    """Returns the steps of the checkpoints, in order."""
     found = (workdir / "checkpoints").glob("*")
     return sorted(int(path.name) for path in found if path.name.isdecimal())
 
 
-def _of_checkpoint(workdir, steps, step):
+def _of_checkpoint(
+    workdir: pathlib.Path, steps: list[int], step: int | None
+) -> generator.Generator | tokenizer.Tokenizer:
     path = workdir / "config.json"
     advice = "name the --workdir of a run of python -m enat_jax.train"
     if not path.is_file():
@@ -103,6 +111,7 @@ def _of_checkpoint(workdir, steps, step):
     if config.get("task") not in ("enat", "vqgan"):
         raise ValueError(f"{workdir} trains neither a transformer nor a tokenizer")
     *_, task = train_config.build(config)
+    assert isinstance(task, enat_task.Task | vqgan_task.Task)
     damaged = []
     for candidate in reversed(steps) if step is None else [step]:
         params, damage = _read(workdir / "checkpoints" / str(candidate), config, task)
@@ -113,20 +122,22 @@ def _of_checkpoint(workdir, steps, step):
     raise ValueError(f"no checkpoint in {workdir} can be read ({'; '.join(damaged)})")
 
 
-def _read(path, config, task):
-    """Parameters of a checkpoint, those to keep alone, and None; or None and what is damaged.
+def _read(
+    path: pathlib.Path, config: ml_collections.ConfigDict, task: Task
+) -> tuple[PyTree, str | None]:
+    """Reads the parameters to keep from a checkpoint; returns them, and what is damaged or None.
 
-    Not by ``Checkpointer``, which sets aside what is damaged or newer: the run may be under way.
+    ``Checkpointer`` would set aside what is damaged or newer, but the run may be under way.
     """
     described, damage = manifest.read(path)
-    if damage:
+    if described is None:
         return None, damage
     state = jax.eval_shape(task.init, jax.random.key(0))
     expected = train_config.identity(config, task)
     differences = manifest.differences(described, expected, state, train_config.complete_identity)
     if differences:
         raise ValueError(f"{path} is not of the run's config.json: {differences}")
-    name = "params" if config.task == "vqgan" else "ema_params"
+    name = "params" if isinstance(task, vqgan_task.Task) else "ema_params"
     wanted = {name: getattr(state, name)}
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
