@@ -11,23 +11,77 @@ share. All come to the same result: the first one reads the descriptions, and an
 process cannot read is damaged for all.
 """
 
+import dataclasses
 import functools
 import logging
 import pathlib
 import shutil
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from enat_jax.checkpoints import manifest, preservation
-from enat_jax.checkpoints.preservation import Best
+from enat_jax.checkpoints import manifest
 from enat_jax.runtime import agreement, exits
 
 _log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """What makes a checkpoint the best one.
+
+    Attributes:
+        metric: name among the metrics of an evaluation.
+        mode: whether the lowest ("min") or the highest ("max") value is best; of equal ones the
+            earliest.
+    """
+
+    metric: str
+    mode: Literal["min", "max"]
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("min", "max"):
+            raise ValueError(f"mode={self.mode!r} of the best {self.metric} must be 'min' or 'max'")
+
+
+class KeepBest(checkpoint_managers.PreservationPolicy):
+    """Keeps the best checkpoint.
+
+    Orbax's ``BestN`` goes by a file of metrics that Orbax writes itself. Here the metrics are in
+    the manifest, which is checked, and checkpoints have no such file.
+    """
+
+    def __init__(self, best: Best) -> None:
+        self._best = best
+        self._scores: dict[int, float] = {}
+
+    def note(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Takes the metrics of a step; without a value of the metric, it is never the best."""
+        score = metrics.get(self._best.metric)
+        if score is None:
+            self._scores.pop(step, None)  # of an earlier run through this step
+        else:
+            self._scores[step] = score
+
+    def best_of(self, steps: Iterable[int]) -> int | None:
+        """Returns the best of ``steps``, or None if none has the metric."""
+        best = min if self._best.mode == "min" else max
+        scored = sorted(step for step in steps if step in self._scores)
+        return best(scored, key=self._scores.__getitem__, default=None)
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
+        *,
+        context: checkpoint_managers.PreservationContext,
+    ) -> Sequence[bool]:
+        """Says which of Orbax's ``checkpoints`` this policy keeps."""
+        best = self.best_of(checkpoint.step for checkpoint in checkpoints)
+        return [checkpoint.step == best for checkpoint in checkpoints]
 
 
 class Checkpointer:
@@ -62,7 +116,7 @@ class Checkpointer:
         self._directory = pathlib.Path(directory).absolute()
         self._save_every = save_every
         self._complete = complete
-        self._best = None if best is None else preservation.KeepBest(best)
+        self._best = None if best is None else KeepBest(best)
         policies = [checkpoint_managers.LatestN(keep)]
         if keep_every is not None:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))

@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import json
 import logging
@@ -171,6 +172,49 @@ def test_without_a_metric_to_go_by_there_is_no_best_step(tmp_path):
     with checkpoint.Checkpointer(tmp_path, save_every=10) as checkpointer:
         checkpointer.save(10, make_state(10), META, {"fid": 1.0})
         assert checkpointer.best_step() is None
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    step: int
+
+
+def kept(policy, steps):
+    flags = policy.should_preserve([Checkpoint(step) for step in steps], context=None)
+    return [step for step, flag in zip(steps, flags, strict=True) if flag]
+
+
+@pytest.mark.parametrize("mode, best", [("min", 20), ("max", 30)])
+def test_one_step_is_the_best(mode, best):
+    policy = checkpoint.KeepBest(checkpoint.Best("fid", mode))
+    for step, fid in ((10, 5.0), (20, 2.0), (30, 9.0)):
+        policy.note(step, {"fid": fid, "loss": -1.0})
+    assert policy.best_of([30, 10, 20]) == best
+    assert kept(policy, [10, 20, 30]) == [best]
+    assert kept(policy, [10]) == [10]  # of those that are there
+
+
+def test_the_earliest_of_equal_ones_is_the_best():
+    policy = checkpoint.KeepBest(checkpoint.Best("fid", "max"))
+    for step in (30, 10, 20):
+        policy.note(step, {"fid": 1.0})
+    assert policy.best_of([30, 20, 10]) == 10
+
+
+def test_a_step_without_the_metric_is_not():
+    policy = checkpoint.KeepBest(checkpoint.Best("fid", "min"))
+    policy.note(10, {"fid": 5.0})
+    policy.note(20, {"fid": None})
+    policy.note(30, {"loss": 1.0})
+    assert kept(policy, [10, 20, 30]) == [10]
+    assert policy.best_of([20, 30, 40]) is None and kept(policy, [20, 30, 40]) == []
+    policy.note(10, {})  # the run went through this step again, and did not evaluate it
+    assert policy.best_of([10]) is None
+
+
+def test_another_mode_is_refused():
+    with pytest.raises(ValueError, match="mode='lowest' of the best fid must be 'min' or 'max'"):
+        checkpoint.Best("fid", "lowest")
 
 
 def test_a_step_by_name_sets_newer_ones_aside(tmp_path, caplog):
@@ -511,71 +555,6 @@ def test_two_processes_come_to_the_same_decisions(tmp_path):
     assert left == ["20", "30", "30.damaged", "30.set_aside"]
 
 
-PARAMS = {
-    "encoder": {"kernel": jnp.full((3, 4), 1.5, jnp.bfloat16), "bias": np.arange(4.0)},
-    "empty": {},
-    "count": jnp.int32(7),
-}
-
-
-def test_params_come_back_as_numpy(tmp_path):
-    model_files.save_params(tmp_path / "model" / "params", PARAMS)
-    loaded = model_files.load_params(tmp_path / "model" / "params")
-    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(loaded))
-    assert loaded["encoder"]["kernel"].dtype == jnp.bfloat16
-    assert_equal(loaded, PARAMS)
-
-
-def test_params_replace_earlier_ones_and_leave_nothing_behind(tmp_path):
-    model_files.save_params(tmp_path / "params", {"a": np.zeros(2), "b": np.zeros(2)})
-    model_files.save_params(tmp_path / "params", {"a": np.ones(2)})
-    assert_equal(model_files.load_params(tmp_path / "params"), {"a": np.ones(2)})
-    assert [p.name for p in tmp_path.iterdir()] == ["params"]
-
-
-def test_params_killed_between_the_two_renames_are_the_earlier_ones(tmp_path, monkeypatch):
-    model_files.save_params(tmp_path / "params", {"a": np.zeros(2)})
-    rename = pathlib.Path.rename
-
-    def killed(self, target):
-        if self.name == ".params.new":
-            raise KeyboardInterrupt
-        return rename(self, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pathlib.Path, "rename", killed)
-        with pytest.raises(KeyboardInterrupt):
-            model_files.save_params(tmp_path / "params", {"a": np.ones(2)})
-    assert_equal(model_files.load_params(tmp_path / "params"), {"a": np.zeros(2)})
-    model_files.save_params(tmp_path / "params", {"a": np.full(2, 2.0)})
-    assert_equal(model_files.load_params(tmp_path / "params"), {"a": np.full(2, 2.0)})
-
-
-@reads_damaged_data
-def test_missing_or_damaged_params_say_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no parameters at"):
-        model_files.load_params(tmp_path / "params")
-    (tmp_path / "params").mkdir()
-    with pytest.raises(ValueError, match="cannot be read"):
-        model_files.load_params(tmp_path / "params")
-
-
-def test_params_of_eight_devices_load_on_one(tmp_path):
-    script = f"""
-        import jax, jax.numpy as jnp
-        from jax.sharding import AxisType, NamedSharding, PartitionSpec
-        from enat_jax.checkpoints import checkpoint
-        mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-        array = jax.device_put(jnp.arange(16.0), NamedSharding(mesh, PartitionSpec("data")))
-        checkpoint.save_params({str(tmp_path / "params")!r}, {{"a": array}})
-    """
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    subprocess.run(
-        [*python(script)], env={**os.environ, "JAX_PLATFORMS": "cpu", **flags}, check=True
-    )
-    assert_equal(model_files.load_params(tmp_path / "params"), {"a": np.arange(16.0)})
-
-
 def python(script):
     return [sys.executable, "-c", textwrap.dedent(script)]
 
@@ -583,7 +562,7 @@ def python(script):
 SAVE_FOREVER = """
     import itertools, sys
     import jax.numpy as jnp
-    from enat_jax.checkpoints import checkpoint
+    from enat_jax.checkpoints import checkpoint, model_files
     directory, start = sys.argv[1], int(sys.argv[2])
     with checkpoint.Checkpointer(directory, save_every=1) as checkpointer:
         for step in itertools.count(start):
@@ -591,7 +570,7 @@ SAVE_FOREVER = """
             checkpointer.save(step, state, {"seed": 0})
             print(step, flush=True)
             if step % 3 == 0:
-                checkpoint.save_params(f"{directory}/../params", {"a": jnp.full((300, 300), step)})
+                model_files.save_params(f"{directory}/../params", {"a": jnp.full((300, 300), step)})
 """
 
 
