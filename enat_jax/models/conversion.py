@@ -1,4 +1,4 @@
-"""From the tensors of the PyTorch reference to our parameters and back, one table per model.
+"""Conversion of the PyTorch reference's tensors to our parameters and back, by tables.
 
 A table maps a regular expression, which must match the whole name of a reference tensor, to the
 path of our parameter and the transform between the two layouts:
@@ -32,7 +32,7 @@ Path = str | Callable[[re.Match], str] | None
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """A change of layout, reference -> ours by ``forward`` and back by ``inverse``."""
+    """A change of layout: ``forward`` from the reference's to ours, ``inverse`` back."""
 
     forward: Callable[[np.ndarray], np.ndarray]
     inverse: Callable[[np.ndarray], np.ndarray]
@@ -51,12 +51,18 @@ PACKED_BIAS = Transform(lambda a: a.reshape(2, -1), np.ravel)
 
 
 def convert(state_dict: Mapping[str, np.ndarray], table: Table, target: Any) -> dict:
-    """The parameter tree of the reference's tensors, as numpy arrays of the target's dtypes.
+    """Returns the parameters that the reference's tensors make, as numpy arrays.
 
-    ``target`` is a nested dict of anything with shape and dtype, such as ``jax.eval_shape`` gives.
-    Raises ValueError with a list of everything that is wrong: tensors without an entry in the
-    table, entries that lead nowhere or twice to the same place, wrong shapes, whole numbers, and
-    parameters (or layers of stacked ones) that were not filled.
+    Args:
+        state_dict: the tensors by the reference's names.
+        table: of the model.
+        target: nested dict of anything with the shape and dtype of our parameters, such as
+            ``jax.eval_shape`` gives.
+
+    Raises:
+        ValueError: with a list of everything that is wrong: tensors without an entry in the table,
+            entries that lead nowhere or twice to the same place, wrong shapes, whole numbers, and
+            parameters (or layers of stacked ones) that were not filled.
     """
     leaves = traverse_util.flatten_dict(target, sep="/")
     found: dict[str, dict[int | None, np.ndarray]] = {path: {} for path in leaves}
@@ -92,9 +98,10 @@ def convert(state_dict: Mapping[str, np.ndarray], table: Table, target: Any) -> 
 
 
 def revert(params: Mapping, table: Table, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """The tensors of the given reference names from our parameters: the inverse of ``convert``.
+    """Returns the tensors with the given reference names: the inverse of ``convert``.
 
-    Raises ValueError for a name that the table does not have or drops.
+    Raises:
+        ValueError: the table does not have one of the names, or drops it.
     """
     leaves = traverse_util.flatten_dict(params, sep="/")
     tensors = {}
@@ -109,7 +116,7 @@ def revert(params: Mapping, table: Table, names: Iterable[str]) -> dict[str, np.
 
 
 def _place(name: str, table: Table) -> tuple[str, int | None, Transform] | None:
-    """Our path, the index along a stacked axis and the transform; None if it is to be dropped."""
+    """Returns our path, the index along a stacked axis and the transform; None to drop it."""
     matches = [
         (m, *entry) for pattern, entry in table.items() if (m := re.fullmatch(pattern, name))
     ]
@@ -125,7 +132,10 @@ def _place(name: str, table: Table) -> tuple[str, int | None, Transform] | None:
     return (stacked[1], int(stacked[2]), transform) if stacked else (path, None, transform)
 
 
-def _check(path: str, index: int | None, value: np.ndarray, leaves: Mapping, found: Mapping):
+def _check(
+    path: str, index: int | None, value: np.ndarray, leaves: Mapping, found: Mapping
+) -> None:
+    """Raises ValueError if a tensor cannot be put into the place that the table names."""
     if path not in leaves:
         raise ValueError(f"leads to {path}, which the model does not have")
     shape = leaves[path].shape
@@ -154,6 +164,12 @@ _BLOCK = {  # the last part of a residual block's name: ours and the transform
     r"nin_shortcut(\b)\.weight": (r"shortcut{}/kernel", CONV),
 }
 
+
+def _mid(match: re.Match, path: str) -> str:
+    # The reference counts the two middle blocks from 1.
+    return f"{match[1]}/mid_{int(match[2]) - 1}/" + path.format(match[3])
+
+
 VQGAN_TABLE: Table = {
     r"quantize\.embedding\.weight": ("codebook", COPY),
     # The discriminator and the perceptual network of a training checkpoint.
@@ -172,9 +188,8 @@ VQGAN_TABLE: Table = {
         for end, (path, transform) in _BLOCK.items()
     },
     **{
-        # The reference counts the two middle blocks from 1.
         _PART + r"\.mid\.block_([12])\." + end: (
-            lambda m, path=path: f"{m[1]}/mid_{int(m[2]) - 1}/" + path.format(m[3]),
+            functools.partial(_mid, path=path),
             transform,
         )
         for end, (path, transform) in _BLOCK.items()
@@ -183,17 +198,16 @@ VQGAN_TABLE: Table = {
 
 
 def vqgan_params(state_dict: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> dict:
-    """Parameters of ``model`` (what ``apply`` takes as {"params": ...}) from the reference's
-    tensors.
+    """Returns parameters, which ``apply`` takes as {"params": ...}, from the reference's tensors.
 
-    Raises ValueError, listing everything, if the state dict is not that of such a model.
+    Raises:
+        ValueError: the state dict is not that of such a model; with a list of everything wrong.
     """
     return convert(state_dict, VQGAN_TABLE, _vqgan_shapes(model))
 
 
 def vqgan_state_dict(params: Mapping, model: vqgan.VQGAN) -> dict[str, np.ndarray]:
-    """The inverse of ``vqgan_params``: all tensors of the reference's model of this
-    architecture."""
+    """Returns all tensors of the reference's model: the inverse of ``vqgan_params``."""
     names = map(_vqgan_name, traverse_util.flatten_dict(_vqgan_shapes(model), sep="/"))
     return revert(params, VQGAN_TABLE, names)
 
@@ -206,7 +220,7 @@ def _vqgan_shapes(model: vqgan.VQGAN) -> dict:
 
 
 def _vqgan_name(path: str) -> str:
-    """The reference's name of one of our parameters."""
+    """Returns the reference's name of one of our parameters."""
     if path == "codebook":
         return "quantize.embedding.weight"
     name = re.sub(r"/(down|up)_(\d+)_(\d+)/", r".\1.\2.block.\3.", path)
@@ -217,7 +231,7 @@ def _vqgan_name(path: str) -> str:
 
 
 def maskgit_table(model: vqgan.VQGAN) -> Table:
-    """The table of MaskGIT's JAX tokenizer, whose blocks are numbered as its program calls them.
+    """Returns the table of MaskGIT's JAX tokenizer, which numbers blocks as its program calls them.
 
     Its layouts are ours. Source of the names: ``maskgit/nets/vqgan_tokenizer.py`` of its release.
     """
@@ -248,19 +262,23 @@ def maskgit_table(model: vqgan.VQGAN) -> Table:
         r"(encoder|decoder)/GroupNorm_0/(scale|bias)": (r"\1/norm_out/\2", COPY),
     }
     for part, place in (("encoder", down), ("decoder", up)):
-        prefix = part + r"/ResBlock_(\d+)/"
-        norm = prefix + r"GroupNorm_(0|1)/(scale|bias)"
-        table |= {
-            norm: (lambda m, f=place: f(m, f"norm{int(m[2]) + 1}/" + m[3]), COPY),
-            prefix + r"Conv_0/kernel": (lambda m, f=place: f(m, "conv1/kernel"), COPY),
-            prefix + r"Conv_1/kernel": (lambda m, f=place: f(m, "conv2/kernel"), COPY),
-            prefix + r"Conv_2/kernel": (lambda m, f=place: f(m, "shortcut/kernel"), COPY),
+        ends = {
+            r"GroupNorm_0/(scale|bias)": r"norm1/\2",
+            r"GroupNorm_1/(scale|bias)": r"norm2/\2",
+            r"Conv_0/kernel": "conv1/kernel",
+            r"Conv_1/kernel": "conv2/kernel",
+            r"Conv_2/kernel": "shortcut/kernel",
         }
+        for end, ours in ends.items():
+            table[part + r"/ResBlock_(\d+)/" + end] = (functools.partial(place, end=ours), COPY)
     return table
 
 
 def maskgit_params(tensors: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> dict:
-    """As ``vqgan_params``, from MaskGIT's tensors, such as "encoder/ResBlock_0/Conv_0/kernel"."""
+    """Returns parameters as ``vqgan_params`` does, from MaskGIT's tensors.
+
+    Their names are such as "encoder/ResBlock_0/Conv_0/kernel".
+    """
     return convert(tensors, maskgit_table(model), _vqgan_shapes(model))
 
 
@@ -287,7 +305,7 @@ _HEAD_BIAS = Transform(lambda a: a.reshape(a.shape[-1]), lambda a: a.reshape(1, 
 
 
 def enat_table(encoder_layers: int) -> Table:
-    """The table of an ENAT; in the reference its blocks are one list, the encoder's first."""
+    """Returns the table of an ENAT, whose blocks the reference has in one list, encoder first."""
 
     def block(match: re.Match, part: str) -> str:
         layer = int(match[1])
@@ -309,7 +327,7 @@ def enat_table(encoder_layers: int) -> Table:
         r"prev_embedder\..*": (None, COPY),
         **{
             r"blocks\.(\d+)\." + name + end: (
-                lambda match, part=f"{ours}/{leaf}": block(match, part),
+                functools.partial(block, part=f"{ours}/{leaf}"),
                 transform,
             )
             for name, ours in _ENAT_BLOCK.items()
@@ -329,7 +347,7 @@ def enat_table(encoder_layers: int) -> Table:
 
 
 def enat_params(state_dict: Mapping[str, np.ndarray], model: enat.ENAT) -> dict:
-    """Parameters of ``model`` from the reference's tensors; as ``vqgan_params``."""
+    """Returns parameters from the reference's tensors; raises as ``vqgan_params``."""
     return convert(state_dict, enat_table(model.encoder_layers), _enat_shapes(model))
 
 
@@ -341,12 +359,13 @@ def _enat_shapes(model: enat.ENAT) -> dict:
 
 
 def enat_state_dict(params: Mapping, model: enat.ENAT) -> dict[str, np.ndarray]:
-    """The inverse of ``enat_params``: all tensors of the reference's model of these sizes.
+    """Returns all tensors of the reference's model: the inverse of ``enat_params``.
 
     That includes ``prev_embedder``, which the reference has but never uses and ``enat_params``
     drops: zeros, so that the reference loads the state dict strictly and computes the same.
 
-    Raises ValueError if the model does not reuse features, which the reference's always do.
+    Raises:
+        ValueError: the model does not reuse features, which the reference's always do.
     """
     if not model.reuse:
         raise ValueError("the reference has no model without reuse of features: nothing to convert")

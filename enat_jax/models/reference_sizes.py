@@ -1,4 +1,4 @@
-"""The model that tensors belong to, read off their names and shapes.
+"""Which model tensors belong to, read off their names and shapes.
 
 Shapes do not tell everything. The number of attention heads and where the encoder ends are known
 for the paper's sizes and must be given for others; so must the number of groups of a tokenizer's
@@ -15,13 +15,13 @@ from enat_jax.models import enat, vqgan
 # Paper Table 7: (width, layers) -> (heads, layers of the encoder).
 PAPER_SIZES = {(366, 16): (6, 15), (768, 16): (8, 15), (1024, 24): (16, 22)}
 _WRAPPERS = ("module.", "model.", "_orig_mod.", "nnet.", "state_dict.")
-_GROUPS = 32
+_GROUPS = 32  # of the norms in all released tokenizers
 
 Tensors = Mapping[str, np.ndarray]
 
 
 def without_prefixes(tensors: Tensors) -> dict[str, np.ndarray]:
-    """Names without what wrappers such as DistributedDataParallel put before all of them."""
+    """Removes what wrappers such as DistributedDataParallel put before all names."""
     names = list(tensors)
     while prefix := next((w for w in _WRAPPERS if all(n.startswith(w) for n in names)), None):
         names = [name.removeprefix(prefix) for name in names]
@@ -31,12 +31,12 @@ def without_prefixes(tensors: Tensors) -> dict[str, np.ndarray]:
 
 
 def is_maskgit(tensors: Tensors) -> bool:
-    """Whether the names are those of MaskGIT's JAX tokenizer."""
+    """Says whether the names are those of MaskGIT's JAX tokenizer."""
     return "quantizer/codebook" in tensors
 
 
 def enat_of(tensors: Tensors, num_heads: int | None, encoder_layers: int | None) -> enat.ENAT:
-    """The reference's ENAT with these tensors.
+    """Returns the reference's ENAT with these tensors.
 
     Args:
         tensors: by the reference's names.
@@ -85,8 +85,15 @@ def enat_of(tensors: Tensors, num_heads: int | None, encoder_layers: int | None)
 
 
 def vqgan_of(tensors: Tensors, num_groups: int | None) -> vqgan.VQGAN:
-    """The reference's VQGAN with these tensors, or MaskGIT's; arguments and errors as
-    ``enat_of``."""
+    """Returns the reference's VQGAN with these tensors, or MaskGIT's.
+
+    Args:
+        tensors: by the reference's names, or by MaskGIT's.
+        num_groups: of its norms; None: 32, as in all released ones.
+
+    Raises:
+        ValueError: a tensor is missing or makes no sense, or the norms cannot have so many groups.
+    """
     if is_maskgit(tensors):
         return _maskgit_vqgan_of(tensors, num_groups)
     what = "a VQGAN of the reference"
@@ -115,7 +122,15 @@ def _maskgit_vqgan_of(tensors: Tensors, num_groups: int | None) -> vqgan.VQGAN:
     return _vqgan(codes, embed_dim, channels, image_channels, widths, blocks, num_groups)
 
 
-def _vqgan(codes, embed_dim, channels, image_channels, widths, blocks, num_groups) -> vqgan.VQGAN:
+def _vqgan(
+    codes: int,
+    embed_dim: int,
+    channels: int,
+    image_channels: int,
+    widths: list[int],
+    blocks: int,
+    num_groups: int | None,
+) -> vqgan.VQGAN:
     if not widths or not blocks or any(not channels or width % channels for width in widths):
         raise ValueError(
             f"levels of {widths} channels with {blocks} blocks after {channels} channels are no "
@@ -150,7 +165,7 @@ def _shape(tensors: Tensors, name: str, ndim: int, what: str) -> tuple[int, ...]
 
 
 def _count(tensors: Tensors, pattern: str) -> int:
-    """One more than the highest number in the names that match; at most the number of names."""
+    """Returns one more than the highest number in names that match; at most the number of names."""
     numbers = [
         int(m[1]) for name in tensors if (m := re.fullmatch(pattern, name)) and len(m[1]) < 6
     ]
