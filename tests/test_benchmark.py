@@ -30,11 +30,6 @@ def config_file(tmp_path):
     return path
 
 
-def test_columns_are_aligned():
-    text = benchmark.table([("a", str), ("long", lambda x: str(x**2))], [1, 1000])
-    assert text == "   a     long\n   1        1\n1000  1000000"
-
-
 @pytest.fixture
 def quick(monkeypatch):
     """One small matrix product: the program measures the same things, faster."""

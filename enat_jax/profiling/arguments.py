@@ -8,51 +8,46 @@ from enat_jax.runtime import cli
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def parser():
-    """Of all its programs; what it does not know may change the config."""
+Programs = argparse._SubParsersAction
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of all programs; arguments that it does not know may be of the config."""
     main = argparse.ArgumentParser(
         prog="python -m enat_jax.benchmark",
         description="Speed of the sampler and of the training step. Arguments such as "
         "--config.model.width=64 change the config.",
     )
     programs = main.add_subparsers(dest="program", required=True)
-    for name, text in (("sampler", "labels to tokens"), ("train", "one training step")):
-        program = programs.add_parser(name, help=text, allow_abbrev=False)
-        add = program.add_argument
-        add("--config", required=True, help="file of a transformer's config")
-        add("--batch", type=_batch, required=True, help="images of a call; fit: the most that fit")
-        add("--first", type=cli.at_least_one, default=8, help="batch that fit tries first (8)")
-        add("--most", type=cli.at_least_one, default=2048, help="largest that fit tries (2048)")
-        add("--repeats", type=cli.at_least_one, default=5, help="timings of each (default 5)")
-        add("--dtype", choices=DTYPES, help="default: the config's")
-        add("--json", metavar="FILE", help="write the results for programs; - for stdout")
-        if name == "sampler":
-            add("--segments", type=_numbers, help="such as 1,8 (default: 1 and the steps)")
-            add("--steps", type=cli.at_least_one, help="sampling steps (default: the config's)")
-            add("--decode", action="store_true", help="decode to images as well")
-            add("--tokenizer-config", metavar="FILE", help="config of the decoder's VQGAN")
-        else:
-            add("--shapes", type=cli.at_least_one, help="compiled shapes (default: the config's)")
-            add(
-                "--time", type=cli.at_least_one, default=4, help="shapes that are timed (default 4)"
-            )
-            add("--trace", metavar="DIR", help="also write a trace of three steps")
+    add = _add_timed(programs, "sampler", "labels to tokens").add_argument
+    add("--segments", type=_numbers, help="such as 1,8 (default: 1 and the steps)")
+    add("--steps", type=cli.at_least_one, help="sampling steps (default: the config's)")
+    add("--decode", action="store_true", help="decode to images as well")
+    add("--tokenizer-config", metavar="FILE", help="config of the decoder's VQGAN")
+    add = _add_timed(programs, "train", "one training step").add_argument
+    add("--shapes", type=cli.at_least_one, help="compiled shapes (default: the config's)")
+    add("--time", type=cli.at_least_one, default=4, help="shapes that are timed (default 4)")
+    add("--trace", metavar="DIR", help="also write a trace of three steps")
     _add_scaling(programs)
     _add_profile(programs)
-    program = programs.add_parser("loader", help="token records to batches", allow_abbrev=False)
-    add = program.add_argument
-    add("--records", type=_numbers, default=(500_000,), help="sizes of the sets (default 500000)")
-    add("--tokens", type=cli.at_least_one, default=256, help="of a record (default 256)")
-    add("--batch", type=cli.at_least_one, default=2048, help="examples of a batch (default 2048)")
-    add("--workers", type=int, default=0, help="processes that read; 0: a thread (default)")
-    add("--repeats", type=cli.at_least_one, default=5, help="timings of each (default 5)")
-    add("--compare", action="store_true", help="also other file formats, of the last set")
-    add("--dir", metavar="DIR", help="disk to measure (default: that of temporary files)")
-    add("--json", metavar="FILE", help="write the results for programs; - for stdout")
+    _add_loader(programs)
     return main
 
 
-def _add_scaling(programs):
+def _add_timed(programs: Programs, name: str, text: str) -> argparse.ArgumentParser:
+    program = programs.add_parser(name, help=text, allow_abbrev=False)
+    add = program.add_argument
+    add("--config", required=True, help="file of a transformer's config")
+    add("--batch", type=_batch, required=True, help="images of a call; fit: the most that fit")
+    add("--first", type=cli.at_least_one, default=8, help="batch that fit tries first (8)")
+    add("--most", type=cli.at_least_one, default=2048, help="largest that fit tries (2048)")
+    add("--repeats", type=cli.at_least_one, default=5, help="timings of each (default 5)")
+    add("--dtype", choices=DTYPES, help="default: the config's")
+    add("--json", metavar="FILE", help="write the results for programs; - for stdout")
+    return program
+
+
+def _add_scaling(programs: Programs) -> None:
     text = "the training step on more devices, predicted"
     program = programs.add_parser("scaling", help=text, allow_abbrev=False)
     add = program.add_argument
@@ -72,7 +67,7 @@ def _add_scaling(programs):
     add("--json", metavar="FILE", help="write the results for programs; - for stdout")
 
 
-def _add_profile(programs):
+def _add_profile(programs: Programs) -> None:
     program = programs.add_parser("machine", help="its matrix rate and memory", allow_abbrev=False)
     program.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="bfloat16")
     program.add_argument("--json", metavar="FILE", help="write the results; - for stdout")
@@ -91,16 +86,29 @@ def _add_profile(programs):
     add("--trace", metavar="DIR", help="at the end, of the fastest training step of each config")
 
 
-def _batch(text):
+def _add_loader(programs: Programs) -> None:
+    program = programs.add_parser("loader", help="token records to batches", allow_abbrev=False)
+    add = program.add_argument
+    add("--records", type=_numbers, default=(500_000,), help="sizes of the sets (default 500000)")
+    add("--tokens", type=cli.at_least_one, default=256, help="of a record (default 256)")
+    add("--batch", type=cli.at_least_one, default=2048, help="examples of a batch (default 2048)")
+    add("--workers", type=int, default=0, help="processes that read; 0: a thread (default)")
+    add("--repeats", type=cli.at_least_one, default=5, help="timings of each (default 5)")
+    add("--compare", action="store_true", help="also other file formats, of the last set")
+    add("--dir", metavar="DIR", help="disk to measure (default: that of temporary files)")
+    add("--json", metavar="FILE", help="write the results for programs; - for stdout")
+
+
+def _batch(text: str) -> int | str:
     return text if text == "fit" else cli.at_least_one(text)
 
 
-def _layouts(text):
+def _layouts(text: str) -> list[dict[str, int]]:
     try:
         return scaling.parse_layouts(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(error) from error
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _numbers(text):
+def _numbers(text: str) -> tuple[int, ...]:
     return tuple(cli.at_least_one(part) for part in text.split(","))

@@ -8,45 +8,50 @@ CPU, where running out of memory kills the process, nothing else is ever tried.
 import dataclasses
 import functools
 import gc
-import shutil
-import subprocess
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
-from enat_jax.profiling import timing
+from enat_jax.inference import sampling
+from enat_jax.models.transformers import Transformer
+from enat_jax.models.vqgan import VQGAN
+from enat_jax.profiling import setup, timing
 from enat_jax.runtime import exits, memory
-from enat_jax.schedules import costs
+from enat_jax.training.enat_task import Task
 
 GIB = 2**30
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "OUT_OF_MEMORY", "ALLOC_FAILED")
 
 
 class DoesNotFit(Exception):
-    """More memory is needed than is free; found out before anything ran."""
+    """Says that more memory is needed than is free, which was found out before anything ran."""
 
 
 # --- memory ---------------------------------------------------------------------------------
 
 
 def program_bytes(compiled: jax.stages.Compiled) -> int | None:
-    """What a run allocates beside its arguments, which are there already; None: not known."""
+    """Returns the bytes that a run allocates beside its arguments, which are there already.
+
+    None: the backend does not say.
+    """
     x = compiled.memory_analysis()
     if x is None:
         return None
     return x.temp_size_in_bytes + x.output_size_in_bytes - x.alias_size_in_bytes
 
 
-def tree_bytes(tree: Any) -> int:
-    """Of arrays or of their ``jax.ShapeDtypeStruct``."""
+def tree_bytes(tree: PyTree) -> int:
+    """Returns the bytes of all arrays, which may be ``jax.ShapeDtypeStruct``."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of compiling or running says that memory ran out."""
+    """Returns whether an error of compiling or running says that memory ran out."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         return any(mark in str(error) for mark in _OUT_OF_MEMORY)
     return isinstance(error, MemoryError)
@@ -59,38 +64,40 @@ class Check:
         free: gives the free bytes, or None if they are not known; then everything passes.
 
     Attributes:
-        needed, free: bytes, of the program that came closest to what was free; None: none yet.
+        needed: bytes of the program that came closest to what was free; None: no program yet.
+        free: bytes that were free then; None: no program yet.
     """
 
     def __init__(self, free: Callable[[], int | None]):
         self._free = free
-        self.needed = self.free = None
+        self.needed: int | None = None
+        self.free: int | None = None
 
     def __call__(self, compiled: jax.stages.Compiled) -> None:
         needed, free = program_bytes(compiled), self._free()
         if needed is None or free is None:
             return
-        if self.free is None or needed * self.free > self.needed * free:
+        if self.needed is None or self.free is None or needed * self.free > self.needed * free:
             self.needed, self.free = needed, free
         _compare(needed, free)
 
-    def arrays(self, tree: Any) -> None:
-        """The same for arrays that are about to be made."""
+    def arrays(self, tree: PyTree) -> None:
+        """Raises ``DoesNotFit`` if arrays that are about to be made need more than is free."""
         _compare(tree_bytes(tree), self._free())
 
     def growth(self) -> int:
-        """How many times as large a batch surely fits, a power of two; at least 2: to be tried.
+        """Returns how many times as large a batch to try next, a power of two, at least 2.
 
-        The need of a program is a constant and a share that grows with the batch: taking all of it
-        to grow asks for too little rather than too much.
+        A batch that is more than twice as large surely fits: the need of a program is a constant
+        and a share that grows with the batch, and here all of it is taken to grow.
         """
-        if self.free is None:
+        if self.needed is None or self.free is None:
             return 2
         times = max(2, self.free // max(self.needed, 1))
         return 1 << (times.bit_length() - 1)
 
 
-def _compare(needed, free):
+def _compare(needed: int, free: int | None) -> None:
     if free is not None and needed > free:
         raise DoesNotFit(f"needs {needed / GIB:.3g} GiB of {free / GIB:.3g} GiB that are free")
 
@@ -103,9 +110,12 @@ class Try:
     """One batch size that was tried.
 
     Attributes:
-        fits: whether it ran; reason: why not, "" if it did.
-        ran_out: memory ran out while compiling or running, rather than before.
-        needed, free: bytes, as ``Check`` has them.
+        batch: images.
+        fits: whether it ran.
+        reason: why it did not; "" if it did.
+        ran_out: whether memory ran out while compiling or running, rather than before.
+        needed: bytes, as ``Check`` has them.
+        free: bytes, as ``Check`` has them.
         images_per_second: median; None if it did not run.
     """
 
@@ -123,8 +133,9 @@ class Fit:
     """The largest batch that fits, within a factor of two.
 
     Attributes:
-        batch: images; result: its measurement.
-        tries: of ``Try``, in their order.
+        batch: images.
+        result: its measurement.
+        tries: all batches that were tried, in their order.
     """
 
     batch: int
@@ -133,35 +144,50 @@ class Fit:
 
     @property
     def own_peak(self) -> bool:
-        """Whether the peak memory in ``result`` is its own, not that of a try that ran out."""
+        """Whether the peak memory in ``result`` is not that of a try that ran out."""
         return not any(x.ran_out for x in self.tries)
 
     def json(self) -> dict[str, Any]:
+        """Returns all but the result, as JSON values."""
         tries = [dataclasses.asdict(x) for x in self.tries]
         return {"batch": self.batch, "own_peak": self.own_peak, "tries": tries}
 
 
-def fit(attempt, *, first, most, free=memory.free_bytes, tell=lambda line: None) -> Fit:
-    """The largest of ``first`` doubled or halved, and ``most``, that fits.
+# ``attempt(batch, check) -> (result, images per second)`` measures a batch, and shows each compiled
+# program to the check before it runs. Everything that it made must be free when it has returned or
+# raised.
+Attempt = Callable[[int, Check], tuple[Any, float]]
+
+
+def fit(
+    attempt: Attempt,
+    *,
+    first: int,
+    most: int,
+    free: Callable[[], int | None] = memory.free_bytes,
+    report: Callable[[str], None] = lambda line: None,
+) -> Fit:
+    """Finds the largest of ``first`` doubled or halved, and ``most``, that fits.
 
     Args:
-        attempt: ``attempt(batch, check) -> (result, images per second)`` measures a batch, and
-            shows each compiled program to the ``Check`` before it runs. Everything that it made
-            must be free when it has returned or raised.
-        first, most: batch sizes, at least 1; ``first`` is tried first, none above ``most``.
-        free: gives the free bytes, or None; see ``free_bytes``.
-        tell: is given a line of text for each try.
+        attempt: measures a batch.
+        first: batch that is tried first, at least 1.
+        most: largest batch that may be tried.
+        free: gives the free bytes, or None, as ``memory.free_bytes`` does.
+        report: is given a line of text for each try.
 
     Raises:
-        ValueError: not even a batch of 1 fits.
+        ValueError: not even a batch of 1 fits, or ``first`` is not between 1 and ``most``.
     """
     if not 1 <= first <= most:
         raise ValueError(f"{first=} must lie between 1 and {most=}")
-    tries, best, batch, failed = [], None, first, None
+    tries: list[Try] = []
+    best: tuple[int, Any] | None = None
+    batch, failed = first, None
     while True:
         result, found, growth = _try(attempt, batch, Check(free))
         tries.append(found)
-        tell(f"batch {batch}: {'fits' if found.fits else found.reason}")
+        report(f"batch {batch}: {'fits' if found.fits else found.reason}")
         if found.fits:
             best = batch, result
             batch = min(batch * growth, most)
@@ -176,8 +202,8 @@ def fit(attempt, *, first, most, free=memory.free_bytes, tell=lambda line: None)
     return Fit(*best, tuple(tries))
 
 
-def _try(attempt, batch, check):
-    """``(result, Try, growth)`` of one batch, with nothing left in memory but these."""
+def _try(attempt: Attempt, batch: int, check: Check) -> tuple[Any, Try, int]:
+    """Tries one batch: the result, the try and ``Check.growth``; nothing else stays in memory."""
     result, reason, rate, ran_out = None, "", None, False
     try:
         result, rate = attempt(batch, check)
@@ -190,105 +216,105 @@ def _try(attempt, batch, check):
     # The exception is gone by now, and with its traceback what the functions in it had held.
     jax.clear_caches()
     gc.collect()
-    return (
-        result,
-        Try(batch, not reason, reason, ran_out, check.needed, check.free, rate),
-        check.growth(),
-    )
+    found = Try(batch, not reason, reason, ran_out, check.needed, check.free, rate)
+    return result, found, check.growth()
 
 
 # --- what is tried --------------------------------------------------------------------------
 
 
 def fit_sampler(
-    model, settings, segments, *, codec=None, first, most, tell, free=memory.free_bytes, **how
+    model: Transformer,
+    settings: sampling.Settings,
+    segments: Sequence[int],
+    *,
+    first: int,
+    most: int,
+    report: Callable[[str], None],
+    codec: VQGAN | None = None,
+    free: Callable[[], int | None] = memory.free_bytes,
+    **how: Any,
 ) -> Fit:
-    """``fit`` of ``timing.time_sampler``; the result is its list.
+    """Finds the largest batch of the sampler that fits; its result is that of ``time_sampler``.
 
     Args:
-        model, settings, segments, codec, how: see there.
-        first, most, tell, free: see ``fit``.
+        model, settings, segments, codec, how: see ``timing.time_sampler``.
+        first, most, report, free: see ``fit``.
     """
-    ids, labels = jnp.zeros((1, model.num_tokens), jnp.int32), jnp.zeros((1,), jnp.int32)
-    params = jax.eval_shape(model.init, jax.random.key(0), ids, labels)["params"]
+    params = jax.eval_shape(functools.partial(setup.init_model, model))
 
-    def attempt(batch, check):
+    def attempt(batch: int, check: Check) -> tuple[list[timing.Measurement], float]:
         check.arrays(params)
         found = timing.time_sampler(
             model, settings, batch, segments, codec=codec, check=check, **how
         )
         return found, found[0].images_per_second[0]
 
-    return fit(attempt, first=first, most=most, tell=tell, free=free)
+    return fit(attempt, first=first, most=most, report=report, free=free)
 
 
-def fit_training(task, *, max_timed, first, most, tell, free=memory.free_bytes, **how) -> Fit:
-    """The largest batch whose step fits in every shape; the result is a ``TrainingMeasurement``.
+def fit_training(
+    task: Task,
+    *,
+    max_timed: int,
+    first: int,
+    most: int,
+    report: Callable[[str], None],
+    free: Callable[[], int | None] = memory.free_bytes,
+    **how: Any,
+) -> Fit:
+    """Finds the largest batch whose step fits in every shape; its result is of ``time_training``.
 
     First comes the shape with the most padded work, which is that with the most to remember; the
     most probable shapes are then measured with the batch at which it fits.
 
     Args:
-        task: ``tasks.enat.Task`` of any batch size.
-        max_timed, how: see ``timing.time_training``; first, most, tell, free: see ``fit``.
+        task: of any batch size.
+        max_timed, how: see ``timing.time_training``.
+        first, most, report, free: see ``fit``.
     """
-    cost = functools.partial(costs.training_cost, costs.dims_of(task.model))
-    largest = int(np.argmax([int(cost(*bucket.windows)) for bucket in task.buckets]))
+    largest = int(np.argmax(timing.padded_work(task)))
     state = jax.eval_shape(task.init, jax.random.key(0))
 
-    def measured(batch, check, **which):
+    def time_batch(batch: int, check: Check, **which: Any) -> timing.TrainingMeasurement:
         check.arrays(state)
         resized = dataclasses.replace(task, batch_size=batch)
         return timing.time_training(resized, check=check, **which, **how)
 
-    def attempt_largest(batch, check):
-        (found,) = measured(batch, check, chosen=[largest]).timed
+    def attempt_largest(batch: int, check: Check) -> tuple[timing.Measurement, float]:
+        (found,) = time_batch(batch, check, chosen=[largest]).timed
         return found, found.images_per_second[0]
 
-    def attempt_probable(batch, check):
-        found = measured(batch, check, max_timed=max_timed)
+    def attempt_probable(batch: int, check: Check) -> tuple[timing.TrainingMeasurement, float]:
+        found = time_batch(batch, check, max_timed=max_timed)
         return found, found.images_per_second
 
-    holds = fit(attempt_largest, first=first, most=most, tell=tell, free=free)
-    final = fit(attempt_probable, first=holds.batch, most=holds.batch, free=free)
-    return dataclasses.replace(final, tries=holds.tries + final.tries)
+    in_largest = fit(attempt_largest, first=first, most=most, report=report, free=free)
+    batch = in_largest.batch
+    final = fit(attempt_probable, first=batch, most=batch, free=free)
+    return dataclasses.replace(final, tries=in_largest.tries + final.tries)
 
 
 # --- traces ---------------------------------------------------------------------------------
 
 
-def trace_training(task, directory, steps=3) -> None:
-    """Write a trace of ``jax.profiler`` of the training step in its most probable shape.
+def trace_training(task: Task, directory: str | os.PathLike, num_steps: int = 3) -> None:
+    """Writes a trace of ``jax.profiler`` of the training step in its most probable shape.
 
     Args:
-        task: ``tasks.enat.Task`` of the batch size to trace.
+        task: of the batch size to trace.
         directory: to write into, for TensorBoard's profile plugin, XProf or Perfetto.
-        steps: that are traced, after the step was compiled and has run twice.
+        num_steps: that are traced, after the step was compiled and has run twice.
     """
     bucket = task.buckets[int(np.argmax(timing.shape_shares(task)[0]))]
-    inputs, state, batch = timing.training_inputs(task)
-    compiled = inputs.lower(bucket.windows).compile()
+    steps, state, batch = timing.training_inputs(task)
+    compiled = steps.lower(bucket.windows).compile()
     traced = timing.traced_of(bucket)
     for _ in range(2):
         state, _ = compiled(state, batch, traced)
     jax.block_until_ready(state)
     with jax.profiler.trace(str(directory)):
-        for number in range(steps):
+        for number in range(num_steps):
             with jax.profiler.StepTraceAnnotation("train", step_num=number):
                 state, metrics = compiled(state, batch, traced)
         jax.block_until_ready((state, metrics))
-
-
-# --- the machine ----------------------------------------------------------------------------
-
-
-def driver() -> str | None:
-    """Version of NVIDIA's driver; None where its tool is not there or fails."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except subprocess.TimeoutExpired:
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -19,11 +19,15 @@ bfloat16 in float32. ``Collective.on_accelerator`` undoes both, where the text s
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
+from typing import Self
 
 import numpy as np
+from jaxtyping import Int
 
 from enat_jax.profiling import hlo_text, hlo_values
 
+Groups = tuple[tuple[int, ...], ...]
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # These would move bytes that are not counted.
 _UNCOUNTED = ("collective-broadcast", "ragged-all-to-all", "send", "recv")
@@ -35,11 +39,14 @@ class Collective:
 
     Attributes:
         kind: one of ``KINDS``.
-        dtype, shape: of the payload, dtype by XLA's name.
+        dtype: of the payload, by XLA's name.
+        shape: of the payload.
         groups: the devices (places in the mesh's order) that communicate with each other; for a
             collective-permute the pairs (source, target).
         count: runs in one call of the program.
-        computation, instruction: its place in the text; op_name: in the traced function.
+        computation: where the text has it.
+        instruction: its name there.
+        op_name: where it comes from in the traced function.
         values_dtype: the 16-bit dtype that all values come from, where XLA widened it; else
             ``dtype``.
         scattered: whether it is an all-reduce of which each device of a group uses a part of its
@@ -49,7 +56,7 @@ class Collective:
     kind: str
     dtype: str
     shape: tuple[int, ...]
-    groups: tuple[tuple[int, ...], ...]
+    groups: Groups
     count: int
     computation: str
     instruction: str
@@ -58,59 +65,64 @@ class Collective:
     scattered: bool = False
 
     @property
-    def group_size(self):
+    def group_size(self) -> int:
+        """Devices of the largest group."""
         return max(map(len, self.groups), default=1)
 
     @property
-    def payload_bytes(self):
-        """Of one run."""
+    def payload_bytes(self) -> int:
+        """Bytes of the array of one run."""
         return hlo_text.Array(self.dtype, self.shape).num_bytes
 
     @property
-    def moved_bytes(self):
-        """Sent by each device in one run, a float."""
+    def moved_bytes(self) -> float:
+        """Bytes that each device sends in one run."""
         if self.kind == "collective-permute":
             return float(self.payload_bytes)
         rounds = 2 if self.kind == "all-reduce" else 1
         return rounds * (self.group_size - 1) / self.group_size * self.payload_bytes
 
-    def on_accelerator(self):
-        """As accelerators would do it: in the dtype of its values, scattered where it can be."""
+    def on_accelerator(self) -> Self:
+        """Returns what accelerators do: in the dtype of the values, scattered where it can be."""
         kind = "reduce-scatter" if self.scattered else self.kind
         return dataclasses.replace(self, kind=kind, dtype=self.values_dtype, scattered=False)
 
 
-def find(text):
-    """All collectives that one call of a compiled program runs, as the text has them.
+def find(text: str) -> list[Collective]:
+    """Returns all collectives that one call of a compiled program runs, as the text has them.
+
+    They come in the order of the text of each computation.
 
     Args:
         text: of ``compiled.as_text()``.
-
-    Returns:
-        list of ``Collective``, in the order of the text of each computation.
 
     Raises:
         ValueError: a line cannot be read, a collective is in a loop whose length XLA does not
             know, or is of a kind that is not counted here.
     """
     module = hlo_text.parse(text)
-    weight = lambda x: sum(c.moved_bytes for c in _arrays(module, x, 1))  # noqa: E731
+
+    def moved_bytes(instruction: hlo_text.Instruction) -> float:
+        return sum(x.moved_bytes for x in _arrays(module, instruction, 1))
+
     return [
         collective
-        for instruction, count in hlo_text.visits(module, _is_collective, weight)
+        for instruction, count in hlo_text.visits(module, _is_collective, moved_bytes)
         for collective in _arrays(module, instruction, count)
     ]
 
 
-def _is_collective(instruction):
+def _is_collective(instruction: hlo_text.Instruction) -> bool:
     kind = instruction.opcode.removesuffix("-start")
     if kind in _UNCOUNTED:
         raise ValueError(f"{instruction.name} is a {kind}, whose bytes are not counted here")
     return kind in KINDS
 
 
-def _arrays(module, instruction, count):
-    """The ``Collective`` of each operand; operands look the same in the asynchronous forms."""
+def _arrays(
+    module: hlo_text.Module, instruction: hlo_text.Instruction, count: int
+) -> Iterator[Collective]:
+    """Yields the ``Collective`` of each operand, which asynchronous forms have like all others."""
     kind = instruction.opcode.removesuffix("-start")
     groups = _groups(instruction, module.num_partitions)
     # XLA's pass that widens 16-bit reductions leaves this in the name of the sum.
@@ -120,7 +132,7 @@ def _arrays(module, instruction, count):
         (array,) = source.arrays
         shape = array.shape
         if kind == "all-gather":
-            dimension = int(re.search(r"\bdimensions=\{(\d+)\}", instruction.attributes).group(1))
+            (dimension,) = map(int, re.findall(r"\bdimensions=\{(\d+)\}", instruction.attributes))
             gathered = shape[dimension] * len(groups[0])
             shape = (*shape[:dimension], gathered, *shape[dimension + 1 :])
         narrow = "bf16" if widened_sum else hlo_values.narrow_dtype(module, source)
@@ -138,8 +150,10 @@ def _arrays(module, instruction, count):
         )
 
 
-def _is_scattered(module, instruction, place, groups):
-    """Whether each device of a group uses one g-th of an all-reduce's result, all different."""
+def _is_scattered(
+    module: hlo_text.Module, instruction: hlo_text.Instruction, place: int, groups: Groups
+) -> bool:
+    """Returns whether each device of a group uses one g-th of an all-reduce, all different."""
     slices = hlo_values.slices_of(module, instruction, place)
     if not slices or len({len(group) for group in groups}) > 1:
         return False
@@ -161,40 +175,45 @@ _MESH = re.compile(
 )
 
 
-def _numbers(text):
+def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",") if number]
 
 
-def _iota(sizes, reshape, transpose):
-    """The devices in XLA's compact form ``[sizes]<=[reshape]T(transpose)``, in that shape."""
-    sizes = _numbers(sizes)
-    ids = np.arange(math.prod(sizes)).reshape(_numbers(reshape) if reshape else sizes)
-    return (ids.transpose(_numbers(transpose)) if transpose else ids).reshape(sizes)
+def _iota(sizes: str, reshape: str, transpose: str) -> Int[np.ndarray, "..."]:
+    """Reads devices in XLA's compact form ``[sizes]<=[reshape]T(transpose)``, in that shape."""
+    shape = _numbers(sizes)
+    ids = np.arange(math.prod(shape)).reshape(_numbers(reshape) if reshape else shape)
+    return (ids.transpose(_numbers(transpose)) if transpose else ids).reshape(shape)
 
 
-def _groups(instruction, num_partitions):
-    """The groups of devices of a collective, from any of the forms in which XLA prints them."""
+def _groups(instruction: hlo_text.Instruction, num_partitions: int) -> Groups:
+    """Reads the groups of devices of a collective in any of the forms in which XLA prints them."""
     text = instruction.attributes
     if found := _LISTED.search(text):
         groups = [_numbers(group) for group in re.findall(r"\{([\d,]*)\}", found.group(1))]
-        return tuple(map(tuple, groups or [range(num_partitions)]))  # no group: all devices
+        return tuple(map(tuple, groups or [list(range(num_partitions))]))  # no group: all devices
     if found := _STRIDED.search(text):
         return tuple(map(tuple, _iota(*found.groups()).tolist()))
     if found := _MESH.search(text):
-        axes, listed, sizes, reshape, transpose, names = found.groups()
-        axes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", axes)}
+        sized, listed, sizes, reshape, transpose, names = found.groups()
+        axes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", sized)}
         ids = _iota(sizes, reshape, transpose) if listed else np.arange(math.prod(axes.values()))
         return _along(axes, ids.reshape(-1), names)
     raise ValueError(f"the groups of {instruction.name} cannot be read: {text[:200]}")
 
 
-def _along(axes, ids, names):
-    """Groups of devices along some axes of a mesh: "'a','b'", or "'a':(2)4", a part of one.
+def _along(axes: dict[str, int], ids: Int[np.ndarray, " devices"], names: str) -> Groups:
+    """Returns the groups of devices along some axes of a mesh.
 
-    The part ``a:(before)size`` is the middle dimension of axis a, cut into [before, size, rest].
+    Args:
+        axes: sizes by name, in the order of the mesh.
+        ids: the devices of the mesh.
+        names: "'a','b'" are whole axes; the part "'a':(before)size" is the middle dimension of
+            axis a, cut into [before, size, rest].
     """
-    shape, wanted = [], {}
-    parts = {}
+    shape: list[int] = []
+    wanted: dict[int, int] = {}
+    parts: dict[str, list[tuple[int, int, int]]] = {}
     for place, (name, before, size) in enumerate(
         re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", names)
     ):
@@ -213,19 +232,3 @@ def _along(axes, ids, names):
     size = math.prod(shape[d] for d in order)
     devices = ids.reshape(shape).transpose(rest + order).reshape(-1, size)
     return tuple(map(tuple, devices.tolist()))
-
-
-def mesh_axes(groups, mesh):
-    """Names of the mesh axes along which the devices of each group differ.
-
-    Args:
-        groups: of a ``Collective``.
-        mesh: axis name -> size, such as ``dict(mesh.shape)``, in the order of the mesh.
-
-    Returns:
-        tuple of names, in the order of the mesh.
-    """
-    names, sizes = list(mesh), list(mesh.values())
-    places = [np.stack(np.unravel_index(np.array(group, int), sizes)) for group in groups]
-    differ = np.array([np.ptp(place, axis=1) > 0 for place in places]).any(axis=0)
-    return tuple(name for name, varies in zip(names, differ, strict=True) if varies)

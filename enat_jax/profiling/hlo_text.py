@@ -1,4 +1,4 @@
-"""Reading XLA's optimised program text: what runs on one device, and how often.
+"""Reads XLA's optimised program text: what runs on one device, and how often.
 
 ``compiled.as_text()`` of a jitted function prints the program of one partition after XLA has
 divided it: computations of instructions, which call each other. A loop's body is printed once;
@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 
@@ -19,12 +20,14 @@ class Array(NamedTuple):
     shape: tuple[int, ...]
 
     @property
-    def size(self):
+    def size(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
-    def num_bytes(self):
-        bits = 8 if self.dtype == "pred" else int(re.search(r"\d+", self.dtype).group())
+    def num_bytes(self) -> int:
+        """Bytes of all elements, of types of less than 8 bits packed."""
+        bits = 8 if self.dtype == "pred" else int(re.findall(r"\d+", self.dtype)[0])
         return -(-self.size * bits // 8)
 
 
@@ -33,11 +36,13 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-        name: unique within its computation; computation: the name of that.
+        name: unique within its computation.
+        computation: the name of its computation.
         opcode: such as "all-reduce".
-        arrays: the ``Array``s of the result, in order; a tuple has several.
+        arrays: types of the result, in order; a tuple has several.
         operands: names of instructions of the same computation.
-        arguments: text between the parentheses; attributes: text behind them.
+        arguments: text between the parentheses.
+        attributes: text behind the parentheses.
         is_root: whether its result is that of the computation.
     """
 
@@ -51,14 +56,14 @@ class Instruction:
     is_root: bool
 
     @property
-    def op_name(self):
+    def op_name(self) -> str:
         """Where in the traced function it comes from; "" if XLA does not say."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found.group(1) if found else ""
 
-    def called(self, *keys):
-        """Names of the computations under these attributes, such as "body"."""
-        names = []
+    def called(self, *keys: str) -> list[str]:
+        """Returns the names of the computations under these attributes, such as "body"."""
+        names: list[str] = []
         for key in keys:
             found = re.search(rf"\b{key}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.attributes)
             names += re.findall(r"[\w.\-]+", found.group(1)) if found else []
@@ -79,33 +84,33 @@ class Module:
     entry: str
     num_partitions: int
 
-    def operand(self, instruction, place):
-        """The instruction whose result is this operand."""
+    def operand(self, instruction: Instruction, place: int) -> Instruction:
+        """Returns the instruction whose result is this operand."""
         return self.computations[instruction.computation][instruction.operands[place]]
 
-    def root(self, instruction):
-        """The instruction whose result is that of the computation that a fusion calls."""
+    def root(self, instruction: Instruction) -> Instruction:
+        """Returns the instruction whose result is that of the computation that a fusion calls."""
         (name,) = instruction.called("calls")
         return next(x for x in self.computations[name].values() if x.is_root)
 
-    def parameter(self, instruction, place):
-        """The instruction that stands for an operand within the computation that a fusion calls."""
+    def parameter(self, instruction: Instruction, place: int) -> Instruction:
+        """Returns what stands for an operand within the computation that a fusion calls."""
         (name,) = instruction.called("calls")
         found = (x for x in self.computations[name].values() if x.opcode == "parameter")
         return next(x for x in found if int(x.arguments) == place)
 
-    def users(self, instruction):
-        """Instructions that have this one among their operands."""
+    def users(self, instruction: Instruction) -> list[Instruction]:
+        """Returns the instructions that have this one among their operands."""
         return self._users.get((instruction.computation, instruction.name), [])
 
-    def caller(self, computation):
-        """The instruction that calls a computation; None if there is not exactly one."""
+    def caller(self, computation: str) -> Instruction | None:
+        """Returns the instruction that calls a computation; None if there is not exactly one."""
         callers = self._callers.get(computation, [])
         return callers[0] if len(callers) == 1 else None
 
     @functools.cached_property
-    def _users(self):
-        users = {}
+    def _users(self) -> dict[tuple[str, str], list[Instruction]]:
+        users: dict[tuple[str, str], list[Instruction]] = {}
         for name, instructions in self.computations.items():
             for instruction in instructions.values():
                 for operand in dict.fromkeys(instruction.operands):
@@ -113,8 +118,8 @@ class Module:
         return users
 
     @functools.cached_property
-    def _callers(self):
-        callers = {}
+    def _callers(self) -> dict[str, list[Instruction]]:
+        callers: dict[str, list[Instruction]] = {}
         for instructions in self.computations.values():
             for instruction in instructions.values():
                 for name in instruction.called("calls", "to_apply", "body", "condition"):
@@ -128,8 +133,8 @@ _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\]")
 _TRIP_COUNT = re.compile(r'"?known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)"?\}')
 
 
-def parse(text):
-    """The ``Module`` of ``compiled.as_text()``.
+def parse(text: str) -> Module:
+    """Reads the text of ``compiled.as_text()``.
 
     Raises:
         ValueError: the text is no program, or has a line that cannot be read.
@@ -137,7 +142,9 @@ def parse(text):
     if not text.startswith("HloModule"):
         raise ValueError("this text is no compiled program: its first word is not HloModule")
     found = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
-    computations, entry, current = {}, None, None
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry: str | None = None
+    current: str | None = None
     for line in text.splitlines():
         if current is None:
             started = _COMPUTATION.match(line)
@@ -155,18 +162,18 @@ def parse(text):
     return Module(computations, entry, int(found.group(1)) if found else 1)
 
 
-def _instruction(line, computation):
+def _instruction(line: str, computation: str) -> Instruction:
     found = _INSTRUCTION.match(line)
     if not found:
         raise ValueError(f"this line of a program cannot be read: {line.strip()[:200]}")
     root, name, rest = found.groups()
-    end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
+    end = _closing(rest) if rest.startswith("(") else rest.index(" ")
     arrays = tuple(
         Array(dtype, tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size))
         for dtype, sizes in _ARRAY.findall(rest[:end])
     )
     opcode, _, tail = rest[end:].lstrip().partition("(")
-    end = _closing("(" + tail, 0)
+    end = _closing("(" + tail)
     arguments, attributes = tail[: end - 2], tail[end - 1 :]
     operands = () if opcode == "constant" else tuple(re.findall(r"%([\w.\-]+)", arguments))
     return Instruction(
@@ -174,83 +181,78 @@ def _instruction(line, computation):
     )
 
 
-def _closing(text, start):
-    """Behind the parenthesis that closes the one at ``start``."""
+def _closing(text: str) -> int:
+    """Returns the place behind the parenthesis that closes the one at the beginning."""
     depth = 0
-    for found in re.finditer(r'"(?:[^"\\]|\\.)*"|[()]', text[start:]):
+    for found in re.finditer(r'"(?:[^"\\]|\\.)*"|[()]', text):
         depth += {"(": 1, ")": -1}.get(found.group(), 0)
         if depth == 0:
-            return start + found.end()
+            return found.end()
     raise ValueError(f"a parenthesis is not closed: {text[:200]}")
 
 
-def visits(module, wanted, weight):
-    """The instructions that run in one call, with how often.
+Visits = list[tuple[Instruction, int]]
+
+
+def visits(
+    module: Module,
+    wanted: Callable[[Instruction], bool],
+    weight: Callable[[Instruction], float],
+) -> Visits:
+    """Returns the instructions that run in one call, with how often.
 
     A loop's body counts as often as XLA says that it runs, its condition once more. Of a
-    conditional's branches the heaviest is taken, as if it always ran.
+    conditional's branches the heaviest is taken, as if it always ran. An instruction that several
+    calls reach appears several times.
 
     Args:
-        module: ``Module``.
-        wanted: ``wanted(instruction) -> bool``; only these are returned.
-        weight: ``weight(instruction) -> float``, to compare branches.
-
-    Returns:
-        list of ``(instruction, count)``; one reached by several calls appears as often.
+        module: the program.
+        wanted: whether an instruction is returned.
+        weight: of an instruction, to compare branches.
 
     Raises:
         ValueError: something wanted is in a loop whose number of runs XLA does not know.
     """
-    known = {}
 
-    def of(name):
-        if name not in known:
-            known[name] = [
-                visit
-                for instruction in module.computations[name].values()
-                for visit in at(instruction)
-            ]
-        return known[name]
+    @functools.cache
+    def of(name: str) -> Visits:
+        return [visit for x in module.computations[name].values() for visit in at(x)]
 
-    def at(instruction):
+    def at(instruction: Instruction) -> Visits:
         found = [(instruction, 1)] if wanted(instruction) else []
         if instruction.opcode == "while":
-            (body,), (condition,) = instruction.called("body"), instruction.called("condition")
-            trips = _TRIP_COUNT.search(instruction.attributes)
-            if trips is None:
-                if of(body) or of(condition):
-                    raise ValueError(
-                        f"XLA does not say how often the loop {instruction.name} runs "
-                        f"({instruction.op_name or 'of unknown origin'}), so what is in it "
-                        "cannot be counted; give the loop a static length"
-                    )
-                return found
-            trips = int(trips.group(1))
-            found += [(x, count * trips) for x, count in of(body)]
-            return found + [(x, count * (trips + 1)) for x, count in of(condition)]
+            return found + loop(instruction)
         if instruction.opcode == "conditional":
-            branches = [
-                of(name)
-                for name in instruction.called(
-                    "branch_computations", "true_computation", "false_computation"
-                )
-            ]
-            total = lambda branch: sum(weight(x) * count for x, count in branch)  # noqa: E731
-            return found + max(branches, key=total)
+            names = ("branch_computations", "true_computation", "false_computation")
+            branches = [of(name) for name in instruction.called(*names)]
+            return found + max(branches, key=lambda x: sum(weight(y) * count for y, count in x))
         return found + [x for name in instruction.called("calls", "to_apply") for x in of(name)]
+
+    def loop(instruction: Instruction) -> Visits:
+        (body,), (condition,) = instruction.called("body"), instruction.called("condition")
+        known = _TRIP_COUNT.search(instruction.attributes)
+        if known is None and (of(body) or of(condition)):
+            raise ValueError(
+                f"XLA does not say how often the loop {instruction.name} runs "
+                f"({instruction.op_name or 'of unknown origin'}), so what is in it "
+                "cannot be counted; give the loop a static length"
+            )
+        trips = int(known.group(1)) if known else 0
+        found = [(x, count * trips) for x, count in of(body)]
+        return found + [(x, count * (trips + 1)) for x, count in of(condition)]
 
     return of(module.entry)
 
 
-def dot_multiply_adds(module):
-    """Multiply-adds of all matrix products that one device computes in one call.
+def dot_multiply_adds(module: Module) -> int:
+    """Counts the multiply-adds of all matrix products that one device computes in one call.
 
     Products in a dtype of integers count too. A product that XLA has turned into a library call
     is not seen; on the CPU backend there are none.
     """
 
-    def cost(instruction):
-        left = module.computations[instruction.computation][instruction.operands[0]].arrays[0]
+    def cost(instruction: Instruction) -> int:
+        left = module.operand(instruction, 0).arrays[0]
         found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
         inner = [left.shape[int(d)] for d in found.group(1).split(",") if d] if found else []
         return instruction.arrays[0].size * math.prod(inner)

@@ -5,12 +5,17 @@ which part of an array each device takes for itself.
 """
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int
+
+from enat_jax.profiling.hlo_text import Array, Instruction, Module
 
 # They pass values on as they are, in another order or another dtype at most.
 _MOVES = ("bitcast", "copy", "reshape", "transpose", "convert")
-_ARITHMETIC = {
+_ARITHMETIC: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "subtract": np.subtract,
     "multiply": np.multiply,
@@ -25,8 +30,8 @@ _COMPARISONS = {"LT": np.less, "LE": np.less_equal, "EQ": np.equal, "GT": np.gre
 _16_BIT = ("bf16", "f16")
 
 
-def narrow_dtype(module, instruction):
-    """The 16-bit float dtype that all values of a float32 result come from; None if none.
+def narrow_dtype(module: Module, instruction: Instruction) -> str | None:
+    """Returns the 16-bit float dtype that all values of a float32 result come from, or None.
 
     Looks through moves and fusions for the conversion that made the values wide.
     """
@@ -42,16 +47,19 @@ def narrow_dtype(module, instruction):
 # --- parts of an array ----------------------------------------------------------------------
 
 
-def slices_of(module, instruction, place):
-    """The slices that are all that is used of an array.
+def slices_of(
+    module: Module, instruction: Instruction, place: int
+) -> list[tuple[Array, Int[np.ndarray, "devices dimensions"]]] | None:
+    """Returns the slices that are all that is used of an array.
 
     Args:
-        module: ``hlo_text.Module``.
-        instruction: whose result it is; place: of the array in the result.
+        module: the program.
+        instruction: whose result the array is.
+        place: of the array in the result.
 
     Returns:
-        list of ``(Array, offsets)``: the slice's type and where it begins on each device, int64
-        [devices, dimensions]. None if anything else is used, or if offsets cannot be told.
+        The type of each slice and where it begins on each device, int64. None if anything else is
+        used, or if offsets are not known.
     """
     users = module.users(instruction)
     if len(instruction.arrays) > 1:
@@ -69,18 +77,21 @@ def slices_of(module, instruction, place):
             inner = [slices_of(module, user, 0)]
         elif user.opcode == "dynamic-slice" and user.operands[0] == instruction.name:
             starts = [value(module, module.operand(user, i)) for i in range(1, len(user.operands))]
-            known = all(start is not None for start in starts)
-            inner = [[(user.arrays[0], np.concatenate(starts, axis=1))] if known else None]
+            known = [start for start in starts if start is not None]
+            if len(known) < len(starts):
+                return None
+            inner = [[(user.arrays[0], np.concatenate(known, axis=1))]]
         else:
             return None
-        if any(part is None for part in inner):
-            return None
-        found += [x for part in inner for x in part]
+        for part in inner:
+            if part is None:
+                return None
+            found += part
     return found
 
 
-def value(module, instruction):
-    """The integers of a result on each device, [devices, size]; None if they cannot be told."""
+def value(module: Module, instruction: Instruction) -> Int[np.ndarray, "devices size"] | None:
+    """Returns the integers of a result on each device; None if they are not known."""
     opcode = instruction.opcode
     devices = module.num_partitions
     if opcode == "partition-id":
@@ -100,15 +111,20 @@ def value(module, instruction):
     if opcode == "get-tuple-element":
         source = _element(module, module.operand(instruction, 0), _index(instruction))
         return None if source is None else value(module, source)
-    operands = [value(module, module.operand(instruction, i)) for i in range(_arity(instruction))]
-    if not operands or any(operand is None for operand in operands):
+    operands = []
+    for i in range(_arity(instruction)):
+        operand = value(module, module.operand(instruction, i))
+        if operand is None:
+            return None
+        operands.append(operand)
+    if not operands:
         return None
     if opcode in ("bitcast", "copy", "reshape", "convert"):
         return operands[0]
     if opcode in _ARITHMETIC:
         return _ARITHMETIC[opcode](*operands)
     if opcode == "compare":
-        direction = re.search(r"direction=(\w+)", instruction.attributes).group(1)
+        (direction,) = re.findall(r"direction=(\w+)", instruction.attributes)
         compare = _COMPARISONS.get(direction)
         return None if compare is None else compare(*operands)
     if opcode == "dynamic-slice" and len(operands) == 2 and instruction.arrays[0].size == 1:
@@ -117,19 +133,19 @@ def value(module, instruction):
     return None
 
 
-def _arity(instruction):
+def _arity(instruction: Instruction) -> int:
     known = (*_ARITHMETIC, "bitcast", "copy", "reshape", "convert", "dynamic-slice", "compare")
     return len(instruction.operands) if instruction.opcode in known else 0
 
 
-def _index(instruction):
-    """Of a get-tuple-element; None for any other instruction."""
+def _index(instruction: Instruction) -> int:
+    """Returns which element a get-tuple-element takes; -1 for any other instruction."""
     found = re.search(r"\bindex=(\d+)", instruction.attributes)
-    return int(found.group(1)) if found and instruction.opcode == "get-tuple-element" else None
+    return int(found.group(1)) if found and instruction.opcode == "get-tuple-element" else -1
 
 
-def _element(module, source, index):
-    """The instruction behind one element of a tuple, through loops that leave it as it is."""
+def _element(module: Module, source: Instruction, index: int) -> Instruction | None:
+    """Returns what is behind one element of a tuple, through loops that do not change it."""
     if source.opcode == "tuple":
         return module.operand(source, index)
     if source.opcode == "while":
@@ -141,8 +157,8 @@ def _element(module, source, index):
     return None
 
 
-def _before(module, loop, index):
-    """The instruction behind an element before a loop whose body passes it on; None if not."""
+def _before(module: Module, loop: Instruction, index: int) -> Instruction | None:
+    """Returns the instruction behind an element before a loop whose body passes it on, or None."""
     (body,) = loop.called("body")
     root = next(x for x in module.computations[body].values() if x.is_root)
     if root.opcode != "tuple":

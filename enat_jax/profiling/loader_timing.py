@@ -21,7 +21,7 @@ PER_FILE = 4096  # records of an ArrayRecord file; more make its random reads sl
 
 
 def make_tokens(directory: pathlib.Path, num_records: int, num_tokens: int) -> tokens.TokenSet:
-    """A token set of random tokens, 1024 codes and 1000 classes."""
+    """Makes a token set of random tokens, 1024 codes and 1000 classes."""
     side = round(num_tokens**0.5)
     plan = tokens.TokenSetSpec(
         num_images=num_records,
@@ -71,9 +71,9 @@ class LoaderMeasurement:
 def measure_loader(
     directory: pathlib.Path, batch_size: int, repeats: int, workers: int = 0
 ) -> LoaderMeasurement:
-    """Shuffled batches of the token set in ``directory``, as training gets them, on the host.
+    """Times shuffled batches of the token set in ``directory``, as training gets them.
 
-    In a process of its own: its memory is that of reading alone.
+    This happens in a process of its own, whose memory is that of reading alone.
     """
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -99,9 +99,10 @@ def _measure(
 def compare_formats(
     token_set: tokens.TokenSet, directory: pathlib.Path, batch_size: int, repeats: int
 ) -> dict[str, tuple[float, ...]]:
-    """Records per second of batches at random indices, of one set in several formats.
+    """Returns records per second of batches at random indices, of one set in several formats.
 
-    ``directory`` receives the copies. In turns, so that a busy machine is busy for all.
+    ``directory`` receives the copies. The formats take turns, so that a busy machine is busy for
+    all of them.
     """
     paths = []
     for start in range(0, len(token_set), PER_FILE):
@@ -128,7 +129,7 @@ def compare_formats(
         ".npy, memory map": batches(lambda indices: _from_maps(maps, indices)),
         "ArrayRecord": batches(lambda indices: source.__getitems__(indices.tolist())),
     }
-    rates = {name: [] for name in readers}
+    rates: dict[str, list[float]] = {name: [] for name in readers}
     for name in itertools.chain.from_iterable([readers] * repeats):
         rates[name].append(_rate(readers[name], batch_size, MIN_SECONDS))
     return {name: tuple(found) for name, found in rates.items()}
@@ -143,7 +144,7 @@ def _from_maps(maps: list[np.ndarray], indices: np.ndarray) -> np.ndarray:
 
 
 def _rate(batches: Iterator[object], batch_size: int, least: float) -> float:
-    """Examples per second, over at least that many seconds."""
+    """Returns examples per second, over at least that many seconds."""
     start, count = time.perf_counter(), 0
     while (seconds := time.perf_counter() - start) < least:
         next(batches)

@@ -17,9 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import ml_collections
 
 from enat_jax.models import blocks
-from enat_jax.profiling import profile_report
+from enat_jax.profiling import reports
 from enat_jax.runtime import files
 
 FORMAT = "enat_jax profile"
@@ -27,6 +31,8 @@ TASKS = ("train", "sampler")
 SEGMENTS = (1, 2, 4)
 # Of the device's memory, for arrays; jax's default of 0.75 would say what fits in three quarters.
 MEMORY_SHARE = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+# Calls ``benchmark`` with arguments, for so many seconds at most; see ``run``.
+Call = Callable[[Sequence[str], float], dict[str, Any]]
 _ERROR = re.compile(r"error: |[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b")
 
 
@@ -35,9 +41,10 @@ class Row:
     """One measurement.
 
     Attributes:
-        config: file of the transformer's config; task: of ``TASKS``.
+        config: file of the transformer's config.
+        task: of ``TASKS``.
         setting: what is not as in the baseline, such as "remat=full"; "baseline" for the baseline.
-        arguments: of ``benchmark``, which tell the row from all others.
+        arguments: of ``benchmark``, different for all rows.
     """
 
     config: str
@@ -49,18 +56,29 @@ class Row:
 # --- what to measure ------------------------------------------------------------------------
 
 
-def list_rows(configs, tokenizer_config, *, dtype, most, repeats, shapes, overrides=()):
-    """The rows for some configs, what matters most first: all baselines, then one setting each.
+def list_rows(
+    configs: Mapping[str, ml_collections.ConfigDict],
+    tokenizer_config: str,
+    *,
+    dtype: str,
+    most: int,
+    repeats: int,
+    shapes: int,
+    overrides: Sequence[str] = (),
+) -> list[Row]:
+    """Returns the rows for some configs: all baselines first, then those with one change each.
 
     Args:
-        configs: {file: its ``ConfigDict``, with the overrides applied}.
+        configs: by their files, complete and with the overrides applied.
         tokenizer_config: file of the config of the decoder that is part of sampling.
-        dtype: of the computation; most: largest batch to try; repeats: timings of each.
+        dtype: of the computation.
+        most: largest batch to try.
+        repeats: timings of each.
         shapes: of training that are timed.
         overrides: arguments such as ``--config.model.width=64`` for all rows.
     """
     how = ["--dtype", dtype, "--most", str(most), "--repeats", str(repeats)]
-    own = {
+    of_task = {
         "train": ["--time", str(shapes)],
         "sampler": ["--decode", "--tokenizer-config", tokenizer_config],
     }
@@ -68,14 +86,14 @@ def list_rows(configs, tokenizer_config, *, dtype, most, repeats, shapes, overri
     for path, config in configs.items():
         for task in TASKS:
             for rank, (setting, arguments) in enumerate(_settings(config, task)):
-                command = [task, "--config", path, *how, *own[task], *overrides, *arguments]
+                command = [task, "--config", path, *how, *of_task[task], *overrides, *arguments]
                 ranked.append((rank, Row(path, task, setting, tuple(command))))
     return [row for _, row in sorted(ranked, key=lambda x: x[0])]
 
 
-def _settings(config, task):
-    """(name, arguments) of the baseline, then of each setting that differs from it in one value."""
-    changes = [("attention", blocks.ATTENTION)]
+def _settings(config: ml_collections.ConfigDict, task: str) -> list[tuple[str, list[str]]]:
+    """Returns names and arguments of the baseline, and of all that differ from it in one value."""
+    changes: list[tuple[str, tuple[str, ...]]] = [("attention", blocks.ATTENTION)]
     if task == "train":
         changes.append(("remat", ("none", *blocks.REMAT)))
     found = [
@@ -97,12 +115,15 @@ def _settings(config, task):
 # --- measuring ------------------------------------------------------------------------------
 
 
-def run(arguments, seconds):
-    """Call ``benchmark`` in a fresh process; what it wrote as JSON, or {"failed": one line, ...}.
+def run(arguments: Sequence[str], seconds: float) -> dict[str, Any]:
+    """Calls ``benchmark`` in a fresh process.
 
     Args:
         arguments: of the program, without ``--json``.
         seconds: after which it is ended, and counts as failed.
+
+    Returns:
+        What it wrote as JSON; if it failed, why in one line ("failed"), and the end of "stderr".
     """
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory) / "result.json"
@@ -122,8 +143,8 @@ def run(arguments, seconds):
     }
 
 
-def reason(stderr, code):
-    """Why a program ended, in one line: its last error, or else its signal or exit code."""
+def reason(stderr: str, code: int) -> str:
+    """Returns why a program ended, in one line: its last error, or else its signal or exit code."""
     errors = [line for line in stderr.splitlines() if _ERROR.match(line)]
     if code < 0:
         with contextlib.suppress(ValueError):
@@ -132,18 +153,31 @@ def reason(stderr, code):
     return errors[-1].removeprefix("error: ")[:300] if errors else f"exit code {code}"
 
 
-def profile(rows, out, *, dtype, minutes, row_minutes, trace=None, call=run, clock=time.monotonic):
-    """Measure rows that are not in ``out`` yet; every row is written as soon as it is there.
+def profile(
+    rows: Sequence[Row],
+    out: str | os.PathLike,
+    *,
+    dtype: str,
+    minutes: float | None,
+    row_minutes: float,
+    trace: str | os.PathLike | None = None,
+    call: Call = run,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Any]:
+    """Measures rows that are not in ``out`` yet; every row is written as soon as it is there.
 
     Args:
-        rows: of ``list_rows``; out: directory of ``profile.json`` and ``profile.md``.
+        rows: of ``list_rows``.
+        out: directory of ``profile.json`` and ``profile.md``.
         dtype: of the matrix rate in the header.
-        minutes: after which no row is begun; None: no limit. row_minutes: that a row may take.
+        minutes: after which no row is begun; None: no limit.
+        row_minutes: that a row may take.
         trace: directory for a trace of the fastest training step of each config; None: no traces.
-        call: as ``run``; clock: seconds.
+        call: calls ``benchmark``.
+        clock: gives seconds.
 
     Returns:
-        what ``profile.json`` holds.
+        What ``profile.json`` holds.
 
     Raises:
         ValueError: the machine cannot be measured, or ``out`` holds rows of another machine.
@@ -151,7 +185,7 @@ def profile(rows, out, *, dtype, minutes, row_minutes, trace=None, call=run, clo
     path = pathlib.Path(out) / "profile.json"
     end = float("inf") if minutes is None else clock() + 60 * minutes
     saved = _begin(path, call(["machine", "--dtype", dtype], 60 * row_minutes))
-    batches = {}
+    batches: dict[tuple[str, str], int] = {}  # of baselines, with which the others begin
     for row in rows:
         done = _find(saved["rows"], row)
         if done is None and clock() < end:
@@ -171,22 +205,30 @@ def profile(rows, out, *, dtype, minutes, row_minutes, trace=None, call=run, clo
     return saved
 
 
-def _measure(row, first, seconds, call):
-    """Figures of a row; ``first`` is the batch to begin with, None: the program's default."""
+def _measure(row: Row, first: int | None, seconds: float, call: Call) -> dict[str, Any]:
+    """Returns figures of a row; ``first`` is the batch to begin with, None: the default."""
     start = [] if first is None else ["--first", str(first)]
     result = call([*row.arguments, "--batch", "fit", *start], seconds)
     if "failed" in result:
         return result
     fit = result["fit"]
-    if not fit["own_peak"]:  # it would be that of the batch that ran out of memory
+    if not fit["own_peak"]:  # the peak would be that of the batch that ran out of memory
         result = call([*row.arguments, "--batch", str(fit["batch"])], seconds)
         if "failed" in result:
             return result | {"fit": fit}
     return figures(result) | {"fit": fit}
 
 
-def _trace(saved, directory, end, seconds, call, clock):
-    for best in profile_report.best(saved["rows"]):
+def _trace(
+    saved: dict[str, Any],
+    directory: pathlib.Path,
+    end: float,
+    seconds: float,
+    call: Call,
+    clock: Callable[[], float],
+) -> None:
+    """Adds traces that are not there yet to ``saved``, until the clock says ``end``."""
+    for best in reports.best(saved["rows"]):
         if best["task"] == "train" and best["config"] not in saved["traces"] and clock() < end:
             place = str(directory / pathlib.Path(best["config"]).stem)
             how = ["--batch", str(best["batch"]), "--trace", place]
@@ -197,21 +239,22 @@ def _trace(saved, directory, end, seconds, call, clock):
             saved["traces"][best["config"]] = found
 
 
-def figures(result):
-    """Figures of a row from what ``benchmark train`` or ``benchmark sampler`` wrote.
+def figures(result: dict[str, Any]) -> dict[str, Any]:
+    """Returns figures of a row from what ``benchmark train`` or ``benchmark sampler`` wrote.
 
     Those of training are expectations over the shapes that were timed.
     """
     timed = result["timed"] if result["benchmark"] == "train" else result["rows"]
     weights = [x.get("probability", 1.0) for x in timed]
 
-    def mean(number):
+    def mean(number: Callable[[dict[str, Any]], float]) -> float:
         return sum(w * number(x) for w, x in zip(weights, timed, strict=True)) / sum(weights)
 
-    def median(x):
-        return x["images"] / x["images_per_second"][0]  # seconds of a call
-
-    seconds = [mean(median), *(mean(lambda x, f=f: f(x["seconds"])) for f in (max, min))]
+    seconds = [
+        mean(lambda x: x["images"] / x["images_per_second"][0]),  # the median of a call
+        mean(lambda x: max(x["seconds"])),
+        mean(lambda x: min(x["seconds"])),
+    ]
     rate = mean(lambda x: x["exact"]) / seconds[0]
     return {
         "batch": result["batch_size"],
@@ -231,11 +274,11 @@ def figures(result):
 # --- what is kept ---------------------------------------------------------------------------
 
 
-def _begin(path, measured):
-    """What ``path`` holds, or nothing yet, with the machine as it was just measured."""
+def _begin(path: pathlib.Path, measured: dict[str, Any]) -> dict[str, Any]:
+    """Returns what ``path`` holds, or nothing yet, with the machine as it was just measured."""
     if "failed" in measured:
         raise ValueError(f"the machine cannot be measured: {measured['failed']}")
-    saved = {"format": FORMAT, "rows": [], "traces": {}}
+    saved: dict[str, Any] = {"format": FORMAT, "rows": [], "traces": {}}
     if path.exists():
         saved = files.read_description(path, FORMAT, "choose another --out")
         before, now = (
@@ -250,23 +293,23 @@ def _begin(path, measured):
     return saved | {name: measured[name] for name in keep} | {"date": _now(), "left": 0}
 
 
-def _find(rows, row):
-    """The row of ``rows`` with the same arguments; None: there is none."""
+def _find(rows: list[dict[str, Any]], row: Row) -> dict[str, Any] | None:
+    """Returns the measured row with the same arguments; None: there is none."""
     return next((x for x in rows if x["arguments"] == list(row.arguments)), None)
 
 
-def _write(path, saved):
+def _write(path: pathlib.Path, saved: dict[str, Any]) -> None:
     files.write_json(path, saved)
-    files.write_atomically(path.with_suffix(".md"), profile_report.markdown(saved).encode())
+    files.write_atomically(path.with_suffix(".md"), reports.profile_markdown(saved).encode())
 
 
-def _now():
+def _now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 @contextlib.contextmanager
-def ended_as_by_ctrl_c():
-    """SIGTERM ends this process like Ctrl-C, and thereby the process of the row, too."""
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """Lets SIGTERM end this process like Ctrl-C, and thereby the process of the row, too."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -12,17 +12,20 @@ import math
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from enat_jax.profiling import collectives, hlo_text, timing
 from enat_jax.runtime import sharding
-from enat_jax.schedules import costs
+from enat_jax.schedules import costs, shape_buckets
 from enat_jax.training import train_step
+from enat_jax.training.enat_task import Task
 
 # LLVM's optimisation of the CPU's code takes long and leaves the program of XLA as it is.
-_COMPILER_OPTIONS = {"xla_backend_optimization_level": "0"}
+_COMPILER_OPTIONS: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 _REMATERIALIZED = "Involuntary full rematerialization"
 
 
@@ -31,6 +34,7 @@ class Hardware:
     """Peaks of one device, as its vendor states them.
 
     Attributes:
+        name: of the device.
         flops: per second, dense bfloat16 products.
         memory_bytes: of the device.
         bandwidth: bytes per second that a device sends in a ring with others of its kind.
@@ -70,13 +74,14 @@ class Assumptions:
     """Fractions of the stated peaks that are taken as reached.
 
     Attributes:
-        of_flops: in the matrix products; of_bandwidth: in the collectives.
+        of_flops: in the matrix products.
+        of_bandwidth: in the collectives.
     """
 
     of_flops: float
     of_bandwidth: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not 0 < value <= 1:
                 raise ValueError(f"{name}={value!r} must lie in (0, 1]")
@@ -88,7 +93,8 @@ class Traffic:
 
     Attributes:
         launches: instructions that run.
-        moved_bytes: as accelerators would send them; cpu_moved_bytes: as the CPU's program does.
+        moved_bytes: as accelerators would send them.
+        cpu_moved_bytes: as the CPU's program sends them.
     """
 
     launches: int
@@ -101,16 +107,19 @@ class Shape:
     """One compiled shape of the step in one layout; numbers are those of one device.
 
     Attributes:
-        label: the ranges of its bucket, as JSON values; probability: share of the steps.
-        exact, padded: multiply-adds of the method, divided by the devices; see ``costs``.
+        label: the ranges of its bucket, as JSON values.
+        probability: share of the steps.
+        exact: multiply-adds that the method needs, divided by the devices; see ``costs``.
+        padded: multiply-adds in the windows of the shape, divided by the devices.
         compiled: multiply-adds of all matrix products of the program, recomputed ones too.
         xla_flops: of XLA's own analysis, which counts loop bodies once.
-        argument_bytes, temp_bytes: of XLA's analysis for the CPU.
-        traffic: {kind of collective: ``Traffic``}.
+        argument_bytes: of XLA's analysis for the CPU.
+        temp_bytes: of XLA's analysis for the CPU.
+        traffic: by the kind of collective.
         rematerialized: XLA's warnings that it copies an array whole to change its layout.
     """
 
-    label: dict
+    label: dict[str, Any]
     probability: float
     exact: float
     padded: float
@@ -122,11 +131,15 @@ class Shape:
     rematerialized: tuple[str, ...]
 
     @property
-    def moved_bytes(self):
+    def moved_bytes(self) -> float:
+        """Bytes that accelerators would send in all collectives."""
         return sum(x.moved_bytes for x in self.traffic.values())
 
-    def seconds(self, hardware, assumptions):
-        """Predicted ``(products, collectives)``; their maximum is a step with perfect overlap."""
+    def seconds(self, hardware: Hardware, assumptions: Assumptions) -> tuple[float, float]:
+        """Predicts the seconds of the products, and those of the collectives.
+
+        Their maximum is a step with perfect overlap, their sum one without.
+        """
         return (
             2 * self.compiled / (hardware.flops * assumptions.of_flops),
             self.moved_bytes / (hardware.bandwidth * assumptions.of_bandwidth),
@@ -138,10 +151,11 @@ class Layout:
     """A step in one layout.
 
     Attributes:
-        sizes: mesh axis -> devices along it.
+        sizes: devices along every axis of the mesh.
         batch_size: images of a step, on all devices.
-        parameter_bytes, state_bytes: on the device with the most.
-        shapes: tuple of ``Shape``.
+        parameter_bytes: of the parameters on the device with the most.
+        state_bytes: of the whole state on the device with the most.
+        shapes: that were compiled.
     """
 
     sizes: dict[str, int]
@@ -151,30 +165,35 @@ class Layout:
     shapes: tuple[Shape, ...]
 
     @property
-    def name(self):
+    def name(self) -> str:
+        """Such as "data=4,fsdp=2"; "1 device" if nothing is divided."""
         axes = [f"{axis}={size}" for axis, size in self.sizes.items() if size > 1]
         return ",".join(axes) or "1 device"
 
     @property
-    def share(self):
+    def share(self) -> float:
         """Share of all steps that the compiled shapes are."""
         return sum(x.probability for x in self.shapes)
 
-    def mean(self, number):
-        """Expectation of ``number(shape)`` over the compiled shapes."""
+    def mean(self, number: Callable[[Shape], float]) -> float:
+        """Returns the expectation of ``number(shape)`` over the compiled shapes."""
         return sum(x.probability * number(x) for x in self.shapes) / self.share
 
     @property
-    def memory_bytes(self):
+    def memory_bytes(self) -> int:
         """Arguments and temporary arrays of the shape that needs most."""
         return max(x.argument_bytes + x.temp_bytes for x in self.shapes)
 
-    def json(self):
+    def json(self) -> dict[str, Any]:
+        """Returns all fields, the name and the share."""
         return dataclasses.asdict(self) | {"name": self.name, "share": self.share}
 
 
-def parse_layouts(text):
-    """Layouts from text such as ``"data=8;data=4,fsdp=2"``: a list of {mesh axis: size}.
+def parse_layouts(text: str) -> list[dict[str, int]]:
+    """Reads layouts from text such as ``"data=8;data=4,fsdp=2"``.
+
+    Returns:
+        For each layout the devices along every axis of the mesh.
 
     Raises:
         ValueError: an axis or a size means nothing, or an axis is named twice.
@@ -195,8 +214,8 @@ def parse_layouts(text):
     return layouts
 
 
-def layouts_of(num_devices):
-    """The layouts worth comparing on a number of devices: each axis alone, and pairs with 2."""
+def layouts_of(num_devices: int) -> list[dict[str, int]]:
+    """Returns the layouts worth comparing on some devices: each axis alone, and pairs with 2."""
     sizes = dict.fromkeys(sharding.AXES, 1)
     if num_devices == 1:
         return [sizes]
@@ -208,8 +227,8 @@ def layouts_of(num_devices):
     return found
 
 
-def cpu_devices(count):
-    """That many CPU devices, made up if jax has not started yet.
+def cpu_devices(count: int) -> list[jax.Device]:
+    """Returns that many CPU devices, made up if jax has not started yet.
 
     Raises:
         ValueError: jax runs already, with fewer.
@@ -225,11 +244,13 @@ def cpu_devices(count):
     return devices[:count]
 
 
-def chosen_buckets(task, shapes_of_each):
-    """The most probable buckets: so many with reuse, and so many without.
+def chosen_buckets(
+    task: Task, shapes_of_each: int
+) -> list[tuple[shape_buckets.Bucket, float, float]]:
+    """Returns the most probable buckets: so many with reuse, and so many without.
 
     Returns:
-        list of ``(bucket, probability, exact work an image)``.
+        For each bucket its probability, and its expected exact multiply-adds an image.
     """
     shares, exact = timing.shape_shares(task)
     chosen = []
@@ -240,23 +261,23 @@ def chosen_buckets(task, shapes_of_each):
     return [(task.buckets[i], float(shares[i]), float(exact[i])) for i in chosen]
 
 
-def compile_layout(task, rules, sizes, *, shapes_of_each):
-    """Compile the most probable shapes of a task's step in one layout.
+def compile_layout(
+    task: Task, rules: Sequence[sharding.Rule], sizes: dict[str, int], *, shapes_of_each: int
+) -> Layout:
+    """Compiles the most probable shapes of a task's step in one layout.
 
     Args:
-        task: such as ``tasks.enat.Task``; its data are not used.
+        task: its data are not used.
         rules: of the state's sharding, see ``sharding.Sharding``.
-        sizes: mesh axis -> devices along it.
+        sizes: devices along every axis of the mesh.
         shapes_of_each: compiled shapes with reuse, and without.
-
-    Returns:
-        ``Layout``.
 
     Raises:
         ValueError: the batch cannot be divided so, or there are too few devices.
     """
     devices = cpu_devices(math.prod(sizes.values()))
-    mesh = sharding.make_mesh(sharding.Sharding(**sizes), devices)
+    policy = sharding.Sharding(sizes["data"], sizes["fsdp"], sizes["tensor"])
+    mesh = sharding.make_mesh(policy, devices)
     steps = train_step.CompiledSteps(task, mesh, rules, seed=0)
     shapes = tuple(
         _compile(task, steps, len(devices), bucket, probability, exact)
@@ -272,19 +293,29 @@ def compile_layout(task, rules, sizes, *, shapes_of_each):
     )
 
 
-def _compile(task, steps, num_devices, bucket, probability, exact):
+def _compile(
+    task: Task,
+    steps: train_step.CompiledSteps,
+    num_devices: int,
+    bucket: shape_buckets.Bucket,
+    probability: float,
+    exact: float,
+) -> Shape:
     images = task.batch_size / num_devices
     with _stderr_lines(_REMATERIALIZED) as rematerialized:
         compiled = steps.lower(bucket.windows).compile(_COMPILER_OPTIONS)
-    text, memory = compiled.as_text(), compiled.memory_analysis()
+    # All of these are known of programs for CPUs.
+    text: str = compiled.as_text() or ""
+    memory: Any = compiled.memory_analysis()
+    cost: Any = compiled.cost_analysis()
     padded = costs.training_cost(costs.dims_of(task.model), *bucket.windows)
     return Shape(
-        label={"reuse": bucket.reuse, "visible": bucket.visible, "cached": bucket.cached},
+        label=timing.label_of(bucket),
         probability=probability,
         exact=images * exact,
         padded=images * float(padded),
         compiled=hlo_text.dot_multiply_adds(hlo_text.parse(text)),
-        xla_flops=float(compiled.cost_analysis().get("flops", np.nan)),
+        xla_flops=float(cost.get("flops", np.nan)),
         argument_bytes=memory.argument_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
         traffic=traffic(collectives.find(text)),
@@ -292,14 +323,14 @@ def _compile(task, steps, num_devices, bucket, probability, exact):
     )
 
 
-def traffic(found):
-    """Collectives by the kind that they would be on an accelerator: {kind: ``Traffic``}.
+def traffic(found: Iterable[collectives.Collective]) -> dict[str, Traffic]:
+    """Adds up collectives by the kind that they would be on an accelerator.
 
     Args:
         found: of ``collectives.find``. Arrays of one instruction that fall under two kinds count
             as a launch of each.
     """
-    kinds = {}
+    kinds: dict[str, list[collectives.Collective]] = {}
     for collective in found:
         kinds.setdefault(collective.on_accelerator().kind, []).append(collective)
     return {
@@ -313,12 +344,12 @@ def traffic(found):
 
 
 @contextlib.contextmanager
-def _stderr_lines(wanted):
-    """The lines with ``wanted`` that are written to stderr meanwhile, by libraries too; no others.
+def _stderr_lines(wanted: str) -> Iterator[list[str]]:
+    """Collects the lines with ``wanted`` that are written to stderr meanwhile, by libraries too.
 
     Other lines are written to stderr afterwards.
     """
-    lines = []
+    lines: list[str] = []
     sys.stderr.flush()
     kept = os.dup(2)
     try:

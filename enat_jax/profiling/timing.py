@@ -9,18 +9,26 @@ import functools
 import math
 import statistics
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from enat_jax.inference import sampling
+from enat_jax.models.transformers import Transformer
+from enat_jax.models.vqgan import VQGAN
+from enat_jax.profiling import setup
 from enat_jax.runtime import matrix_rate, memory, sharding
-from enat_jax.schedules import costs
+from enat_jax.schedules import costs, shape_buckets
 from enat_jax.training import train_step
+from enat_jax.training.enat_task import Task
+from enat_jax.training.task import TrainState
 
-MATMUL_SHAPE = (2048, 3072, 2048)  # [2048, 3072] x [3072, 2048]
-# Of ``matrix_rate``: what keeps an accelerator busy between two calls would take CPUs too long.
+MatmulShape = tuple[int, int, int]  # rows, inner, columns
+MATMUL_SHAPE: MatmulShape = (2048, 3072, 2048)  # [2048, 3072] x [3072, 2048]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +38,17 @@ class Measurement:
     Attributes:
         label: JSON values that tell it from its neighbours in the table.
         images: per call.
-        exact, padded: multiply-adds per call.
+        exact: multiply-adds per call that the method needs.
+        padded: multiply-adds per call in the compiled windows.
         compile_seconds: tracing, lowering and compiling, without a run.
         seconds: per call, one entry a repeat.
         matmul_rates: multiply-adds per second of the matrix product, measured before, between and
             after the repeats.
-        peak_bytes, peak_of: largest memory so far in this process, and what was measured.
+        peak_bytes: largest memory so far in this process.
+        peak_of: which memory that is.
     """
 
-    label: dict
+    label: dict[str, Any]
     images: int
     exact: float
     padded: float
@@ -49,65 +59,78 @@ class Measurement:
     peak_of: str
 
     @property
-    def call_seconds(self):
+    def call_seconds(self) -> float:
+        """Median seconds of a call."""
         return statistics.median(self.seconds)
 
     @property
-    def images_per_second(self):
+    def images_per_second(self) -> tuple[float, float, float]:
         """Median, least and largest."""
         slow, fast = max(self.seconds), min(self.seconds)
-        return tuple(self.images / x for x in (self.call_seconds, slow, fast))
+        return self.images / self.call_seconds, self.images / slow, self.images / fast
 
     @property
-    def padding(self):
+    def padding(self) -> float:
         """Padded work beyond the exact, as a share of the exact."""
         return self.padded / self.exact - 1
 
     @property
-    def exact_rate(self):
+    def exact_rate(self) -> float:
         """Exact multiply-adds per second."""
         return self.exact / self.call_seconds
 
     @property
-    def matmul_rate(self):
+    def matmul_rate(self) -> float:
+        """Median multiply-adds per second of the matrix product."""
         return statistics.median(self.matmul_rates)
 
     @property
-    def fraction(self):
+    def fraction(self) -> float:
         """Exact rate as a fraction of the matrix product's."""
         return self.exact_rate / self.matmul_rate
 
-    def json(self):
+    def json(self) -> dict[str, Any]:
+        """Returns all fields, and what follows from them."""
         names = ("images_per_second", "padding", "exact_rate", "matmul_rate", "fraction")
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in names}
 
 
 def time_in_turns(
-    function, work, dtype, *, repeats=5, matmul_shape=MATMUL_SHAPE, check=None, **fields
-):
-    """Time ``work(compiled)`` and, in turns with it, the machine's matrix product.
+    lower: Callable[[], jax.stages.Lowered],
+    work: Callable[[jax.stages.Compiled], PyTree],
+    dtype: str,
+    *,
+    repeats: int = 5,
+    matmul_shape: MatmulShape = MATMUL_SHAPE,
+    check: Callable[[jax.stages.Compiled], None] | None = None,
+    **fields: Any,
+) -> Measurement:
+    """Times a compiled function and, in turns with it, the machine's matrix product.
 
     Taking turns lets the drift of a shared machine hit both alike.
 
     Args:
-        function: has ``lower`` bound to its arguments already: ``function() -> Lowered``.
-        work: takes the compiled function, calls it, and returns the arrays to wait for.
-        repeats: at least 1; dtype: of the product; matmul_shape: (rows, inner, columns).
+        lower: lowers the function for its arguments.
+        work: calls the compiled function, and returns the arrays to wait for.
+        dtype: of the matrix product.
+        repeats: at least 1.
+        matmul_shape: of the matrix product.
         check: called with the compiled function before it runs, may raise; None: no check.
         fields: the other fields of ``Measurement``.
+
+    Raises:
+        ValueError: ``repeats`` is below 1.
     """
     if repeats < 1:
         raise ValueError(f"{repeats=} must be at least 1")
     start = time.perf_counter()
-    compiled = function().compile()
+    compiled = lower().compile()
     compile_seconds = time.perf_counter() - start
     if check is not None:
         check(compiled)
     matmul = matrix_rate.matrix_product(matmul_shape, dtype, jax.local_devices()[:1])
-    run, run_matmul = (
-        matrix_rate.timer(functools.partial(work, compiled)),
-        matrix_rate.timer(matmul),
-    )
+    run = matrix_rate.timer(functools.partial(work, compiled))
+    run_matmul = matrix_rate.timer(matmul)
     seconds, matmul_seconds = [], [run_matmul()]
     for _ in range(repeats):
         seconds.append(run())
@@ -126,64 +149,74 @@ def time_in_turns(
 # --- the sampler ----------------------------------------------------------------------------
 
 
-def time_sampler(model, settings, batch_size, segments, *, codec=None, **how):
-    """Time the sampler for several numbers of segments.
+def time_sampler(
+    model: Transformer,
+    settings: sampling.Settings,
+    batch_size: int,
+    segments: Sequence[int],
+    *,
+    codec: VQGAN | None = None,
+    **how: Any,
+) -> list[Measurement]:
+    """Times the sampler for several numbers of segments.
 
     Args:
-        model: ``enat.ENAT`` or ``nat.NAT``; its parameters are random.
-        settings: ``sampling.Settings``; its ``num_segments`` is not used.
+        model: the transformer; its parameters are random.
+        settings: of the sampler; their ``num_segments`` is not used.
         batch_size: images a call.
         segments: numbers of segments; above ``num_steps`` means ``num_steps``.
-        codec: ``vqgan.VQGAN`` whose decoder is part of the call; None: tokens only.
+        codec: whose decoder, with random parameters, is part of the call; None: tokens only.
         how: ``repeats``, ``matmul_shape`` and ``check`` of ``time_in_turns``.
 
     Returns:
-        list of ``Measurement``, one for each different number of segments.
+        One measurement for each different number of segments.
 
     Raises:
         ValueError: the sizes do not fit together.
     """
     if batch_size < 1:
         raise ValueError(f"{batch_size=} must be at least 1")
-    dims = costs.dims_of(model)
-    side, codec_params, codec_cost = _codec(model, codec)
-    params = _random_params(model)
-    labels = jnp.arange(batch_size, dtype=jnp.int32) % model.num_classes
-    index, key = jnp.arange(batch_size, dtype=jnp.int32), jax.random.key(0)
-    decoded = batch_size * codec_cost
+    decode, codec_params, codec_cost = _decoder(model, codec)
+    params = jax.jit(functools.partial(setup.init_model, model))()
+    index = jnp.arange(batch_size, dtype=jnp.int32)
+    labels, key = index % model.num_classes, jax.random.key(0)
+    dims, decoded = costs.dims_of(model), batch_size * codec_cost
     guided = settings.guidance_weights() > 0
     exact = costs.exact_sampling_cost(
         dims, settings.num_steps, guided=guided, batch_size=batch_size
     )
-    found = []
-    for count in dict.fromkeys(min(count, settings.num_steps) for count in segments):
+
+    def time_segments(num_segments: int) -> Measurement:
         static, inputs = sampling.make_schedule(
-            dataclasses.replace(settings, num_segments=count), model
+            dataclasses.replace(settings, num_segments=num_segments), model
         )
         padded = costs.padded_sampling_cost(
             dims, static.segments, static.guided, batch_size=batch_size
         )
+        sample = jax.jit(functools.partial(_sample, model, static, decode))
         arguments = (params, codec_params, inputs, labels, index, key)
-        sample = jax.jit(functools.partial(_sample, model, static, codec, side))
-        found.append(
-            time_in_turns(
-                functools.partial(sample.lower, *arguments),
-                lambda compiled, arguments=arguments: compiled(*arguments),
-                model.dtype,
-                **how,
-                label={"segments": count},
-                images=batch_size,
-                exact=exact + decoded,
-                padded=padded + decoded,
-            )
+        return time_in_turns(
+            lambda: sample.lower(*arguments),
+            lambda compiled: compiled(*arguments),
+            model.dtype,
+            **how,
+            label={"segments": num_segments},
+            images=batch_size,
+            exact=exact + decoded,
+            padded=padded + decoded,
         )
-    return found
+
+    counts = dict.fromkeys(min(count, settings.num_steps) for count in segments)
+    return [time_segments(count) for count in counts]
 
 
-def _codec(model, codec):
-    """Side of the token grid, random parameters of the decoder, its multiply-adds an image."""
+Decode = Callable[[PyTree, Int[Array, "b l"]], Array]
+
+
+def _decoder(model: Transformer, codec: VQGAN | None) -> tuple[Decode, PyTree, int]:
+    """Returns the function from codes to images, random parameters, multiply-adds an image."""
     if codec is None:
-        return None, {}, 0
+        return lambda params, codes: codes, {}, 0
     side = math.isqrt(model.num_tokens)
     if side**2 != model.num_tokens:
         raise ValueError(f"{model.num_tokens=} is not a square: cannot be decoded to an image")
@@ -195,21 +228,32 @@ def _codec(model, codec):
     grid = jnp.zeros((1, side, side), jnp.int32)
     init = jax.jit(functools.partial(codec.init, method="decode_codes"))
     params = init(jax.random.key(0), grid)["params"]
-    return side, params, costs.image_decoder_cost(codec, side, side)
+    decode = functools.partial(_decode, codec, side)
+    return decode, params, costs.image_decoder_cost(codec, side, side)
 
 
-def _sample(model, static, codec, side, params, codec_params, inputs, labels, index, key):
-    codes = sampling.sample_tokens(model, static, inputs, params, labels, index, key)
-    if codec is None:
-        return codes
-    grids = codes.reshape(-1, side, side)
-    images = codec.apply({"params": codec_params}, grids, method="decode_codes")
+def _decode(
+    codec: VQGAN, side: int, params: PyTree, codes: Int[Array, "b l"]
+) -> UInt8[Array, "b height width channels"]:
+    apply: Callable[..., Any] = functools.partial(codec.apply, {"params": params})
+    images = apply(codes.reshape(-1, side, side), method="decode_codes")
     return jnp.rint(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
 
 
-def _random_params(model):
-    ids, labels = jnp.zeros((1, model.num_tokens), jnp.int32), jnp.zeros((1,), jnp.int32)
-    return jax.jit(model.init)(jax.random.key(0), ids, labels)["params"]
+def _sample(
+    model: Transformer,
+    static: sampling.Schedule,
+    decode: Decode,
+    params: PyTree,
+    codec_params: PyTree,
+    inputs: sampling.StepInputs,
+    labels: Int[Array, " b"],
+    index: Int[Array, " b"],
+    key: Key[Array, ""],
+) -> Array:
+    """Draws the codes of a batch, and decodes them if there is a codec."""
+    codes = sampling.sample_tokens(model, static, inputs, params, labels, index, key)
+    return decode(codec_params, codes)
 
 
 # --- the training step ----------------------------------------------------------------------
@@ -220,10 +264,9 @@ class TrainingMeasurement:
     """Training steps in some of their shapes.
 
     Attributes:
-        shapes: all compiled shapes of a run.
+        shapes: number of all compiled shapes of a run.
         padding: expected padded work beyond the exact over all splits, as a share of the exact.
-        timed: ``Measurement`` of each shape that was timed; its ``exact`` is the expectation over
-            the splits of the shape.
+        timed: the shapes that were timed; ``exact`` is the expectation over the splits of a shape.
         probabilities: of the timed shapes.
     """
 
@@ -233,26 +276,27 @@ class TrainingMeasurement:
     probabilities: tuple[float, ...]
 
     @property
-    def share(self):
+    def share(self) -> float:
         """Probability that a step has one of the timed shapes."""
         return sum(self.probabilities)
 
-    def _mean(self, name):
+    def _mean(self, name: str) -> float:
         pairs = zip(self.probabilities, self.timed, strict=True)
         return sum(p * getattr(x, name) for p, x in pairs) / self.share
 
     @property
-    def images_per_second(self):
+    def images_per_second(self) -> float:
         """Expected over the timed shapes."""
         return self.timed[0].images / self._mean("call_seconds")
 
     @property
-    def fraction(self):
+    def fraction(self) -> float:
         """Expected exact rate over the timed shapes, as a fraction of the matrix product's."""
         rate = statistics.median(rate for x in self.timed for rate in x.matmul_rates)
         return self._mean("exact") / self._mean("call_seconds") / rate
 
-    def json(self):
+    def json(self) -> dict[str, Any]:
+        """Returns what is known of all shapes and of each timed one."""
         return {
             "shapes": self.shapes,
             "padding": self.padding,
@@ -266,8 +310,10 @@ class TrainingMeasurement:
         }
 
 
-def shape_shares(task):
-    """Probability of each bucket of a task, and its expected exact work an image: float64 [n] each.
+def shape_shares(task: Task) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Returns the probability of each bucket of a task, and its expected exact work an image.
+
+    The work is in multiply-adds, 0 where the probability is; both are float64.
     """
     model, splits = task.model, task.splits
     mass = splits.visible_probabilities(model.num_tokens)
@@ -286,8 +332,16 @@ def shape_shares(task):
     return probability, np.divide(work, probability, where=probability > 0, out=np.zeros_like(work))
 
 
-def training_inputs(task):
-    """``(steps, state, batch)`` for one device: a fresh state and a random batch."""
+def padded_work(task: Task) -> Float[np.ndarray, " n"]:
+    """Returns the multiply-adds an image in the windows of each bucket of a task, float64."""
+    dims = costs.dims_of(task.model)
+    return np.array([float(costs.training_cost(dims, *x.windows)) for x in task.buckets])
+
+
+def training_inputs(
+    task: Task,
+) -> tuple[train_step.CompiledSteps, TrainState, dict[str, jax.Array]]:
+    """Returns the steps, a fresh state and a random batch of a task, on one device."""
     b, model = task.batch_size, task.model
     rng = np.random.default_rng(0)
     batch = {
@@ -299,54 +353,55 @@ def training_inputs(task):
     return steps, steps.init(), sharding.global_batch(batch, mesh)
 
 
-def traced_of(bucket):
-    """Any counts of the bucket: the work of a step depends on its windows alone."""
+def traced_of(bucket: shape_buckets.Bucket) -> dict[str, np.integer]:
+    """Returns traced values of some step of a bucket, whose work depends on its windows alone."""
     counts = {"num_cached": bucket.cached[0], "num_visible": bucket.visible[1]}
     return {**{k: np.int32(v) for k, v in counts.items()}, "index": np.uint32(0)}
 
 
-def time_training(task, *, max_timed=4, chosen=None, **how):
-    """Time the training step in its most probable shapes, or in chosen ones.
+def label_of(bucket: shape_buckets.Bucket) -> dict[str, Any]:
+    """Returns the ranges of a bucket, as JSON values."""
+    return {k: v for k, v in bucket._asdict().items() if k != "windows"}
+
+
+def time_training(
+    task: Task, *, max_timed: int = 4, chosen: Sequence[int] | None = None, **how: Any
+) -> TrainingMeasurement:
+    """Times the training step in its most probable shapes, or in chosen ones.
 
     Args:
-        task: ``tasks.enat.Task``, see ``make_task``.
+        task: such as ``setup.make_task`` makes; its data are not used.
         max_timed: how many shapes; each is compiled. More than there are means all.
         chosen: indices of the buckets to time; None: those of the most probable.
         how: ``repeats``, ``matmul_shape`` and ``check`` of ``time_in_turns``.
-
-    Returns:
-        ``TrainingMeasurement``.
     """
-    b, model = task.batch_size, task.model
-    cost = functools.partial(costs.training_cost, costs.dims_of(model))
-    probability, exact = shape_shares(task)
-    padded = np.array([float(cost(*bucket.windows)) for bucket in task.buckets])
-    timed, (steps, state, batch) = [], training_inputs(task)
+    b = task.batch_size
+    (probability, exact), padded = shape_shares(task), padded_work(task)
     likely = np.argsort(-probability, kind="stable")[:max_timed]
-    chosen = likely if chosen is None else np.array(chosen)
-    for i, bucket in ((i, task.buckets[i]) for i in chosen):
-        traced = traced_of(bucket)
+    chosen = likely.tolist() if chosen is None else list(chosen)
+    steps, state, batch = training_inputs(task)
 
-        def work(compiled, traced=traced):
-            nonlocal state
-            state, metrics = compiled(state, batch, traced)
-            return state, metrics
+    def work(traced: dict[str, np.integer], compiled: jax.stages.Compiled) -> PyTree:
+        nonlocal state
+        state, metrics = compiled(state, batch, traced)
+        return state, metrics
 
-        timed.append(
-            time_in_turns(
-                functools.partial(steps.lower, bucket.windows),
-                work,
-                model.dtype,
-                **how,
-                label={k: v for k, v in bucket._asdict().items() if k != "windows"},
-                images=b,
-                exact=b * float(exact[i]),
-                padded=b * float(padded[i]),
-            )
+    timed = tuple(
+        time_in_turns(
+            functools.partial(steps.lower, task.buckets[i].windows),
+            functools.partial(work, traced_of(task.buckets[i])),
+            task.model.dtype,
+            **how,
+            label=label_of(task.buckets[i]),
+            images=b,
+            exact=b * float(exact[i]),
+            padded=b * float(padded[i]),
         )
+        for i in chosen
+    )
     return TrainingMeasurement(
         shapes=len(task.buckets),
         padding=float(probability @ padded / (probability @ exact) - 1),
-        timed=tuple(timed),
-        probabilities=tuple(float(x) for x in probability[chosen]),
+        timed=timed,
+        probabilities=tuple(probability[chosen].tolist()),
     )

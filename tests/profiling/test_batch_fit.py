@@ -143,7 +143,7 @@ def fit_sampler(free):
         [1],
         first=32,  # images that need more memory than the parameters
         most=64,
-        tell=lambda line: None,
+        report=lambda line: None,
         free=lambda: free,
         repeats=1,
         matmul_shape=SMALL,
@@ -184,7 +184,7 @@ def test_training_must_fit_in_the_largest_shape(monkeypatch):
     largest = max(range(3), key=lambda i: sum(task.buckets[i].windows))
     lines = []
     found = batch_fit.fit_training(
-        task, max_timed=2, first=4, most=64, tell=lines.append, repeats=3
+        task, max_timed=2, first=4, most=64, report=lines.append, repeats=3
     )
     assert found.batch == 4 and found.result.images_per_second == 5.0
     assert asked == [(4, [largest], None, 3), (8, [largest], None, 3), (4, None, 2, 3)]
@@ -194,7 +194,7 @@ def test_training_must_fit_in_the_largest_shape(monkeypatch):
 
 @pytest.mark.slow
 def test_training_is_fitted():
-    how = {"first": 2, "most": 4, "tell": lambda line: None, "matmul_shape": SMALL}
+    how = {"first": 2, "most": 4, "report": lambda line: None, "matmul_shape": SMALL}
     found = batch_fit.fit_training(training_task(), max_timed=1, repeats=1, **how)
     assert found.batch == 4 and [x.batch for x in found.tries] == [2, 4, 4]
     needed = [x.needed for x in found.tries]
@@ -212,14 +212,3 @@ def test_a_trace_is_written(tmp_path):
     batch_fit.trace_training(task, tmp_path)
     (trace,) = tmp_path.rglob("*.xplane.pb")
     assert trace.read_bytes().count(b"train") >= 1
-
-
-def test_the_driver_may_be_unknown(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert batch_fit.driver() is None
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 575.57.08\n")
-    tool.chmod(0o755)
-    assert batch_fit.driver() == "575.57.08"
-    tool.write_text("#!/bin/sh\necho NVIDIA-SMI has failed; exit 9\n")
-    assert batch_fit.driver() is None

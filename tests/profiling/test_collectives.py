@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import mesh_axes
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -34,7 +35,7 @@ def test_a_contracted_dimension_costs_one_all_reduce():
     assert (found.groups, found.group_size, found.count) == (ALONG_DATA, 4, 1)
     assert found.payload_bytes == 16 * 8 * 4
     assert found.moved_bytes == 2 * 3 / 4 * 512
-    assert collectives.mesh_axes(found.groups, AXES) == ("data",)
+    assert mesh_axes.of(found.groups, AXES) == ("data",)
     assert "dot_general" in found.op_name
 
 
@@ -184,7 +185,7 @@ def read(line):
 def test_groups_are_read_in_every_form(text, groups):
     (found,) = read(f"ROOT %r = f32[4,6] all-reduce(%a), replica_groups={text}, to_apply=%add.1")
     assert found.groups == groups
-    assert collectives.mesh_axes(found.groups, {"all": 8}) == ("all",)
+    assert mesh_axes.of(found.groups, {"all": 8}) == ("all",)
 
 
 def test_asynchronous_forms_count_once():
@@ -223,5 +224,5 @@ def test_what_cannot_be_counted_is_refused():
 
 
 def test_axes_are_those_along_which_a_group_differs():
-    assert collectives.mesh_axes((tuple(range(8)),), AXES) == ("data", "fsdp")
-    assert collectives.mesh_axes(((0, 1), (2, 3)), {"data": 2, "one": 1, "fsdp": 2}) == ("fsdp",)
+    assert mesh_axes.of((tuple(range(8)),), AXES) == ("data", "fsdp")
+    assert mesh_axes.of(((0, 1), (2, 3)), {"data": 2, "one": 1, "fsdp": 2}) == ("fsdp",)

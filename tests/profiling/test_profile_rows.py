@@ -6,7 +6,7 @@ import signal
 import ml_collections
 import pytest
 
-from enat_jax.profiling import profile_report, profile_rows
+from enat_jax.profiling import profile_rows, reports
 
 CONFIG = ml_collections.ConfigDict(
     {
@@ -227,7 +227,7 @@ def test_the_fastest_training_step_is_traced(tmp_path):
 def test_the_markdown(tmp_path):
     saved = Machine().profile(tmp_path)
     text = (tmp_path / "profile.md").read_text()
-    assert text == profile_report.markdown(saved)
+    assert text == reports.profile_markdown(saved)
     lines = text.splitlines()
     assert lines[0] == "# Profile of Toy 1"
     assert "| matrix rate | 500 GMA/s in bfloat16 (1 TFLOP/s) |" in lines
@@ -250,8 +250,8 @@ def test_the_markdown(tmp_path):
 def test_a_report_of_failures_alone():
     row = {"config": "a.py", "task": "train", "setting": "baseline", "failed": "no"}
     saved = MACHINE | {"rows": [row], "traces": {}, "date": "now", "left": 0}
-    assert "No row worked." in profile_report.markdown(saved)
-    assert profile_report.best([row]) == []
+    assert "No row worked." in reports.profile_markdown(saved)
+    assert reports.best([row]) == []
 
 
 def test_why_a_program_ended():

@@ -6,8 +6,7 @@ import sys
 import ml_collections
 import pytest
 
-from enat_jax import benchmark
-from enat_jax.profiling import collectives, scaling, scaling_report, setup
+from enat_jax.profiling import collectives, reports, scaling, setup
 from enat_jax.schedules import costs
 from enat_jax.training import enat_task
 
@@ -104,7 +103,7 @@ def test_expectations_weigh_shapes_by_their_probability():
     assert layout.name == "data=4" and layout.share == pytest.approx(0.8)
     assert layout.mean(lambda x: x.compiled) == pytest.approx(0.75 * 1000 + 0.25 * 5000)
     assert layout.memory_bytes == 80
-    text = scaling_report.report([layout], [TOY], MODERATE, benchmark.table)
+    text = reports.scaling_text([layout], [TOY], MODERATE)
     assert "toy (prediction)" in text and "toy: made up." in text
     products, moves = 0.75 * 4e-3 + 0.25 * 20e-3, 12e-3
     assert f"{1e3 * products:.3g}" in text and f"{1e3 * moves:.3g}" in text

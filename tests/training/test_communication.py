@@ -6,6 +6,7 @@ import math
 import re
 
 import jax
+import mesh_axes
 import pytest
 from small_tasks import make_task
 
@@ -27,7 +28,7 @@ def communicated(data, fsdp, tensor):
     windows = max((bucket.windows for bucket in task.buckets), key=lambda w: w.num_cached)
     found = collectives.find(steps.lower(windows).compile().as_text())
     found = [x.on_accelerator() for x in found]
-    axes = [collectives.mesh_axes(x.groups, dict(mesh.shape)) for x in found]
+    axes = [mesh_axes.of(x.groups, dict(mesh.shape)) for x in found]
     return task, list(zip(found, axes, strict=True))
 
 
