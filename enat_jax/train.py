@@ -280,7 +280,7 @@ def _wait_for_steps(run: _Run, ahead: int) -> None:
                 "or clip gradients (config.optimizer.clip_norm)",
                 exits.DIVERGED,
             )
-        run.watchdog.beat(f"step {step + 1}")
+        run.watchdog.completed(f"step {step + 1}")
 
 
 def _evaluate(run: _Run, state: TrainState, step: int) -> dict[str, float]:

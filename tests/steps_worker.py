@@ -38,7 +38,7 @@ def main(argv):
     with distributed.Preemption() as preemption, distributed.Watchdog(args.watchdog) as watchdog:
         for step in range(1, args.steps + 1):
             state = jax.block_until_ready(advance(state))
-            watchdog.beat(f"step {step + 1}")
+            watchdog.completed(f"step {step + 1}")
             if step == 3:
                 print(f"running as {os.getpid()} with {jax.device_count()} devices.", flush=True)
             if step == args.fail_at and (last or args.error == "everybody"):

@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 
 
 def broadcast_from_first(function: Callable[[], Any]) -> Any:
-    """What ``function`` returns on the first process, on every one; the others do not call it.
+    """Returns on every process what ``function`` returns on the first; the others do not call it.
 
     Args:
         function: returns plain JSON values.
@@ -39,7 +39,7 @@ def broadcast_from_first(function: Callable[[], Any]) -> Any:
 
 
 def raise_on_all(failure: Exception | None, minor: type[Exception]) -> None:
-    """Raises on every process if any process comes with a failure, of the same kind on all.
+    """Raises an error of the same kind on every process if any process has a failure.
 
     Args:
         failure: of this process, or None.
@@ -52,7 +52,7 @@ def raise_on_all(failure: Exception | None, minor: type[Exception]) -> None:
     rank = 0 if failure is None else 1 if isinstance(failure, minor) else 2
     ranks = multihost_utils.process_allgather(np.int32(rank))
     worst, process = ranks.max(), int(ranks.argmax())
-    if worst and rank == worst:
+    if failure is not None and rank == worst:
         raise failure
     if worst:
         kind = minor if worst == 1 else OSError

@@ -24,13 +24,14 @@ import json
 import os
 import sys
 import traceback
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from absl import app, flags
 
 from enat_jax.runtime import exits
 
-MOST = 10**9  # of what is counted on a command line
+MAX_COUNT = 10**9  # of what is counted on a command line
 
 
 class Stop(Exception):
@@ -41,13 +42,13 @@ class Stop(Exception):
         code: exit code, such as ``exits.STOPPED``.
     """
 
-    def __init__(self, message, code):
+    def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
 
 
-def run(main, argv=None):
-    """Call ``main`` and exit with what it returns, or with an error code.
+def run(main: Callable[[list[str]], Any], argv: list[str] | None = None) -> NoReturn:
+    """Calls ``main`` and exits with what it returns, or with an error code.
 
     Args:
         main: takes the list of command-line arguments, without the program's name; returns an
@@ -57,6 +58,7 @@ def run(main, argv=None):
     Raises:
         SystemExit: always, but for what is no user's mistake: that is raised as it is.
     """
+    code: Any
     show_all = os.environ.get("ENAT_JAX_TRACEBACK", "0") not in ("", "0")
     try:
         code = main(list(sys.argv[1:] if argv is None else argv))
@@ -75,8 +77,8 @@ def run(main, argv=None):
     exits.leave(code)
 
 
-def run_absl(main, argv=None):
-    """As ``run`` for a ``main`` that reads absl flags; a wrong flag is a mistake like any other.
+def run_absl(main: Callable[[list[str]], Any], argv: list[str] | None = None) -> NoReturn:
+    """Does what ``run`` does for a ``main`` that reads absl flags, and reports wrong flags alike.
 
     Args:
         main: as for ``absl.app.run``: takes the program's name and the arguments that are no
@@ -86,7 +88,7 @@ def run_absl(main, argv=None):
     run(lambda arguments: app.run(main, [sys.argv[0], *arguments], flags_parser=_parse_flags), argv)
 
 
-def _parse_flags(argv):
+def _parse_flags(argv: list[str]) -> list[str]:
     for argument in argv:
         if argument.startswith(("--config.", "--noconfig.")):
             raise ValueError(
@@ -97,15 +99,15 @@ def _parse_flags(argv):
     return flags.FLAGS(argv)
 
 
-def at_least_one(text):
-    """An argparse type: a whole number from 1 to ``MOST``."""
-    if not text.isdecimal() or not 1 <= int(text[:20]) <= MOST:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST:,}")
+def at_least_one(text: str) -> int:
+    """Reads a whole number from 1 to ``MAX_COUNT``; a type of argparse, as those below."""
+    if not text.isdecimal() or not 1 <= int(text[:20]) <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MAX_COUNT:,}")
     return int(text)
 
 
-def _fail(error, show_all):
-    """The exit code for an error that ends the program; raises it where that does no harm."""
+def _fail(error: Exception, show_all: bool) -> int:
+    """Returns the exit code for an error that ends the program; raises it where that is safe."""
     if exits.one_of_several() and (lost := exits.peer_lost(error)):
         if show_all:
             traceback.print_exception(error)
@@ -121,8 +123,8 @@ def _fail(error, show_all):
     return exits.BUG if message is None else exits.MISTAKE
 
 
-def _message(error):
-    """What to tell the user about a mistake; None if ``error`` looks like a bug."""
+def _message(error: Exception) -> str | None:
+    """Returns the words for a user's mistake, or None if ``error`` looks like a bug."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.strerror}: {error.filename}"
     if isinstance(error, (OSError, ValueError, flags.Error)):
@@ -136,7 +138,7 @@ def _message(error):
 
 
 def interval(text: str) -> tuple[float, ...]:
-    """An argparse type: two numbers, as in "0.2,0.8"; whoever takes them checks the rest."""
+    """Reads numbers such as "0.2,0.8"; how many and how large they are is checked later."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -144,6 +146,7 @@ def interval(text: str) -> tuple[float, ...]:
 
 
 def name_value(text: str) -> tuple[str, Any]:
+    """Reads "NAME=VALUE", the value as JSON where it is JSON."""
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")

@@ -4,7 +4,7 @@
     with distributed.Preemption() as preemption, distributed.Watchdog(1800) as watchdog:
         for step in range(num_steps):
             ...                                     # one step, known to be complete
-            watchdog.beat("the next step")
+            watchdog.completed("the next step")
             if preemption.reached(step):
                 ...                                 # all processes at the same step: save and stop
 
@@ -18,6 +18,9 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import jax
 from jax.experimental import multihost_utils
@@ -32,8 +35,14 @@ SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", 
 # --- finding each other -------------------------------------------------------------------------
 
 
-def initialize(mode="auto", environ=os.environ, *, connect_timeout=300, heartbeat_timeout=100):
-    """Connect this process to the others of the same program, if it is one of several.
+def initialize(
+    mode: str = "auto",
+    environ: Mapping[str, str] = os.environ,
+    *,
+    connect_timeout: int = 300,
+    heartbeat_timeout: int = 100,
+) -> None:
+    """Connects this process to the others of the same program, if it is one of several.
 
     To be called before anything asks JAX for devices. With mode "auto" a process is one of several
     if the environment says so, by one of
@@ -48,16 +57,16 @@ def initialize(mode="auto", environ=os.environ, *, connect_timeout=300, heartbea
 
     Args:
         mode: "auto"; "on": always connect, JAX finds out to whom; "off": never.
-        environ: mapping of environment variables to decide by. JAX itself reads ``os.environ``.
-        connect_timeout: seconds, whole, for all processes to appear. Afterwards the process ends
-            with ``exits.PEER_LOST``.
-        heartbeat_timeout: seconds, whole, of silence after which a process counts as lost.
+        environ: environment variables to decide by. JAX itself reads ``os.environ``.
+        connect_timeout: seconds for all processes to appear. Afterwards the process ends with
+            ``exits.PEER_LOST``.
+        heartbeat_timeout: seconds of silence after which a process counts as lost.
 
     Raises:
         ValueError: the mode is unknown, or the environment says too little or nonsense.
         ConnectionError: the connection failed at once, as for a port that is in use.
     """
-    arguments = _plan(mode, environ)
+    arguments = _connection(mode, environ)
     if arguments is None:
         return
     several = arguments.get("num_processes") != 1
@@ -88,8 +97,8 @@ def initialize(mode="auto", environ=os.environ, *, connect_timeout=300, heartbea
         exits.connected()
 
 
-def _plan(mode, environ):
-    """Arguments for ``jax.distributed.initialize``, or None where it is not to be called."""
+def _connection(mode: str, environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """Returns the arguments of ``jax.distributed.initialize``, or None: it is not to be called."""
     if mode not in MODES:
         raise ValueError(f"mode={mode!r} of several processes is unknown: one of {MODES}")
     if mode == "off":
@@ -110,7 +119,7 @@ def _plan(mode, environ):
     return None
 
 
-def _plain(address, num_processes, process_id):
+def _plain(address: str, num_processes: str, process_id: str) -> dict[str, Any]:
     if not re.fullmatch(r".+:\d{1,5}", address):
         raise ValueError(f"JAX_COORDINATOR_ADDRESS={address!r} must be host:port of process 0")
     if not num_processes.isdecimal() or not int(num_processes):
@@ -128,8 +137,8 @@ def _plain(address, num_processes, process_id):
     }
 
 
-def _slurm_devices(environ):
-    """Which of the GPUs it sees a SLURM task uses, where JAX's own choice is wrong.
+def _slurm_devices(environ: Mapping[str, str]) -> dict[str, list[int]]:
+    """Says which of the GPUs that it sees a SLURM task uses, where JAX's own choice is wrong.
 
     JAX takes the one GPU whose number is the task's on its node. That fits one task per GPU, where
     each sees all GPUs of the node.
@@ -147,7 +156,7 @@ def _slurm_devices(environ):
 
 
 @contextlib.contextmanager
-def _interruptible():
+def _interruptible() -> Iterator[None]:
     """Within, Ctrl-C ends the process at once: connecting is one long call into C++."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -172,12 +181,13 @@ class Preemption:
     Handlers are installed in the main thread only, and are gone after the context.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._asked = False
-        self._agreed = None  # in several processes: asks JAX whether this is the step
-        self._before = {}
+        # In several processes: asks JAX whether this is the step.
+        self._agreed: Callable[[int], bool] | None = None
+        self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         ours = [signal.SIGINT, signal.SIGTERM]
         if jax.distributed.is_initialized():
             self._agreed = multihost_utils.reached_preemption_sync_point
@@ -186,25 +196,27 @@ class Preemption:
             self._before = {number: signal.signal(number, self._on_signal) for number in ours}
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
 
-    def reached(self, step):
-        """Whether to save and stop after this step.
+    def reached(self, step: int) -> bool:
+        """Says whether to save and stop after this step, the same in all processes.
 
         Args:
             step: number of the step; every process asks once after each step.
-
-        Returns:
-            bool, the same in all processes at the same step.
         """
         if self._agreed is not None and not self._asked:
             self._asked = self._agreed(step)
         return self._asked
 
-    def _on_signal(self, number, frame):
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         os.write(2, b"saving, then stopping; once more to stop at once\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if self._agreed is not None:
@@ -221,15 +233,15 @@ class Watchdog:
     """Ends the process if no step is completed for a while; a context manager.
 
     A process whose peer hangs waits for ever within a call into JAX, where no exception reaches it.
-    So a thread waits here: when ``beat`` has not been called for ``timeout_s`` seconds it prints a
-    line and the stacks of all threads and ends the process with ``exits.PEER_LOST``.
+    So a thread waits here: when ``completed`` has not been called for ``timeout_s`` seconds, it
+    prints a line and the stacks of all threads and ends the process with ``exits.PEER_LOST``.
 
     Args:
         timeout_s: seconds, more than the longest step; None: never.
         what: what is to be completed, for the message.
     """
 
-    def __init__(self, timeout_s, what="step"):
+    def __init__(self, timeout_s: float | None, what: str = "step") -> None:
         if timeout_s is not None and not 0 < timeout_s <= threading.TIMEOUT_MAX:
             raise ValueError(f"timeout_s={timeout_s} of the watchdog must be positive or None")
         self._timeout_s = timeout_s
@@ -239,22 +251,30 @@ class Watchdog:
         self._paused = 0
         self._closed = threading.Event()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if self._timeout_s is not None:
             self._since = time.monotonic()
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+            watch = threading.Thread(
+                target=self._watch, args=(self._timeout_s,), name="watchdog", daemon=True
+            )
+            watch.start()
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._closed.set()
 
-    def beat(self, doing):
-        """Say that a step is complete, and what comes next, as in "step 17"."""
-        self._doing = doing
+    def completed(self, following: str) -> None:
+        """Notes that a step is complete, and what follows it, as in "step 17"."""
+        self._doing = following
         self._since = time.monotonic()
 
     @contextlib.contextmanager
-    def paused(self):
+    def paused(self) -> Iterator[None]:
         """Within, nothing is watched: for compiling, evaluating and saving, which take their time.
 
         A peer that hangs in the meantime is noticed afterwards, by the step that needs it.
@@ -266,16 +286,16 @@ class Watchdog:
             self._since = time.monotonic()
             self._paused -= 1
 
-    def _watch(self):
-        left = self._timeout_s
+    def _watch(self, timeout_s: float) -> None:
+        left = timeout_s
         while not self._closed.wait(left):
             if self._paused:
-                left = self._timeout_s
+                left = timeout_s
                 continue
-            left = self._since + self._timeout_s - time.monotonic()
+            left = self._since + timeout_s - time.monotonic()
             if left <= 0:
                 message = (
-                    f"no {self._what} has been completed for {self._timeout_s:g} s, during "
+                    f"no {self._what} has been completed for {timeout_s:g} s, during "
                     f"{self._doing}: a host may be lost or hung; {exits.AGAIN}"
                 )
                 exits.end_without(message, stacks=True)

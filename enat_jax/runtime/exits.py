@@ -1,4 +1,4 @@
-"""Exit codes, and how a process that is one of several ends.
+"""Exit codes, errors in one line, and how a process that is one of several ends.
 
 JAX's runtime ends a process by an abort when it loses another one, and waits for all others when a
 process ends in the usual way. Here the first becomes a line on stderr and ``PEER_LOST``, the second
@@ -16,6 +16,8 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 BUG = 1
 MISTAKE = 2
@@ -54,8 +56,8 @@ _process = _Process()
 _ending = threading.Lock()  # taken by the first that ends the process, and never given back
 
 
-def connecting(otherwise):
-    """Note that this process is about to be connected to others by JAX.
+def connecting(otherwise: str) -> None:
+    """Notes that this process is about to be connected to others by JAX.
 
     Args:
         otherwise: what to say if JAX ends the process because that takes too long.
@@ -69,18 +71,18 @@ def connecting(otherwise):
     _process.connecting = otherwise
 
 
-def connected():
-    """Note that this process is now one of several."""
+def connected() -> None:
+    """Notes that this process is now one of several."""
     _process.several, _process.connecting = True, None
 
 
-def one_of_several():
-    """Whether this process is connected to others."""
+def one_of_several() -> bool:
+    """Says whether this process is connected to others."""
     return _process.several
 
 
-def peer_lost(error):
-    """One line about the loss of another process, or None if ``error`` tells of something else.
+def peer_lost(error: BaseException | None) -> str | None:
+    """Returns one line about the loss of another process, or None if ``error`` is another one.
 
     Args:
         error: an exception, whose causes are looked at, too.
@@ -107,8 +109,8 @@ def one_line(error: object, limit: int | None = 300, named: bool = False) -> str
     return f"{name}: {text}" if named and text else text or name
 
 
-def leave(code):
-    """End the program as ``sys.exit`` does, but in one of several processes without hanging.
+def leave(code: Any) -> NoReturn:
+    """Ends the program as ``sys.exit`` does, but in one of several processes without hanging.
 
     JAX waits at the end of a process for all others to end. With an error in one process only they
     do not; so after ``FAREWELL_S`` it ends nevertheless, and the others notice that they lost it.
@@ -126,8 +128,8 @@ def leave(code):
         _exit(code)
 
 
-def end_without(message, stacks=False):
-    """End this process at once with ``PEER_LOST``, waiting for nobody; works in any thread.
+def end_without(message: str, stacks: bool = False) -> NoReturn:
+    """Ends this process at once with ``PEER_LOST``, waiting for nobody; works in any thread.
 
     Args:
         message: one line for stderr.
@@ -153,11 +155,15 @@ def end_with_parent(*ignored: signal.Signals) -> None:
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     if parent := multiprocessing.parent_process():
-        end = lambda: (parent.join(), os._exit(BUG))  # noqa: E731
+
+        def end() -> None:
+            parent.join()
+            os._exit(BUG)
+
         threading.Thread(target=end, daemon=True).start()
 
 
-def _on_abort(number):
+def _on_abort(number: int) -> None:
     if _process.leaving is not None:
         _exit(_process.leaving)  # a farewell that failed
     lost = (
@@ -170,18 +176,23 @@ def _on_abort(number):
 _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(_on_abort)  # must stay as long as it is set
 
 
-def _exit(code):
-    """End the process without waiting for threads, peers or what is registered by atexit."""
-    _within(FLUSH_S, lambda: (sys.stdout.flush(), sys.stderr.flush()))
+def _exit(code: int) -> NoReturn:
+    """Ends the process without waiting for threads, peers or what is registered by atexit."""
+    _within(FLUSH_S, _flush)
     for child in multiprocessing.active_children():  # a loader's; they would stay behind
         child.kill()
     os._exit(code)
 
 
-def _within(seconds, action):
-    """Call ``action`` and return when it is done, has failed, or has taken too long."""
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
 
-    def call():
+
+def _within(seconds: float, action: Callable[[], None]) -> None:
+    """Calls ``action`` and returns when it is done, has failed, or has taken too long."""
+
+    def call() -> None:
         with contextlib.suppress(Exception):
             action()
 

@@ -11,9 +11,11 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
+from jaxtyping import Float
 
 _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]+\.unfinished")
 
@@ -203,29 +205,36 @@ class Rows:
         width: d.
     """
 
-    def __init__(self, path: pathlib.Path, num_rows: int, width: int):
+    def __init__(self, path: pathlib.Path, num_rows: int, width: int) -> None:
         header = io.BytesIO()
         layout = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, width)}
         np.lib.format.write_array_header_1_0(header, layout)
         self._path, self._header, self._width = path, header.getvalue(), width
         self.num_bytes = len(self._header) + 4 * num_rows * width
-        self._file = None
+        self._file = -1
 
-    def __enter__(self) -> "Rows":
+    def __enter__(self) -> Self:
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         # Not a memory map: where the disk is full it would end the process, a write only fails.
         self._write(0, self._header)
         os.ftruncate(self._file, self.num_bytes)
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         os.close(self._file)
 
-    def write(self, first: int, rows: np.ndarray) -> None:
+    def write(self, first: int, rows: Float[np.ndarray, "b d"]) -> None:
+        """Writes rows from number ``first`` on; raises OSError, which names the file."""
         data = np.ascontiguousarray(rows, "<f4").tobytes()
         self._write(len(self._header) + 4 * first * self._width, data)
 
     def sync(self) -> None:
+        """Waits until the disk has what was written."""
         try:
             os.fsync(self._file)
         except OSError as error:
@@ -241,5 +250,5 @@ class Rows:
 
 
 def _naming(path: pathlib.Path, error: OSError) -> OSError:
-    """The same error, with the name of the file."""
+    """Returns the same error with the name of the file."""
     return OSError(error.errno, error.strerror, str(path))

@@ -3,23 +3,29 @@
 import functools
 import math
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, Shaped
 
 RATE_SHAPE, RATE_SHAPE_CPU = (4096, 4096, 4096), (1024, 1024, 1024)
-MIN_SECONDS = 0.02  # of one timing; shorter calls are repeated within it
+MIN_SECONDS = 0.02  # of one timing, within which shorter calls are repeated
 
 
-def timer(work, least=MIN_SECONDS):
-    """Warm ``work`` up; the result measures, at each call, its seconds per call.
+def timer(work: Callable[[], Any], least: float = MIN_SECONDS) -> Callable[[], float]:
+    """Warms ``work`` up; the result measures, at each call, its seconds per call.
 
-    ``work()`` returns the arrays to wait for; it is repeated for at least ``least`` seconds.
+    Args:
+        work: returns the arrays to wait for.
+        least: seconds for which ``work`` is repeated at least.
     """
 
-    def measure(calls):
+    def measure(calls: int) -> float:
         start = time.perf_counter()
         for _ in range(calls):
             out = work()
@@ -32,14 +38,22 @@ def timer(work, least=MIN_SECONDS):
     return functools.partial(measure, max(1, math.ceil(least / max(once, 1e-6))))
 
 
-def matrix_product(shape, dtype, devices):
-    """``work`` for ``timer``: (rows, inner, columns) of random numbers on each device at once."""
+def matrix_product(
+    shape: tuple[int, int, int], dtype: DTypeLike, devices: Sequence[jax.Device]
+) -> Callable[[], Shaped[Array, "rows columns"]]:
+    """Returns ``work`` for ``timer``: a product of random matrices on each device at once.
+
+    Args:
+        shape: (rows, inner, columns) of each device.
+        dtype: of the matrices.
+        devices: of this process.
+    """
     rows, inner, columns = shape
     mesh = Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
     shardings = NamedSharding(mesh, PartitionSpec("rows")), NamedSharding(mesh, PartitionSpec())
 
     @functools.partial(jax.jit, out_shardings=shardings)
-    def factors():
+    def factors() -> tuple[Shaped[Array, "rows inner"], Shaped[Array, "inner columns"]]:
         keys = jax.random.split(jax.random.key(0))
         normal = functools.partial(jax.random.normal, dtype=dtype)
         return normal(keys[0], (rows * len(devices), inner)), normal(keys[1], (inner, columns))
@@ -48,8 +62,10 @@ def matrix_product(shape, dtype, devices):
     return functools.partial(jax.jit(jnp.dot).lower(a, b).compile(), a, b)
 
 
-def matrix_rate(dtype, devices=None, seconds=0.3):
-    """Multiply-adds per second of devices that all do plain matrix products at the same time.
+def matrix_rate(
+    dtype: DTypeLike, devices: Sequence[jax.Device] | None = None, seconds: float = 0.3
+) -> float:
+    """Measures multiply-adds per second of devices that all multiply matrices at the same time.
 
     Devices that share a processor, or its power, are thus not counted as if each had it alone.
     Takes about a second after compiling, and some 300 MB a device, which must be idle meanwhile.

@@ -6,16 +6,18 @@ import sys
 
 import jax
 
+CPU_SHARE = 0.8  # of the memory available: what jax does not count needs some, and so do others
+
 
 def device_peak() -> int | None:
-    """Most bytes that one of this process's devices ever had in use; None: they do not tell."""
+    """Returns the most bytes that a device of this process ever had in use; None: not known."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [x["peak_bytes_in_use"] for x in stats if "peak_bytes_in_use" in x]
     return max(peaks) if peaks else None
 
 
 def peak_memory() -> tuple[int, str]:
-    """(bytes, of what): of a device where the backend tells, else of the process."""
+    """Returns the most bytes in use, and of what: of a device where it is known, or the process."""
     peak = device_peak()
     if peak is not None:
         return peak, "device memory in use"
@@ -23,7 +25,7 @@ def peak_memory() -> tuple[int, str]:
 
 
 def resident_peak() -> int:
-    """Largest resident set of this process so far, in bytes."""
+    """Returns the largest resident set of this process so far, in bytes."""
     status = pathlib.Path("/proc/self/status")
     if status.exists():  # what getrusage says begins with that of the process that started it
         (line,) = [x for x in status.read_text().splitlines() if x.startswith("VmHWM:")]
@@ -33,11 +35,8 @@ def resident_peak() -> int:
     return peak * (1 if sys.platform == "darwin" else 1024)
 
 
-CPU_SHARE = 0.8  # of the memory available: what jax does not count needs some, and so do others
-
-
 def available_memory(meminfo: pathlib.Path = pathlib.Path("/proc/meminfo")) -> int | None:
-    """Bytes that new programs may take without swapping; None: this system does not say.
+    """Returns the bytes that new programs may take without swapping; None: not known.
 
     Limits of a container are not seen.
     """
@@ -48,7 +47,7 @@ def available_memory(meminfo: pathlib.Path = pathlib.Path("/proc/meminfo")) -> i
 
 
 def free_bytes() -> int | None:
-    """What new arrays may take on the first device; None: an accelerator that does not say.
+    """Returns the bytes that new arrays may take on the first device; None: not known.
 
     Raises:
         ValueError: a CPU whose memory is unknown: a batch too large would kill the process.

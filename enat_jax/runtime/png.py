@@ -6,22 +6,25 @@ import pathlib
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, PngImagePlugin
 
 from enat_jax.runtime import files
 
 
-def grid(images: np.ndarray, columns: int, pad: int = 2, background: int = 255) -> np.ndarray:
+def grid(
+    images: UInt8[np.ndarray, "n h w c"], columns: int, pad: int = 2, background: int = 255
+) -> UInt8[np.ndarray, "height width c"]:
     """Lays out images in rows, ``pad`` pixels of ``background`` between and around them.
 
     Args:
-        images: uint8 ``[n, h, w, c]``, n > 0.
+        images: n > 0.
         columns: images in a row, positive.
         pad: pixels, not negative.
         background: also of the places that the last row leaves empty.
 
-    Returns:
-        uint8 ``[H, W, c]``.
+    Raises:
+        ValueError: there are no images, or an argument is out of range.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
@@ -40,12 +43,20 @@ def grid(images: np.ndarray, columns: int, pad: int = 2, background: int = 255) 
 
 
 def write_png(
-    path: str | os.PathLike, image: np.ndarray, text: Mapping[str, str] | None = None
+    path: str | os.PathLike,
+    image: UInt8[np.ndarray, "h w c"],
+    text: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a picture, uint8 ``[h, w, c]`` with c = 1 or 3, whole or not at all, creating parents.
+    """Writes a picture whole or not at all. The same arguments make the same bytes.
 
-    ``text`` goes into text chunks. The same arguments make the same bytes. Does not wait for the
-    disk, which thousands of pictures would feel. Raises OSError, which names ``path``.
+    Args:
+        path: of the file; its parents are created.
+        image: c = 1 or 3.
+        text: content of the file's text chunks.
+
+    Raises:
+        OSError: the file cannot be written; the error names ``path``.
+        ValueError: ``image`` is no such picture.
     """
     content, chunks = io.BytesIO(), PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
@@ -57,7 +68,8 @@ def write_png(
     files.write_atomically(path, content.getvalue(), sync=False)
 
 
-def checked(picture: np.ndarray) -> np.ndarray:
+def checked(picture: np.ndarray) -> UInt8[np.ndarray, "h w c"]:
+    """Returns the picture; raises ValueError unless it is uint8 ``[h, w, c]`` with c = 1 or 3."""
     picture = np.asarray(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] not in (1, 3):
         raise ValueError(
@@ -66,6 +78,6 @@ def checked(picture: np.ndarray) -> np.ndarray:
     return picture
 
 
-def as_pillow(picture: np.ndarray) -> np.ndarray:
-    """As Pillow and W&B want it: grey without an axis of channels."""
+def as_pillow(picture: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w ..."]:
+    """Returns a picture as Pillow and W&B take it: grey without an axis of channels."""
     return picture[..., 0] if picture.shape[-1] == 1 else picture

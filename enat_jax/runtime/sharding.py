@@ -3,12 +3,14 @@
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree, Shaped
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # axes that the batch is divided over
@@ -35,7 +37,7 @@ class Sharding:
     tensor: int = 1
     rules: Sequence[Rule] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sizes = {name: getattr(self, name) for name in AXES}
         for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
@@ -46,7 +48,7 @@ class Sharding:
             _check_rule(rule)
 
 
-def _check_rule(rule) -> None:
+def _check_rule(rule: Any) -> None:
     """Raises ValueError, naming the rule, unless it is as ``Sharding`` says."""
     match rule:
         case (str(pattern), (tuple() | list()) as axes):
@@ -67,7 +69,7 @@ def _check_rule(rule) -> None:
 
 
 def make_mesh(policy: Sharding, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of the axes "data", "fsdp" and "tensor" over ``devices``, by default all of them.
+    """Makes a mesh of the axes "data", "fsdp" and "tensor" over ``devices``, by default all.
 
     Raises:
         ValueError: the sizes do not fit the number of devices.
@@ -85,26 +87,26 @@ def make_mesh(policy: Sharding, devices: Sequence[jax.Device] | None = None) -> 
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def of_state(abstract_state, mesh: Mesh, rules: Sequence[Rule]):
-    """The sharding of every array of a state, by rules; see ``Sharding``.
+def of_state(abstract_state: PyTree, mesh: Mesh, rules: Sequence[Rule]) -> PyTree[NamedSharding]:
+    """Returns the sharding of every array of a state, by rules; see ``Sharding``.
 
     Raises:
         ValueError: a rule is not of as many dimensions as an array that it matches.
     """
 
-    def of_leaf(path, leaf):
+    def of_leaf(path: Any, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        axes = next((axes for pattern, axes in rules if re.search(pattern, name)), None)
-        if axes is None:
-            axes = (None,) * leaf.ndim
-        elif len(axes) != leaf.ndim:
+        undivided = (None,) * leaf.ndim
+        axes = next((axes for pattern, axes in rules if re.search(pattern, name)), undivided)
+        if len(axes) != leaf.ndim:
             raise ValueError(f"the rule {axes} does not fit {name}, of shape {leaf.shape}")
         return NamedSharding(mesh, PartitionSpec(*_fit(axes, leaf.shape, mesh)))
 
     return jax.tree_util.tree_map_with_path(of_leaf, abstract_state)
 
 
-def _fit(axes, shape, mesh):
+def _fit(axes: Sequence[str | None], shape: tuple[int, ...], mesh: Mesh) -> list[str | None]:
+    """Returns the axes that divide their dimensions, where "fsdp" may have moved to another."""
     fits = [
         axis if axis and size % mesh.shape[axis] == 0 else None
         for axis, size in zip(axes, shape, strict=True)
@@ -116,8 +118,8 @@ def _fit(axes, shape, mesh):
     return fits
 
 
-def shard_bytes(abstract_state) -> int:
-    """Bytes that the largest share of a state needs on one device.
+def shard_bytes(abstract_state: PyTree) -> int:
+    """Returns the bytes that the largest share of a state needs on one device.
 
     Args:
         abstract_state: tree of arrays or ``jax.ShapeDtypeStruct``, with shardings.
@@ -129,22 +131,24 @@ def shard_bytes(abstract_state) -> int:
 
 
 def batch_ways(mesh: Mesh) -> int:
-    """Into how many parts a batch is divided."""
+    """Returns the number of parts that a batch is divided into."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def of_batch(mesh: Mesh) -> NamedSharding:
-    """The sharding of arrays whose first axis is the global batch."""
+    """Returns the sharding of arrays whose first axis is the global batch."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device has whole."""
+    """Returns the sharding of what every device has whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def global_batch(local, mesh: Mesh):
-    """Global arrays from this process's part of the batch, a dict of numpy arrays [b, ...].
+def global_batch(
+    local: Mapping[str, Shaped[np.ndarray, "rows ..."]], mesh: Mesh
+) -> dict[str, Shaped[Array, "b ..."]]:
+    """Makes global arrays from this process's part of the batch.
 
     The part of process i of n is the i-th of n equal runs of rows. Where devices of the axis
     "tensor" are of several processes, each of them must be given the rows of its devices.
@@ -154,21 +158,28 @@ def global_batch(local, mesh: Mesh):
 
 
 def process_share(mesh: Mesh) -> tuple[int, int]:
-    """Which part of every batch this process loads: (i, n) for the i-th of n equal runs of rows.
+    """Says which part of every batch this process loads: the i-th of n equal runs of rows.
 
     Processes whose devices differ along "tensor" only load the same part.
+
+    Returns:
+        (i, n).
+
+    Raises:
+        ValueError: the devices of this process do not have adjacent rows.
     """
     ways = batch_ways(mesh)
-    parts = of_batch(mesh).addressable_devices_indices_map((ways,)).values()
-    first = min(part[0].indices(ways)[0] for part in parts)
-    last = max(part[0].indices(ways)[1] for part in parts)
-    if len({part[0].indices(ways)[0] for part in parts}) != last - first or ways % (last - first):
+    indices = of_batch(mesh).addressable_devices_indices_map((ways,)).values()
+    parts = [index[0].indices(ways) for index in indices if index is not None]
+    first = min(part[0] for part in parts)
+    last = max(part[1] for part in parts)
+    if len({part[0] for part in parts}) != last - first or ways % (last - first):
         raise ValueError(f"the devices of a process do not have adjacent rows of a batch: {mesh}")
     return first // (last - first), ways // (last - first)
 
 
-def place(rows, mesh: Mesh):
-    """A global array of rows that every process has whole, numpy [n, ...], filled up by repetition.
+def place(rows: Shaped[np.ndarray, "n ..."], mesh: Mesh) -> Shaped[Array, "b ..."]:
+    """Makes a global array of rows that every process has whole, filled up by repetition.
 
     The result has the least number of rows that divides over the mesh; ``to_host(x)[:n]`` undoes
     it.
@@ -178,8 +189,8 @@ def place(rows, mesh: Mesh):
     return jax.make_array_from_callback(padded.shape, of_batch(mesh), lambda at: padded[at])
 
 
-def to_host(tree):
-    """Whole numpy arrays, on every process; all processes must call it."""
+def to_host(tree: PyTree[jax.Array]) -> PyTree[np.ndarray]:
+    """Returns whole numpy arrays on every process; all processes must call it."""
     if all(x.is_fully_addressable for x in jax.tree.leaves(tree)):
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)

@@ -9,6 +9,6 @@ LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow")
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python, of this package and of ``LIBRARIES``, by name."""
+    """Returns versions of Python, of this package and of ``LIBRARIES``, by name."""
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {"python": platform.python_version(), "enat_jax": enat_jax.__version__, **found}

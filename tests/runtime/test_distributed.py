@@ -225,7 +225,7 @@ def wait_for(condition, timeout=10):
 
 def test_the_watchdog_says_what_takes_too_long(ends):
     with distributed.Watchdog(0.05, "step") as watchdog:
-        watchdog.beat("step 17")
+        watchdog.completed("step 17")
         wait_for(lambda: ends)
     assert ends[0] == (
         "no step has been completed for 0.05 s, during step 17: a host may be lost or hung; "
@@ -238,7 +238,7 @@ def test_the_watchdog_is_content_with_beats(ends):
     with distributed.Watchdog(1.0) as watchdog:
         for step in range(30):
             time.sleep(0.05)  # 1.5 s in all
-            watchdog.beat(f"step {step}")
+            watchdog.completed(f"step {step}")
             longest, last = max(longest, time.monotonic() - last), time.monotonic()
     assert not ends or longest > 0.9  # on a machine that is busy with something else
 
@@ -257,7 +257,7 @@ def test_a_watchdog_may_be_off(ends):
     threads = threading.active_count()
     with distributed.Watchdog(None) as watchdog:
         assert threading.active_count() == threads
-        watchdog.beat("step 1")
+        watchdog.completed("step 1")
     assert not ends
 
 

@@ -17,6 +17,21 @@ def test_a_file_appears_whole(tmp_path):
     assert (tmp_path / "a.json").read_bytes() == b"two"
 
 
+def test_a_new_directory_is_there_when_it_is_whole(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with files.new_directory(out) as directory:
+        (directory / "a").write_text("one")
+        assert not out.exists()
+    assert (out / "a").read_text() == "one"
+    with pytest.raises(KeyError), files.new_directory(tmp_path / "other") as directory:
+        (directory / "a").write_text("two")
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+    with pytest.raises(OSError), files.new_directory(out) as directory:
+        (directory / "a").write_text("three")
+    assert (out / "a").read_text() == "one" and len(list(out.parent.iterdir())) == 1
+
+
 def test_an_error_names_the_file_and_leaves_nothing(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
