@@ -1,5 +1,6 @@
 """A tokenizer and a generator with random weights, small enough to be run by many tests."""
 
+import functools
 import json
 
 import jax
@@ -55,11 +56,13 @@ SETTINGS = sampling.Settings(
 )
 
 
+@functools.cache  # tracing the networks takes seconds, and many test files ask
 def make_tokenizer(seed=0):
     params = random_params(CODEC.init, jnp.zeros((1, *IMAGE_SIZE, 1)), seed=seed)
     return tokenizer.Tokenizer(CODEC, params, IMAGE_SIZE, {"weights": f"random {seed}"})
 
 
+@functools.cache
 def make_generator(seed=0):
     ids, labels = jnp.zeros((1, NUM_TOKENS), jnp.int32), jnp.zeros((1,), jnp.int32)
     return generator.Generator(
