@@ -17,11 +17,13 @@ import logging
 import pathlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
 from enat_jax.checkpoints import manifest
@@ -41,7 +43,7 @@ class Best:
     """
 
     metric: str
-    mode: Literal["min", "max"]
+    mode: str
 
     def __post_init__(self) -> None:
         if self.mode not in ("min", "max"):
@@ -137,7 +139,7 @@ class Checkpointer:
     def save(
         self,
         step: int,
-        state: Any,
+        state: PyTree,
         meta: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
         force: bool = False,
@@ -182,8 +184,8 @@ class Checkpointer:
             raise self._not_saved(error) from error
 
     def restore(
-        self, abstract_state: Any, expected_meta: Mapping[str, Any], step: int | None = None
-    ) -> tuple[Any, int] | None:
+        self, abstract_state: PyTree, expected_meta: Mapping[str, Any], step: int | None = None
+    ) -> tuple[PyTree, int] | None:
         """Returns the newest readable state and its step, or None if there is no checkpoint.
 
         A damaged checkpoint is reported as an error in the log and renamed to ``STEP.damaged`` once
@@ -262,22 +264,32 @@ class Checkpointer:
         finally:
             self._manager.close()
 
-    def __enter__(self) -> "Checkpointer":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         try:
             self.close()
         except OSError as not_saved:
             if error is None:
                 raise
-            _log.error("%s", not_saved)  # the first error is the one to be told
+            _log.error("%s", not_saved)  # the first error is the one to be raised
 
-    def _read(self, step, abstract_state, expected_meta):
-        """The state of ``step``; raises ``_Damaged``, or ValueError if it is another one's."""
+    def _read(self, step: int, abstract_state: PyTree, expected_meta: Mapping[str, Any]) -> PyTree:
+        """Reads the state of ``step``.
+
+        Raises:
+            _Damaged: it cannot be read back as it was.
+            ValueError: it is of another configuration.
+        """
         path = self._directory / str(step)
         described, damage = agreement.broadcast_from_first(functools.partial(manifest.read, path))
-        if damage:
+        if described is None:
             raise _Damaged(damage)
         differences = manifest.differences(described, expected_meta, abstract_state, self._complete)
         if differences:
@@ -296,7 +308,7 @@ class Checkpointer:
         if not reasons:
             return
 
-        def rename():
+        def rename() -> list[str]:
             names = []
             for step, reason in reasons.items():
                 path = self._directory / str(step)
@@ -327,9 +339,9 @@ class Checkpointer:
             shutil.rmtree(path, ignore_errors=True)
 
     def _saved_metrics(self) -> list[tuple[int, dict[str, float | None]]]:
-        read = {step: manifest.read(self._directory / str(step)) for step in self._steps()}
+        read = {step: manifest.read(self._directory / str(step))[0] for step in self._steps()}
         # A damaged one is dealt with when it is to be restored.
-        return [(step, found["metrics"]) for step, (found, damage) in read.items() if not damage]
+        return [(step, found["metrics"]) for step, found in read.items() if found is not None]
 
     def _steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -346,7 +358,7 @@ class _Damaged(Exception):
     """What was saved cannot be read back as it was."""
 
 
-def _read_arrays(path: pathlib.Path, abstract_state: Any) -> Any:
+def _read_arrays(path: pathlib.Path, abstract_state: PyTree) -> PyTree:
     """Reads without Orbax's barriers, in which others would wait for a process that failed."""
     state, failure = None, None
     handler = ocp.StandardCheckpointHandler()
@@ -387,7 +399,7 @@ def _free_name(path: pathlib.Path) -> pathlib.Path:
     return name
 
 
-def _require_shardings(abstract_state: Any) -> None:
+def _require_shardings(abstract_state: PyTree) -> None:
     leaves = jax.tree.leaves(abstract_state)
     for path, leaf in zip(manifest.paths(abstract_state), leaves, strict=True):
         if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None:

@@ -7,29 +7,28 @@ single 32-bit word goes unseen. Other changes go unseen once in 2**32.
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, PyTree, Shaped, UInt32
 
 
 @jax.jit
-def of_tree(tree: Any) -> list[jax.Array]:
-    """The checksum of each array, computed where the arrays are; compiled once per kind of tree.
+def of_tree(tree: PyTree) -> list[UInt32[Array, ""]]:
+    """Computes the checksum of each array on its devices; compiled once for a kind of tree.
 
     Args:
-        tree: pytree of arrays of booleans, integers or floats of 8 to 64 bits.
+        tree: arrays of booleans, integers or floats of 8 to 64 bits.
 
     Returns:
-        uint32 scalars in the order of ``jax.tree.leaves``, each replicated over the array's
-        devices.
+        Checksums in the order of ``jax.tree.leaves``, each replicated over the array's devices.
     """
     return [_of_array(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def _of_array(array):
+def _of_array(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
     words = _words(array)
     # The position is a sum of one term per dimension, because flattening a sharded array would
     # move it between devices.
@@ -41,8 +40,8 @@ def _of_array(array):
     return _mixed(words ^ _mixed(position + np.uint32(1))).sum(dtype=np.uint32)
 
 
-def _words(array):
-    """The bits of each element, in one uint32 or, from 64 bits, in two along a new last axis."""
+def _words(array: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
+    """Returns the bits of each element: one word, or from 64 bits on two along a new last axis."""
     if array.dtype == bool:
         return array.astype(np.uint32)
     bits = 8 * array.dtype.itemsize
@@ -51,8 +50,8 @@ def _words(array):
     return lax.bitcast_convert_type(array, np.dtype(f"uint{bits}")).astype(np.uint32)
 
 
-def _mixed(x):
-    """The finaliser of MurmurHash3, one-to-one from uint32 to uint32."""
+def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """Applies the finaliser of MurmurHash3, which is one-to-one."""
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     return x ^ (x >> np.uint32(16))

@@ -5,27 +5,33 @@ environment variables and login apply: HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OF
 """
 
 import contextlib
+import os
 import pathlib
 import re
+from collections.abc import Iterator
+from types import ModuleType
 
 from enat_jax.runtime import exits
 
 PREFIX = "hf://"
 
-# Weights that the safetensors files of a model directory have, too.
+# Weights that the safetensors files of a model directory hold, too.
 _TWICE = ["transformer/*", "tokenizer/params/*", "reference/*"]
 
 
-def is_address(text):
-    """Whether it names a repository and not a directory of this machine.
+def is_address(text: str | os.PathLike) -> bool:
+    """Says whether it names a repository and not a directory of this machine.
 
-    Also as a ``pathlib.Path``, which makes one slash of two.
+    It may be a ``pathlib.Path``, which makes one slash of two.
     """
     return str(text).startswith("hf:/")
 
 
-def parse(address):
-    """``("owner/name", revision or None)`` of "hf://owner/name@revision".
+def parse(address: str | os.PathLike) -> tuple[str, str | None]:
+    """Reads an address such as "hf://owner/name" or "hf://owner/name@revision".
+
+    Returns:
+        "owner/name", and the revision or None.
 
     Raises:
         ValueError: it is no such address.
@@ -36,14 +42,14 @@ def parse(address):
     return found[1], found[2]
 
 
-def download(address):
-    """Fetch a model directory, or what has changed of it since the last time.
+def download(address: str | os.PathLike) -> pathlib.Path:
+    """Fetches a model directory, or what has changed of it since the last time.
 
     Args:
         address: of the repository.
 
     Returns:
-        ``pathlib.Path`` of the directory in the Hub's cache.
+        The directory in the Hub's cache.
 
     Raises:
         ValueError: it is no address, there is no such repository or revision, or the library is
@@ -53,15 +59,15 @@ def download(address):
     repository, revision = parse(address)
     library = _library()
     fetch = library.snapshot_download
-    with _told(library, address):
+    with _explained(library, address):
         found = pathlib.Path(fetch(repository, revision=revision, ignore_patterns=_TWICE))
         if not (found / "transformer.safetensors").is_file():
             found = pathlib.Path(fetch(repository, revision=revision))
     return found
 
 
-def push(directory, address):
-    """Upload a model directory; a repository that is not there is created.
+def push(directory: str | os.PathLike, address: str) -> str:
+    """Uploads a model directory; a repository that is not there is created.
 
     Args:
         directory: all its files are uploaded; other files of the repository stay.
@@ -78,7 +84,7 @@ def push(directory, address):
     if revision is not None:
         raise ValueError(f"{address}: push to the repository itself, without @{revision}")
     library = _library()
-    with _told(library, address):
+    with _explained(library, address):
         api = library.HfApi(library_name="enat_jax")
         api.create_repo(repository, exist_ok=True)
         commit = api.upload_folder(
@@ -87,7 +93,7 @@ def push(directory, address):
     return str(commit.commit_url)
 
 
-def _library():
+def _library() -> ModuleType:
     try:
         import huggingface_hub
     except ImportError as error:
@@ -98,7 +104,7 @@ def _library():
 
 
 @contextlib.contextmanager
-def _told(library, address):
+def _explained(library: ModuleType, address: str | os.PathLike) -> Iterator[None]:
     """Within, whatever the library raises becomes one line that says what to do."""
     try:
         yield
@@ -106,7 +112,8 @@ def _told(library, address):
         raise _mistake(library.errors, address, error) from error
 
 
-def _mistake(errors, address, error):
+def _mistake(errors: ModuleType, address: str | os.PathLike, error: Exception) -> Exception:
+    """Returns the error that says what to do about one of the library."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         return ValueError(f"{address} asks for access: agree on its page, then set HF_TOKEN")

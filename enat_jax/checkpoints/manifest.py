@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: settings, arrays, their checksums, metrics, as plain JSON."""
+"""The manifest of a checkpoint: settings, arrays, their checksums and metrics, as plain JSON."""
 
 import json
 import math
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
 
 from enat_jax.checkpoints import checksums
 from enat_jax.runtime import files
@@ -20,9 +21,9 @@ Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 def make(
-    state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float | None]
+    state: PyTree, meta: Mapping[str, Any], metrics: Mapping[str, float | None]
 ) -> dict[str, Any]:
-    """Describes a state. A checksum over the whole tells a damaged manifest from another one.
+    """Describes a state, with a checksum over the whole that shows damage to the manifest.
 
     Args:
         state: pytree of ``jax.Array``.
@@ -61,24 +62,29 @@ def read(directory: pathlib.Path) -> tuple[dict[str, Any] | None, str | None]:
 def differences(
     manifest: Mapping[str, Any],
     meta: Mapping[str, Any],
-    state: Any,
+    state: PyTree,
     complete: Complete = dict,
 ) -> str:
-    """Says where settings and arrays are not those of ``meta`` and of ``state``, which may be
-    abstract.
+    """Says in what settings and arrays differ from the expected ones.
 
-    Settings are compared as ``complete`` returns them, which may add what they leave out.
-    Names the first eight values with what they are and what is expected; "" if the checkpoint fits.
+    Args:
+        manifest: of the checkpoint.
+        meta: expected settings.
+        state: expected arrays, which may be abstract.
+        complete: applied to settings before they are compared; may add what they leave out.
+
+    Returns:
+        The first eight values with what they are and what is expected; "" if the checkpoint fits.
     """
     saved, expected = (files.as_json(complete(x)) for x in (manifest["config"], meta))
     pairs = ((saved, expected), (manifest["tree"], tree(state)))
     return _shortened([line for pair in pairs for line in _differences(*pair)])
 
 
-def changed(manifest: Mapping[str, Any], state: Any) -> str:
+def changed(manifest: Mapping[str, Any], state: PyTree) -> str:
     """Names the arrays of ``state`` whose contents are not those that were described; "" if none.
 
-    All copies on this process's devices count: a device whose memory is at fault shows, too.
+    All copies on this process's devices are compared, so that a device with faulty memory shows.
     """
     sums = checksums.of_tree(state)
     copies = jax.device_get([[shard.data for shard in x.addressable_shards] for x in sums])
@@ -92,19 +98,19 @@ def changed(manifest: Mapping[str, Any], state: Any) -> str:
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """``metrics`` as JSON knows them: None for what is not a finite number."""
+    """Returns ``metrics`` with None for what is not a finite number, which JSON does not have."""
     values = {name: float(value) for name, value in metrics.items()}
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def paths(state: Any) -> list[str]:
-    """Names such as "params/dense/kernel", in the order of ``jax.tree.leaves``."""
+def paths(state: PyTree) -> list[str]:
+    """Returns names such as "params/dense/kernel", in the order of ``jax.tree.leaves``."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
 
-def tree(state: Any) -> dict[str, str]:
-    """``{path: 'float32[3, 4]'}`` of every array."""
+def tree(state: PyTree) -> dict[str, str]:
+    """Returns the type and shape of every array by its path, such as "float32[3, 4]"."""
     return {
         path: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
         for path, leaf in zip(paths(state), jax.tree.leaves(state), strict=True)

@@ -1,12 +1,13 @@
-"""Files of model directories: weights in two formats, and the JSON of settings beside them."""
+"""Weights of model directories in two formats, and what all models with weights have in common."""
 
 import contextlib
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Self
 
 import jax
@@ -21,6 +22,9 @@ from enat_jax.runtime import exits, sharding
 
 WEIGHTS = ("orbax", "safetensors")  # formats of weights; a directory may have one or both
 DTYPES = ("float32", "bfloat16")  # that weights may be loaded in; they are saved in float32
+# What Orbax and TensorStore raise over parameters whose files are missing or cut. Anything else,
+# such as a lack of memory or of permission, says nothing about them and is passed on.
+DAMAGE = (ValueError, KeyError, FileNotFoundError, NotADirectoryError)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,31 +85,36 @@ class TrainedModel:
         save_weights(base, self.params, formats, metadata)
 
 
-def settings_of(module):
-    """The fields of a Linen module (or dataclass) as JSON values."""
+def settings_of(module: Any) -> dict[str, Any]:
+    """Returns the fields of a Linen module (or dataclass) as JSON values."""
     names = {f.name for f in dataclasses.fields(module)} - {"parent", "name"}
     values = {name: getattr(module, name) for name in sorted(names)}
     return {k: np.dtype(v).name if k == "dtype" else v for k, v in values.items()}
 
 
-def settings_from(values):
-    """Keyword arguments from what ``settings_of`` gave and JSON turned into lists: tuples again."""
+def settings_from(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns keyword arguments from what ``settings_of`` gave, with tuples where a file has lists."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
-def flat(params):
-    """``{"encoder/out/kernel": array, ...}`` of a nested dict, as numpy arrays: what a file has."""
+def flat(params: PyTree) -> dict[str, np.ndarray]:
+    """Returns the arrays of a nested dict by names such as "encoder/out/kernel"."""
     return traverse_util.flatten_dict(jax.device_get(params), sep="/")
 
 
-def save_weights(base, params, formats, metadata):
-    """Write weights as the Orbax directory ``base``, the file ``base.safetensors``, or both.
+def save_weights(
+    base: str | os.PathLike,
+    params: PyTree,
+    formats: Collection[str],
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes weights as the Orbax directory ``base``, the file ``base.safetensors``, or both.
 
     Args:
         base: path without a suffix; its parents are created.
         params: nested dict of arrays.
         formats: of ``WEIGHTS``.
-        metadata: str to str, for the head of the safetensors file.
+        metadata: texts for the head of the safetensors file.
 
     Raises:
         ValueError: ``formats`` is empty or has another one.
@@ -120,8 +129,14 @@ def save_weights(base, params, formats, metadata):
         weight_files.write_safetensors(_safetensors(base), flat(params), metadata)
 
 
-def load_weights(base):
-    """Read what ``save_weights`` wrote, Orbax if it is there: a nested dict of numpy arrays.
+def load_weights(base: str | os.PathLike) -> dict[str, Any]:
+    """Reads what ``save_weights`` wrote.
+
+    Args:
+        base: path without a suffix. The Orbax directory is read if it is there.
+
+    Returns:
+        Nested dict of numpy arrays.
 
     Raises:
         FileNotFoundError: there are no weights.
@@ -144,7 +159,12 @@ def load_weights(base):
 
 
 def load_saved(base: pathlib.Path, expected_fingerprint: str) -> dict[str, Any]:
-    """Reads weights as ``load_weights`` does, and raises ValueError if the fingerprint differs."""
+    """Reads weights as ``load_weights`` does, and compares their fingerprint.
+
+    Raises:
+        FileNotFoundError: there are no weights.
+        ValueError: they are damaged, or not those of ``expected_fingerprint``.
+    """
     params = load_weights(base)
     if fingerprint(params) != expected_fingerprint:
         raise ValueError(f"the weights in {base.parent} are not those that were saved: damaged")
@@ -160,12 +180,12 @@ def parsing(path: pathlib.Path) -> Iterator[None]:
         raise ValueError(f"{path} is damaged: {error!r}") from error
 
 
-def _safetensors(base):
+def _safetensors(base: pathlib.Path) -> pathlib.Path:
     return base.with_name(f"{base.name}.safetensors")
 
 
-def cast(params, dtype):
-    """A nested dict of arrays, its floats in ``dtype``.
+def cast(params: PyTree, dtype: str) -> PyTree:
+    """Returns a nested dict of arrays with its floats in ``dtype``.
 
     Raises:
         ValueError: ``dtype`` is not one of ``DTYPES``.
@@ -176,8 +196,8 @@ def cast(params, dtype):
     return jax.tree.map(lambda x: x.astype(dtype) if floats(x) else x, params)
 
 
-def fingerprint(params: Any) -> str:
-    """SHA-256 of a tree of arrays: paths, shapes, types and bytes; the identity of a tokenizer."""
+def fingerprint(params: PyTree) -> str:
+    """Returns the SHA-256 of a tree of arrays: of their paths, shapes, types and bytes."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = np.ascontiguousarray(leaf)
@@ -186,7 +206,7 @@ def fingerprint(params: Any) -> str:
     return digest.hexdigest()
 
 
-def save_params(directory: str | pathlib.Path, params: Any) -> None:
+def save_params(directory: str | pathlib.Path, params: PyTree) -> None:
     """Writes a pytree of arrays, atomically; an earlier one in ``directory`` is replaced.
 
     The directory holds nothing else. Every process must call this. A process killed at any moment
@@ -196,12 +216,12 @@ def save_params(directory: str | pathlib.Path, params: Any) -> None:
         directory: to be created; its parents too.
         params: nested dict of arrays, of any sharding.
     """
-    import orbax.checkpoint as ocp  # 290 modules that who loads safetensors does without
+    import orbax.checkpoint as ocp  # late: 290 modules, which safetensors files do not need
 
     final = pathlib.Path(directory).absolute()
-    fresh, old = sibling(final, "new"), sibling(final, "old")
+    fresh, old = _sibling(final, "new"), _sibling(final, "old")
     if jax.process_count() > 1:  # arrays that each process has for itself, the first one writes
-        params = jax.tree.map(local_as_numpy, params)
+        params = jax.tree.map(_local_as_numpy, params)
     first = jax.process_index() == 0
     if first:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -218,7 +238,7 @@ def save_params(directory: str | pathlib.Path, params: Any) -> None:
     multihost_utils.sync_global_devices("save_params: done")
 
 
-def load_params(directory: str | pathlib.Path) -> dict:
+def load_params(directory: str | pathlib.Path) -> dict[str, Any]:
     """Reads what ``save_params`` wrote, as numpy arrays, whatever devices there are or were.
 
     Raises:
@@ -226,7 +246,7 @@ def load_params(directory: str | pathlib.Path) -> dict:
         ValueError: if they are damaged.
     """
     final = pathlib.Path(directory).absolute()
-    source = final if final.is_dir() else sibling(final, "old")
+    source = final if final.is_dir() else _sibling(final, "old")
     if not source.is_dir():
         raise FileNotFoundError(f"no parameters at {final}: not a directory")
     import orbax.checkpoint as ocp  # late, as in `save_params`
@@ -243,14 +263,9 @@ def load_params(directory: str | pathlib.Path) -> dict:
         ) from error
 
 
-# What Orbax and TensorStore raise over parameters whose files are missing or cut. Anything else,
-# such as a lack of memory or of permission, says nothing about them and is passed on.
-DAMAGE = (ValueError, KeyError, FileNotFoundError, NotADirectoryError)
-
-
-def local_as_numpy(x: Any) -> Any:
+def _local_as_numpy(x: Any) -> Any:
     return jax.device_get(x) if isinstance(x, jax.Array) and x.is_fully_addressable else x
 
 
-def sibling(path: pathlib.Path, suffix: str) -> pathlib.Path:
+def _sibling(path: pathlib.Path, suffix: str) -> pathlib.Path:
     return path.with_name(f".{path.name}.{suffix}")

@@ -27,7 +27,7 @@ from enat_jax.runtime import exits
 MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the old format
 _PROTOCOL = 1001  # second one
 MAX_PICKLE = 2**24  # bytes; two hundred describe a tensor, and each takes up to 80 in memory
-_MOST_DEPTH = 8  # of dictionaries in dictionaries
+_MAX_DEPTH = 8  # of dictionaries in dictionaries
 _COPIES = 4  # of the file's size that its tensors may take together: tied weights count twice
 
 _TYPES = {
@@ -55,7 +55,7 @@ Storages = Callable[[str], bytes | memoryview]
 
 
 def read_zip(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
-    """Tensors of a file of PyTorch 1.6 or later; see ``weight_files.read``."""
+    """Reads the tensors of a file of PyTorch 1.6 or later; see ``weight_files.read``."""
     with zipfile.ZipFile(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
         size = path.stat().st_size
@@ -90,7 +90,7 @@ def read_zip(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
 
 
 def read_legacy(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
-    """Tensors of a file from before PyTorch 1.6; see ``weight_files.read``."""
+    """Reads the tensors of a file from before PyTorch 1.6; see ``weight_files.read``."""
     data = np.memmap(path, np.uint8, mode="r").data
     position, pickles = 0, []
     for _ in range(5):
@@ -261,7 +261,7 @@ class _Unpickler(_InPython):
 
 
 def _called(function: Any, arguments: Any) -> Any:
-    """What a pickle gets in place of the result of a call."""
+    """Returns what a pickle gets in place of the result of a call."""
     if isinstance(function, Persistent):  # a class, kept with its source code
         named = function.id if isinstance(function.id, tuple) else ()
         function = next((x for x in named if isinstance(x, Global)), None)
@@ -288,7 +288,7 @@ def _names(pairs: Iterable[Sequence[Any]]) -> _Names:
 
 
 def _weights(value: Any, part: str | None) -> dict[str, Any]:
-    """The dictionary of tensors in what a file holds, or the named part of it."""
+    """Returns the dictionary of tensors in what a file holds, or the named part of it."""
     if isinstance(value, Call):
         raise ValueError(
             f"a whole object, {_shown(value.function)}, which only its own program could rebuild: "
@@ -308,11 +308,11 @@ def _weights(value: Any, part: str | None) -> dict[str, Any]:
 
 
 def _parts(value: dict) -> Iterator[tuple[str, dict]]:
-    """All dictionaries with tensors, by the keys that lead to them, joined by "/"."""
+    """Yields all dictionaries with tensors, and the keys that lead to them, joined by "/"."""
     waiting, seen = [("", value, 0)], set()
     while waiting:
         path, found, depth = waiting.pop()
-        if id(found) in seen or depth > _MOST_DEPTH:
+        if id(found) in seen or depth > _MAX_DEPTH:
             continue
         seen.add(id(found))
         if any(_is_tensor(x) for x in found.values()):
@@ -327,7 +327,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _arrays(weights: Mapping, storage: Storages, size: int) -> dict[str, np.ndarray]:
-    """The tensors of a dictionary, as views of their storages; whatever else it has is left out."""
+    """Returns the tensors of a dictionary as views of their storages, without the rest of it."""
     arrays, total = {}, 0
     for name, value in weights.items():
         if isinstance(value, Call) and value.function.startswith("torch._"):
@@ -359,7 +359,10 @@ def _tensor(call: Call, storage: Storages) -> np.ndarray:
 
 
 def _check(offset: Any, shape: Any, strides: Any, count: int) -> None:
-    """That every element lies within a storage of ``count``; strides outside would read memory."""
+    """Raises ValueError unless every element lies within a storage of ``count`` elements.
+
+    Strides that lead outside would read other memory.
+    """
     whole = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
     if not whole or len(shape) > 32 or not all(_is_size(x) for x in (offset, *shape, *strides)):
         raise ValueError("its shape or strides are damaged")
@@ -374,7 +377,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _storage_of(reference: Any) -> tuple[np.dtype, str, int]:
-    """Type, key and number of elements of the storage that a pickle refers to."""
+    """Returns type, key and number of elements of the storage that a pickle refers to."""
     found = reference.id if isinstance(reference, Persistent) else None
     if not isinstance(found, tuple) or len(found) not in (5, 6) or found[0] != "storage":
         raise ValueError("its reference to a storage is damaged")

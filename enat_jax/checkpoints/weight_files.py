@@ -7,7 +7,7 @@ import os
 import pathlib
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,13 +25,13 @@ _DAMAGE = (
     *(AssertionError, OverflowError, MemoryError),
     SyntaxError,  # of numpy, about the name of a type in a msgpack file
 )
-_MOST_HEADER = 100_000_000  # bytes of JSON, the limit of the safetensors format
+_MAX_HEADER = 100_000_000  # bytes of JSON, the limit of the safetensors format
 
 
 def read(path: str | os.PathLike, part: str | None = None) -> dict[str, np.ndarray]:
-    """The tensors of a file of weights, by name.
+    """Reads the tensors of a file of weights, by name.
 
-    Reads safetensors; what torch.save wrote, in its .zip format or the one before, be it a
+    It may be safetensors; what torch.save wrote, in its .zip format or the one before, be it a
     ``state_dict()`` or a checkpoint that contains one, such as Lightning's; and Flax's msgpack,
     whose nested dictionaries give names like "encoder/Conv_0/kernel". Numbers and texts beside the
     tensors are left out.
@@ -100,8 +100,8 @@ def write_safetensors(
     files.write_atomically(path, content)
 
 
-def _reader(head: bytes, size: int):
-    """The function that reads a file which starts like this."""
+def _reader(head: bytes, size: int) -> Callable[[pathlib.Path, str | None], dict[str, np.ndarray]]:
+    """Returns the function that reads a file of ``size`` bytes which starts with ``head``."""
     if not head:
         raise ValueError("the file is empty: copy or download it again")
     if head.startswith(b"PK\x03\x04"):
@@ -113,7 +113,7 @@ def _reader(head: bytes, size: int):
         return _read_msgpack
     if len(head) > 8 and head[8] == ord("{"):
         (header,) = struct.unpack("<Q", head[:8])
-        if header > min(_MOST_HEADER, size - 8):
+        if header > min(_MAX_HEADER, size - 8):
             raise ValueError("its header is cut off: copy or download it again")
         return _read_safetensors
     start = head.lstrip()[:20]
