@@ -93,7 +93,7 @@ def settings_of(module: Any) -> dict[str, Any]:
 
 
 def settings_from(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns keyword arguments from what ``settings_of`` gave, with tuples where a file has lists."""
+    """Returns keyword arguments from what ``settings_of`` gave, with tuples in place of lists."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 

@@ -1,1 +1,1 @@
-"""How a program starts, shares work, writes files, tells its progress and ends."""
+"""How a program starts, shares work, writes files, shows its progress and ends."""

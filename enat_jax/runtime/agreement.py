@@ -1,4 +1,4 @@
-"""One outcome for all processes, where each could come to its own. All must call these."""
+"""One outcome on all processes where it could differ; every process must call these functions."""
 
 import json
 from collections.abc import Callable

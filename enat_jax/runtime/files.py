@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whoever writes them at the same time and whatever stops."""
+"""Files written whole or not at all, locks of directories, and JSON."""
 
 import contextlib
 import errno
@@ -11,7 +11,6 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -220,12 +219,7 @@ class Rows:
         os.ftruncate(self._file, self.num_bytes)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         os.close(self._file)
 
     def write(self, first: int, rows: Float[np.ndarray, "b d"]) -> None:

@@ -1,7 +1,6 @@
 """The progress of long work: a bar on a terminal, plain lines elsewhere."""
 
 import sys
-from types import TracebackType
 from typing import Any, Self, TextIO
 
 import jax
@@ -72,12 +71,7 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
