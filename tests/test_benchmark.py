@@ -5,7 +5,6 @@ import json
 import re
 
 import jax
-import numpy as np
 import pytest
 import tiny_config
 
@@ -235,13 +234,3 @@ def test_the_loader_is_timed_on_sets_of_several_sizes(tmp_path, capsys):
     assert len(found["formats"]) == 3
     printed = capsys.readouterr().out
     assert "examples/s" in printed and "random batches, ArrayRecord: " in printed
-
-
-def test_all_formats_give_the_same_records(tmp_path):
-    made = loader_timing.make_tokens(tmp_path / "set", 250, 16)
-    indices = np.array([249, 0, 100, 100])
-    maps = [made.rows[np.arange(i, min(i + 100, 250))] for i in (0, 100, 200)]
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loader_timing, "PER_FILE", 100)
-        found = loader_timing._from_maps(maps, indices)
-    np.testing.assert_array_equal(found, made.rows[indices])

@@ -11,7 +11,6 @@ import tiny
 import tiny_config
 
 from enat_jax.profiling import batch_fit, setup, timing
-from enat_jax.runtime import memory
 
 KIB = 1024
 SMALL = (8, 8, 8)
@@ -113,27 +112,6 @@ def test_a_try_that_fails_leaves_no_array_behind():
 
     fit(attempt, 100)
     assert not [x for x in jax.live_arrays() if x.shape[1:] == (7, 13)]
-
-
-def test_available_memory_is_read(tmp_path):
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal:  2000 kB\nMemFree:  10 kB\nMemAvailable:    1000 kB\n")
-    assert memory.available_memory(meminfo) == 1000 * KIB
-    assert memory.available_memory(tmp_path / "none") is None
-
-
-def test_what_is_free(monkeypatch):
-    def of(platform, stats, available=None):
-        device = types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
-        monkeypatch.setattr(batch_fit.jax, "local_devices", lambda: [device])
-        monkeypatch.setattr(memory, "available_memory", lambda: available)
-        return memory.free_bytes()
-
-    assert of("gpu", {"bytes_limit": 100, "bytes_in_use": 30}) == 70
-    assert of("tpu", None) is None
-    assert of("cpu", None, available=1000) == 800
-    with pytest.raises(ValueError, match="choose the batch by a number"):
-        of("cpu", None)
 
 
 def fit_sampler(free):

@@ -5,29 +5,15 @@ import sys
 
 import ml_collections
 import pytest
+import tiny_config
 
 from enat_jax.profiling import collectives, reports, scaling, setup
 from enat_jax.schedules import costs
 from enat_jax.training import enat_task
 
-CONFIG = {
-    "task": "enat",
-    "seed": 0,
-    "model": {
-        "kind": "enat",
-        "num_tokens": 16,
-        "codebook_size": 8,
-        "num_classes": 4,
-        "width": 16,
-        "num_heads": 2,
-        "encoder_layers": 3,
-        "decoder_layers": 1,
-    },
-    "mask": {"mask_ratio": "cosine", "min_visible": 0, "reuse_probability": 0.5},
-    "training": {"max_shapes": 3},
-    "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
-    "train": {"batch_size": 16, "num_steps": 10},
-}
+CONFIG = tiny_config.config()
+CONFIG["model"] |= {"num_classes": 4, "encoder_layers": 3}
+CONFIG["train"] |= {"batch_size": 16}
 MODERATE = scaling.Assumptions(of_flops=0.5, of_bandwidth=0.25)
 TOY = scaling.Hardware("toy", flops=1e6, memory_bytes=2e5, bandwidth=1e5, source="made up")
 
