@@ -163,7 +163,7 @@ def _say_timed(
 
 def _machine(options: argparse.Namespace) -> None:
     """Measures what ``profile`` says about the machine above its tables."""
-    found = machine.measure(options.dtype)
+    found = machine.describe(options.dtype)
     of = found["machine"]
     print(
         f"{of['backend']} {of['device']}, jax {of['jax']}\n"
@@ -214,7 +214,7 @@ def _loader(options: argparse.Namespace) -> None:
             path = directory / str(num_records)
             made = loader_timing.make_tokens(path, num_records, options.tokens)
             found.append(
-                loader_timing.measure_loader(path, options.batch, options.repeats, options.workers)
+                loader_timing.time_loader(path, options.batch, options.repeats, options.workers)
             )
         if options.compare:
             formats = loader_timing.compare_formats(made, directory, options.batch, options.repeats)

@@ -68,7 +68,7 @@ class LoaderMeasurement:
         return statistics.median(self.rates), min(self.rates), max(self.rates)
 
 
-def measure_loader(
+def time_loader(
     directory: pathlib.Path, batch_size: int, repeats: int, workers: int = 0
 ) -> LoaderMeasurement:
     """Times shuffled batches of the token set in ``directory``, as training gets them.
@@ -78,10 +78,10 @@ def measure_loader(
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         arguments = directory, batch_size, repeats, workers, MIN_SECONDS
-        return pool.submit(_measure, *arguments).result()
+        return pool.submit(_time_loader, *arguments).result()
 
 
-def _measure(
+def _time_loader(
     directory: pathlib.Path, batch_size: int, repeats: int, workers: int, seconds: float
 ) -> LoaderMeasurement:
     token_set = tokens.TokenSet.open(directory)

@@ -33,7 +33,7 @@ def driver() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def measure(dtype: str) -> dict[str, Any]:
+def describe(dtype: str) -> dict[str, Any]:
     """Returns what ``benchmark profile`` says about the machine above its tables.
 
     Raises:

@@ -192,7 +192,7 @@ def profile(
             first = batches.get((row.config, row.task))
             print(f"{row.task} {pathlib.Path(row.config).stem}: {row.setting}", file=sys.stderr)
             start, date = clock(), _now()
-            done = dataclasses.asdict(row) | _measure(row, first, 60 * row_minutes, call)
+            done = dataclasses.asdict(row) | _measure_row(row, first, 60 * row_minutes, call)
             done |= {"arguments": list(row.arguments), "seconds": clock() - start, "date": date}
             saved["rows"].append(done)
         saved["left"] = sum(_find(saved["rows"], x) is None for x in rows)
@@ -205,7 +205,7 @@ def profile(
     return saved
 
 
-def _measure(row: Row, first: int | None, seconds: float, call: Call) -> dict[str, Any]:
+def _measure_row(row: Row, first: int | None, seconds: float, call: Call) -> dict[str, Any]:
     """Returns figures of a row; ``first`` is the batch to begin with, None: the default."""
     start = [] if first is None else ["--first", str(first)]
     result = call([*row.arguments, "--batch", "fit", *start], seconds)

@@ -36,7 +36,7 @@ class Measurement:
     """One compiled function, timed.
 
     Attributes:
-        label: JSON values that tell it from its neighbours in the table.
+        label: JSON values that no other row of its table has.
         images: per call.
         exact: multiply-adds per call that the method needs.
         padded: multiply-adds per call in the compiled windows.
