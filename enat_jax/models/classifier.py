@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from enat_jax.models import shapes
+
 _PRECISION = jax.lax.Precision.HIGHEST  # as features are compared between devices
 
 
@@ -28,6 +30,7 @@ class ConvFeatures(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b features"]:
         """Returns the features of images in [-1, 1], float32, not negative."""
+        shapes.check("images", images, b=None, h=None, w=None, c=None)
         x = images
         for i, width in enumerate(self.widths):
             conv = nn.Conv(
@@ -63,5 +66,6 @@ class Classifier(nn.Module):
         self, images: Float[Array, "b h w c"]
     ) -> tuple[Float[Array, "b features"], Float[Array, "b classes"]]:
         """Returns features and logits of images in [-1, 1]."""
+        shapes.check("images", images, b=None, h=None, w=None, c=self.image_channels)
         features = self.features(images)
         return features, self.head(features)

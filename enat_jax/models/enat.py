@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from enat_jax.models import blocks, layers
+from enat_jax.models import blocks, layers, shapes
 from enat_jax.models.blocks import Count
 
 
@@ -87,12 +87,13 @@ class ENAT(nn.Module):
             labels: 0 to ``num_classes``, which means "no class".
             encoder_only: only those of the encoder's layers, all that ``encode`` needs.
         """
+        shapes.check("labels", labels, b=None)
         return self.modulation(labels, self.encoder_layers if encoder_only else None)
 
     def encode(
         self,
-        ids: Int[Array, "b n"],
-        positions: Int[Array, "b n"],
+        tokens: Int[Array, "b n"] | Float[Array, "b n d"],
+        positions: Int[Array, "b n"] | None,
         modulation: Float[Array, "layers b 8 d"],
         cache: Float[Array, "b p d"] | None = None,
         *,
@@ -103,7 +104,9 @@ class ENAT(nn.Module):
         """Encodes the newly revealed tokens and appends them to the projected cache.
 
         Args:
-            ids, positions: codes and raster positions; n may be 0.
+            tokens: codes; or floats, which are embedded already and only cast to the dtype of the
+                model, as text would be. n may be 0.
+            positions: raster positions of codes; those of embedded tokens are not used.
             modulation: from ``condition``.
             cache: features of earlier tokens, real ones first; None or p = 0: none.
             num_new: real slots of the new window, its first ones; None: all.
@@ -115,15 +118,18 @@ class ENAT(nn.Module):
             features have passed through the projection f once more, as in the reference: a token
             revealed k steps ago has passed through it k times.
         """
-        n = ids.shape[1]
-        if cache is not None and cache.shape[1] == 0:
-            cache = None
+        shapes.check_tokens(tokens, positions, self.width)
+        b, n = tokens.shape[:2]
+        num_layers = {self.encoder_layers, self.encoder_layers + self.decoder_layers}
+        counts = {"num_new": num_new, "num_cached": num_cached}
+        shapes.check_inputs(self, b, modulation, num_layers, 8, **counts)
         if cache is not None:
-            cache = self.project(cache)
+            shapes.check("cache", cache, b=b, p=None, d=self.width)
+            cache = self.project(cache) if cache.shape[1] else None
         if n == 0:
-            empty = jnp.zeros((ids.shape[0], 0, self.width), jnp.dtype(self.dtype))
+            empty = jnp.zeros((b, 0, self.width), jnp.dtype(self.dtype))
             return empty if cache is None else cache
-        x = self.embed(ids, positions, deterministic)
+        x = self.embed(tokens, positions, deterministic)
         p = 0 if cache is None else cache.shape[1]
         mask = blocks.key_mask((p, None, num_cached), (n, None, num_new))
         x, _ = self.encoder(x, modulation[: self.encoder_layers], cache, mask)
@@ -165,6 +171,12 @@ class ENAT(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "b m d"]:
         """Returns the decoder's output before the head; arguments as in ``decode``."""
+        shapes.check("positions", positions, b=None, m=None)
+        num_layers = self.encoder_layers + self.decoder_layers
+        counts = {"num_masked": num_masked, "num_visible": num_visible}
+        b = positions.shape[0]
+        shapes.check_inputs(self, b, modulation, num_layers, 8, **counts)
+        shapes.check("cache", cache, b=b, p=None, d=self.width)
         m, p = positions.shape[1], cache.shape[1]
         ids = jnp.full_like(positions, self.codebook_size)
         y = self.embed(ids, positions, deterministic)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
 
+from enat_jax.models import shapes
+
 SIZE = 299  # height and width in pixels of the images that the network takes
 NUM_CLASSES = 1008
 RESIZES = ("pytorch-fid", "adm")
@@ -42,6 +44,7 @@ def preprocess(
     if resize not in RESIZES:
         raise ValueError(f"resize={resize!r} is unknown: one of {', '.join(RESIZES)}")
     x = jnp.asarray(images, jnp.float32)
+    shapes.check("images", x, b=None, h=None, w=None, c={1, 3})
     x = jnp.broadcast_to(x, (*x.shape[:3], 3))
     if resize == "pytorch-fid":
         x = 2 * _resized(_resized(x / 255, 1, centred=True), 2, centred=True) - 1
@@ -203,6 +206,7 @@ class Inception(nn.Module):
         block0 [b, 73, 73, 64], block1 [b, 35, 35, 192], block2 [b, 17, 17, 768]: after the first
             and the second max pool and after Mixed_6e.
         """
+        shapes.check("images", images, b=None, h=SIZE, w=SIZE, c=3)
         found = {}
         x = _conv_halving(images, "Conv2d_1a_3x3", 32)
         x = ConvReLU(32, (3, 3), padding="VALID", name="Conv2d_2a_3x3")(x)

@@ -217,12 +217,20 @@ class TokenEmbedding(nn.Module):
         self.drop = nn.Dropout(self.dropout)
 
     def __call__(
-        self, ids: Int[Array, "b n"], positions: Int[Array, "b n"], deterministic: bool = True
+        self,
+        tokens: Int[Array, "b n"] | Float[Array, "b n d"],
+        positions: Int[Array, "b n"] | None,
+        deterministic: bool = True,
     ) -> Float[Array, "b n d"]:
-        """Embeds ``ids`` in 0..v, where v is [MASK], at raster ``positions``."""
+        """Embeds ids in 0..v, where v is [MASK], at raster ``positions``.
+
+        Floats are embedded already: they are cast, and ``positions`` may be None.
+        """
+        if jnp.issubdtype(tokens.dtype, jnp.floating):
+            return constrain(jnp.asarray(tokens, self.dtype), BATCH, None, None)
         # Whole tables on every device: looking up in divided ones costs far more than they hold.
         word, position = (constrain(jnp.asarray(x), None, None) for x in (self.word, self.position))
-        x = self.norm(word[ids] + position[positions])
+        x = self.norm(word[tokens] + position[positions])
         x = self.drop(x, deterministic=deterministic).astype(self.dtype)
         return constrain(x, BATCH, None, None)
 

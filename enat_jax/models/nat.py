@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from enat_jax.models import blocks
+from enat_jax.models import blocks, shapes
 from enat_jax.models.blocks import Count
 
 # The quadrants of attention, as (queries are visible, keys are visible): paper Figure 2.
@@ -83,12 +83,13 @@ class NAT(nn.Module):
 
     def condition(self, labels: Int[Array, " b"]) -> Float[Array, "layers b 6 d"]:
         """Returns the modulation vectors of all layers; labels as in ``ENAT.condition``."""
+        shapes.check("labels", labels, b=None)
         return self.modulation(labels)
 
     def encode(
         self,
-        ids: Int[Array, "b n"],
-        positions: Int[Array, "b n"],
+        tokens: Int[Array, "b n"] | Float[Array, "b n d"],
+        positions: Int[Array, "b n"] | None,
         modulation: Float[Array, "layers b 6 d"] | None,
         cache: Float[Array, "b p d"] | None = None,
         *,
@@ -101,10 +102,11 @@ class NAT(nn.Module):
         Raises:
             ValueError: a cache is given; this model reuses nothing.
         """
+        shapes.check_tokens(tokens, positions, self.width)
         del modulation, num_new, num_cached
         if cache is not None and cache.shape[1]:
             raise ValueError("NAT reuses no features between steps: encode all visible tokens")
-        return self.embed(ids, positions, deterministic)
+        return self.embed(tokens, positions, deterministic)
 
     def decode(
         self,
@@ -133,6 +135,11 @@ class NAT(nn.Module):
 
         The arguments are those of ``decode``.
         """
+        shapes.check("positions", positions, b=None, m=None)
+        counts = {"num_masked": num_masked, "num_visible": num_visible}
+        b = positions.shape[0]
+        shapes.check_inputs(self, b, modulation, self.num_layers, 6, **counts)
+        shapes.check("cache", cache, b=b, p=None, d=self.width)
         m, p = positions.shape[1], cache.shape[1]
         ids = jnp.full_like(positions, self.codebook_size)
         x = jnp.concatenate([cache, self.embed(ids, positions, deterministic)], axis=1)

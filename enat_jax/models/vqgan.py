@@ -11,8 +11,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
+
+from enat_jax.models import shapes
 
 
 def _norm(module: "ResBlock | Encoder | Decoder", name: str) -> nn.GroupNorm:
@@ -164,6 +167,7 @@ class VQGAN(nn.Module):
         Raises:
             ValueError: H or W is no multiple of ``downsampling``, or c is not ``image_channels``.
         """
+        shapes.check("images", images, b=None, H=None, W=None, c=None)
         _, height, width, channels = images.shape
         if height % self.downsampling or width % self.downsampling:
             raise ValueError(
@@ -184,6 +188,7 @@ class VQGAN(nn.Module):
         Distances are squared; the first of equally near codes is taken. Gradients reach the
         codebook through the vectors.
         """
+        shapes.check("z", z, b=None, h=None, w=None, d=self.embed_dim)
         z = z.astype(jnp.float32)
         products = jnp.einsum("bhwd,vd->bhwv", z, self.codebook, precision="highest")
         # |z|^2 is the same for all codes of a position and left out.
@@ -193,10 +198,12 @@ class VQGAN(nn.Module):
 
     def decode(self, codes: Float[Array, "b h w d"]) -> Float[Array, "b H W c"]:
         """Returns the images of code vectors, float32, about [0, 1], not clipped."""
+        shapes.check("codes", codes, b=None, h=None, w=None, d=self.embed_dim)
         return self.decoder(codes).astype(jnp.float32)
 
     def decode_codes(self, ids: Int[Array, "b h w"]) -> Float[Array, "b H W c"]:
         """Returns the images of code ids, 0 <= id < v, as ``decode`` does."""
+        shapes.check("ids", ids, b=None, h=None, w=None)
         return self.decode(self._look_up(ids))
 
     def _look_up(self, ids: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
@@ -214,7 +221,9 @@ def count_codes(ids: Int[Array, "..."], codebook_size: int) -> Float[Array, " v"
     return jnp.zeros((codebook_size,), jnp.float32).at[ids.ravel()].add(1.0)
 
 
-def code_statistics(counts: Float[Array, " v"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def code_statistics(
+    counts: Shaped[Array | np.ndarray, " v"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns the share of codes with any count, in [0, 1], and the perplexity, in [1, v]."""
     share = counts / counts.sum()
     entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-30)), 0.0))

@@ -146,6 +146,30 @@ def small(**changes):
     return enat.ENAT(**settings | changes)
 
 
+EMBED = lambda model, *window: model.embed(*window)  # noqa: E731
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_embedded_tokens_are_encoded_as_their_ids_are(dtype):
+    """Bit for bit, with a cache and with padding, whose counts differ from image to image."""
+    model = small(dtype=dtype)
+    params = perturbed(model)
+    ids, positions = jnp.arange(16).reshape(2, 8) % 20, jnp.array([range(8), range(15, 7, -1)])
+    run = functools.partial(apply, model, params)
+    modulation = run(jnp.array([1, 3]), method="condition")
+
+    def encode(embed):
+        cache = run(*embed(slice(0, 3)), modulation, method="encode")
+        counts = dict(num_new=jnp.array([5, 2]), num_cached=jnp.array([1, 3]))
+        return cache, run(*embed(slice(3, 8)), modulation, cache, **counts, method="encode")
+
+    by_ids = encode(lambda part: (ids[:, part], positions[:, part]))
+    embedded = run(ids, positions, method=EMBED).astype(jnp.float32)
+    by_embeddings = encode(lambda part: (embedded[:, part], None))
+    chex.assert_trees_all_equal(by_ids, by_embeddings)
+    assert {x.dtype for x in by_embeddings} == {jnp.dtype(dtype)}
+
+
 def test_initialisation_is_the_paper_s():
     params = initial(small(width=64, codebook_size=500, num_classes=200))
     block = params["encoder"]

@@ -69,6 +69,21 @@ def test_padding_changes_nothing(model, params):
     np.testing.assert_allclose(out, logits(model, params, IDS, ORDER, 4, padding=3), atol=1e-5)
 
 
+def test_embedded_tokens_are_decoded_as_their_ids_are(model, params):
+    """Bit for bit, with padding; dropout, which belongs to the embedding, is not applied again."""
+    run = functools.partial(apply, model, params)
+    modulation = run(LABELS, method="condition")
+    embed = lambda module, *window: module.embed(*window)  # noqa: E731
+    by_ids = run(IDS[:, :5], ORDER[:, :5], modulation, method="encode")
+    embedded = model.apply({"params": params}, IDS[:, :5], ORDER[:, :5], method=embed)
+    by_embeddings = run(embedded, None, modulation, method="encode")
+    decode = functools.partial(run, ORDER[:, 4:], modulation, num_visible=jnp.array([4, 2]))
+    outputs = [decode(cache, method="decode") for cache in (by_ids, by_embeddings)]
+    chex.assert_trees_all_equal((by_ids, outputs[0]), (by_embeddings, outputs[1]))
+    encode = functools.partial(model.apply, {"params": params}, method="encode")
+    chex.assert_trees_all_equal(embedded, encode(embedded, None, None, deterministic=False))
+
+
 def test_a_quadrant_is_queries_by_keys_and_everyone_sees_himself():
     """Two visible tokens, then two masked ones; rows are queries."""
     found = {name: nat.quadrant_mask(name, 2, 2)[0, 0].astype(int).tolist() for name in QUADRANTS}

@@ -11,7 +11,7 @@ from flax import traverse_util
 from references import Golden, order_of, perturbed, rows
 
 from enat_jax.inference import masked_scores
-from enat_jax.models import conversion, enat, losses
+from enat_jax.models import conversion, enat
 from enat_jax.schedules import reveal, shape_buckets
 from enat_jax.training import masked_tokens
 
@@ -111,21 +111,6 @@ def test_the_cache_comes_from_the_ema_model_and_has_no_gradient():
     loss, of_ema = gradients(params, ema)
     assert not any(x.any() for x in jax.tree.leaves(of_ema))
     assert loss != gradients(params, params)[0]
-
-
-def test_smoothed_cross_entropy_by_hand():
-    logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
-    value = losses.smoothed_cross_entropy(logits, jnp.array([0]), 0.1)
-    target = np.array([0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3])
-    np.testing.assert_allclose(value, -(target * np.log([0.5, 0.25, 0.25])).sum(), rtol=1e-6)
-
-
-def test_the_masked_mean_ignores_padding_even_nan():
-    values = jnp.array([[np.nan, 1.0, 2.0], [np.nan, 3.0, 6.0]])
-    real = jnp.array([False, True, True])
-    assert losses.masked_mean(values, real, 2) == 3.0
-    gradient = jax.grad(lambda v: losses.masked_mean(v, real, 2))(values)
-    np.testing.assert_array_equal(gradient, [[0, 0.25, 0.25], [0, 0.25, 0.25]])
 
 
 def test_random_orders_are_permutations_and_uniform():
