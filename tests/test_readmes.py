@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -31,16 +32,17 @@ PROGRAMS = sorted(
 )
 
 # What is appended to a command, the first whose words it has, so that it runs in seconds.
-VQGAN = (
-    "--config.train.num_steps=2 --config.train.batch_size=8 --config.model.channels=8 "
-    "--config.model.num_groups=2 --config.train.matrix_rate=false --config.loss.restart_until=1 "
-)
-ENAT = (
+TRAIN = (
     "--config.train.num_steps=2 --config.train.batch_size=8 --config.train.matrix_rate=false "
-    "--config.model.width=16 --config.model.num_heads=2 --config.model.encoder_layers=1 "
-    "--config.model.decoder_layers=1 --config.loss.max_shapes=1 --config.sampler.num_steps=2 "
-    "--config.sampler.num_segments=1 --config.optimizer.warmup_steps=1 "
+    "--config.optimizer.warmup_steps=1 "
 )
+VQGAN = (
+    TRAIN + "--config.model.channels=8 --config.model.num_groups=2 --config.loss.restart_until=1 "
+)
+SMALLEST = "--config.model.width=16 --config.model.num_heads=2 "
+MODEL = SMALLEST + "--config.model.encoder_layers=1 --config.model.decoder_layers=1 "
+LOSS = "--config.loss.max_shapes=2 --config.sampler.num_steps=3 --config.sampler.num_segments=1 "
+ENAT = TRAIN + MODEL + LOSS
 SMALL = {
     "enat_jax.train configs/digits_vqgan.py": VQGAN,
     "enat_jax.train configs/images_vqgan.py": VQGAN
@@ -56,18 +58,28 @@ SMALL = {
     "enat_jax.evaluate": "--num 20",
     "enat_jax.export": "",
     "enat_jax.analyze similarity": "--num 2 --maps 1 --batch-size 2",
+    "enat_jax.analyze quadrants": "--num 2",
     "enat_jax.analyze costs": "",
+    "enat_jax.benchmark loader": "--records 1000 --batch 100 --repeats 1",
+    "enat_jax.benchmark sampler": MODEL + "--repeats 1 --config.sampler.num_steps=3",
+    "enat_jax.benchmark train": MODEL + "--repeats 1 --time 1 --shapes 2",
 }
+# What the quickstart, with --compare, has made before anybody gives some of these commands.
+BEFORE = (
+    "python -m enat_jax.train --config configs/digits_nat.py --workdir runs/digits/nat "
+    + f"{TRAIN}{SMALLEST}{LOSS} --config.model.num_layers=1"
+)
 # Commands of ours that only their parsers read here, by words that they have, and why.
 READ = {
     "enat_jax.train --help": "a test of its own",
     "enat_jax.train config.evaluation": "tests/evaluation/test_during_training.py trains so",
     "enat_jax.sample models/enat_l": "needs the released weights; test_import_torch.py has others",
     "enat_jax.import_torch": "needs the released weights; test_import_torch.py has others",
-    "enat_jax.evaluate inception": "needs Inception's weights; test_evaluate.py has others",
-    "enat_jax.analyze quadrants": "needs a NAT; tests/evaluation/test_similarity.py has one",
+    "enat_jax.evaluate inception": "needs Inception's weights; test_features.py has random ones",
+    "enat_jax.export --push": "needs a login; tests/checkpoints/test_hub.py has a local server",
     "enat_jax.prepare": "needs ImageNet; test_prepare.py has an imitation",
-    "enat_jax.benchmark": "takes long at these sizes; test_benchmark.py has small ones",
+    "enat_jax.benchmark scaling": "compiles for a minute; test_benchmark.py has a small model",
+    "enat_jax.benchmark profile": "is a process for each row; tests/profiling has small ones",
     "launch/quickstart.sh": "trains for minutes; its commands are read by a test of their own",
     "launch/local_hosts.sh": "test_launch.py runs it with a smaller program",
     "launch/slurm.sbatch": "needs SLURM; test_launch.py has a stand-in",
@@ -375,7 +387,7 @@ def place(tmp_path_factory):
 def start(words):
     """Runs a command of ours in this process, made small."""
     program = words[2].removeprefix("enat_jax.")
-    added = next(more for key, more in SMALL.items() if has(words, key))
+    added = next((more for key, more in SMALL.items() if has(words, key)), "")
     arguments = words[3:] + added.split()
     if program == "train":
         values = read_by_train(arguments)
@@ -389,14 +401,19 @@ def in_order():
     first = ("configs/README.md", "README.md")
     run = [(str(path), words) for path, words in COMMANDS if kind(words) == "run"]
     run.sort(key=lambda item: first.index(item[0]) if item[0] in first else len(first))
-    return [words for _, words in run]
+    at = sum(path == first[0] for path, _ in run)
+    return [words for _, words in [*run[:at], ("", BEFORE.split()), *run[at:]]]
 
 
 @pytest.mark.slow
 def test_every_command_runs(place, monkeypatch):
     monkeypatch.chdir(place)
-    for words in in_order():
-        start(words)
+    cache = jax.config.jax_enable_compilation_cache  # which benchmark switches off
+    try:
+        for words in in_order():
+            start(words)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cache)
     for name in ("digits/evaluation/evaluation.md", "pictures/grid.png", "reveal/reveal.gif"):
         assert (place / "runs" / name).is_file()
     for _, body in blocks("python"):
