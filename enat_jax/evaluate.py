@@ -124,7 +124,7 @@ def evaluate_images(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
         network,
         flags.keep,
     )
-    identity = subject.plan.identity["images"]
+    identity = subject.spec.identity["images"]
     sections = {
         "kind": "images",
         "model": {"path": flags.images, "dtype": None, "identity": identity},
@@ -142,23 +142,23 @@ def _evaluate(
     sections: dict[str, Any],
 ) -> None:
     _try_features(network, subject, reference)
-    plan = {
+    settings = {
         "format": cards.FORMAT,
         "kind": sections["kind"],
-        "images": subject.plan.identity["images"],
-        "num_images": subject.plan.num_images,
+        "images": subject.spec.identity["images"],
+        "num_images": subject.spec.num_images,
         "dtype": sections["model"]["dtype"],
         "features": network.description,
         "reference": reference.identity,
         "replicates": flags.replicates,
         "num_hosts": hosts.number,
     }
-    accumulate.begin(flags.out, plan)
+    passes.claim(flags.out, settings)
     if (flags.out / "card.json").exists():
         _show(cards.read(flags.out), flags.out)
         return
     compared = passes.statistics_of_reference(reference, network, flags.out, hosts)
-    found = passes.run_passes(subject, network, flags.out / "images", hosts, "images")
+    found = passes.run_and_collect(subject, network, flags.out / "images", hosts, "images")
     if found is None or compared is None:
         print(f"this host's part is finished; {flags.out} is complete when the others' are")
         return
@@ -210,7 +210,7 @@ def _card(
             "description": compared.description,
         },
         "images": {
-            "num": subject.plan.num_images,
+            "num": subject.spec.num_images,
             "per_class": [int(counts.min()), int(counts.max())],
             "classes": len(counts),
             "size": list(subject.shape),
@@ -247,7 +247,7 @@ def make_reference(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
         loaded = statistics.Statistics.load(path)
         before = loaded.description | {"kept": 0 if loaded.pool is None else len(loaded.pool)}
         now = {k: v for k, v in subject.description.items() if k != "versions"}
-        now["kept"] = len(range(0, len(source), subject.plan.stride))
+        now["kept"] = len(range(0, len(source), subject.spec.stride))
         if found := files.differences({k: before.get(k) for k in now}, now):
             name, was, wanted = found[0]
             raise ValueError(
@@ -257,12 +257,12 @@ def make_reference(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
         print(f"{path} already holds these statistics")
         return
     work = path.with_name(f"{path.name}.unfinished")
-    accumulate.begin(
+    passes.claim(
         work,
-        {**subject.plan.identity, "keep": flags.keep, "num_hosts": hosts.number},
+        {**subject.spec.identity, "keep": flags.keep, "num_hosts": hosts.number},
         f"remove {work}, or name another file",
     )
-    collected = passes.run_passes(subject, network, work, hosts, "reference")
+    collected = passes.run_and_collect(subject, network, work, hosts, "reference")
     if collected is None:
         print(f"this host's part is finished; {path} is written when the others' are")
         return

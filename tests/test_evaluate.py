@@ -19,7 +19,7 @@ import tiny
 
 from enat_jax import evaluate
 from enat_jax.data import images
-from enat_jax.evaluation import accumulate, cards, features, image_sets, passes, statistics
+from enat_jax.evaluation import cards, features, image_sets, passes, statistics
 from enat_jax.inference import generator, tokenizer
 from enat_jax.metrics import fid
 from enat_jax.runtime import cli, files
@@ -220,7 +220,7 @@ def test_a_second_ctrl_c_does_not_claim_to_have_saved(card, model, tmp_path, cap
         finally:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(accumulate, "run", interrupted_while_saving)
+    monkeypatch.setattr(passes, "run", interrupted_while_saving)
     with pytest.raises(SystemExit) as ended:
         cli.run(
             lambda _: of_model(model, card / "reference.npz", tmp_path / "out", "--steps", 2), []

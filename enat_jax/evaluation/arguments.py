@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-from enat_jax.evaluation import accumulate, measures
+from enat_jax.evaluation import measures, passes
 from enat_jax.inference import guidance
 from enat_jax.runtime import cli
 
@@ -104,7 +104,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     add(
         "--save-every",
         type=float,
-        default=accumulate.SAVE_EVERY_S,
+        default=passes.SAVE_EVERY_S,
         metavar="SECONDS",
         help="how much work a kill may cost (default: 60)",
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from enat_jax.data import images
-from enat_jax.evaluation import accumulate, features, measures, statistics
+from enat_jax.evaluation import accumulate, features, measures, passes, statistics
 from enat_jax.inference import tokenization, tokenizer
 
 
@@ -77,8 +77,8 @@ class SampleQuality:
 
     def measure(self, load: accumulate.Load, num_classes: int) -> Iterator[tuple[str, float]]:
         """Numbers by name; ``load`` draws samples."""
-        plan = accumulate.PassSpec(self.num, num_classes, self.num, {})
-        found = accumulate.in_memory(load, self.network, plan)
+        spec = accumulate.PassSpec(self.num, num_classes, self.num, {})
+        found = passes.in_memory(load, self.network, spec)
         own = found.statistics(self._description)
         metrics, _ = measures.evaluate_set(
             own, self.reference, found.rows, self.network, replicates=0
@@ -96,8 +96,8 @@ class SampleQuality:
             batch = self.source.gather(np.arange(start, stop))
             return accumulate.Batch(batch["images"], batch["labels"])
 
-        plan = accumulate.PassSpec(len(self.source), len(self.source.class_names), self.keep, {})
-        found = accumulate.in_memory(load, self.network, plan, read_ahead=True)
+        spec = accumulate.PassSpec(len(self.source), len(self.source.class_names), self.keep, {})
+        found = passes.in_memory(load, self.network, spec, read_ahead=True)
         return found.statistics(self._description)
 
     @property

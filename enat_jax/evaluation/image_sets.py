@@ -23,20 +23,21 @@ class ImageSet:
     """Images that are to pass, and what a card says of them.
 
     Attributes:
-        load: as ``accumulate.Load``; read_ahead: see ``accumulate.run``.
-        plan: numbers and identity.
-        shape: (height, width, channels).
-        description: of ``image_statistics.Statistics``, but for what is known afterwards.
+        load: makes or reads some of them.
+        read_ahead: whether to read them in a thread, see ``passes.run``.
+        spec: numbers and identity.
+        shape: height, width, channels.
+        description: of ``statistics.Statistics``, but for what is known afterwards.
     """
 
     load: accumulate.Load
     read_ahead: bool
-    plan: accumulate.PassSpec
+    spec: accumulate.PassSpec
     shape: tuple[int, int, int]
     description: dict[str, Any]
 
     def statistics(self, collected: accumulate.Collected) -> image_statistics.Statistics:
-        """Of all images, once they have passed."""
+        """Returns the statistics of all images, once they have passed."""
         counts = collected.totals.class_counts.tolist()
         return collected.statistics({**self.description, "class_counts": counts})
 
@@ -47,7 +48,7 @@ class ImageSet:
 def of_generator(
     model: generator.Generator, num: int, seed: int, batch_size: int, network: features.Features
 ) -> ImageSet:
-    """A model's images: image i is of class i mod the number of classes."""
+    """Returns a model's images: image i is of class i mod the number of classes."""
     classes = len(model.class_names)
 
     def load(start: int, stop: int) -> accumulate.Batch:
@@ -66,12 +67,12 @@ def of_generator(
     # Numbers against other images than the model was trained on mean something else.
     trained_on = model.provenance.get("data", {}).get("preprocessing", {}).get("source")
     trained_on = _without_augmentation(trained_on) if trained_on else None
-    plan = accumulate.PassSpec(num, classes, num, _plan_identity({"model": identity}, network))
-    return ImageSet(load, False, plan, shape, _description(network, trained_on, shape, num))
+    spec = accumulate.PassSpec(num, classes, num, _identity({"model": identity}, network))
+    return ImageSet(load, False, spec, shape, _description(network, trained_on, shape, num))
 
 
 def of_source(source: images.Source, keep: int, network: features.Features) -> ImageSet:
-    """The pictures of a source, not augmented."""
+    """Returns the pictures of a source, not augmented."""
 
     def load(start: int, stop: int) -> accumulate.Batch:
         batch = source.gather(np.arange(start, stop))
@@ -79,14 +80,17 @@ def of_source(source: images.Source, keep: int, network: features.Features) -> I
 
     identity, shape = _without_augmentation(source.identity()), source.image_shape
     num, classes = len(source), len(source.class_names)
-    plan = accumulate.PassSpec(num, classes, keep, _plan_identity(identity, network))
-    return ImageSet(load, True, plan, shape, _description(network, identity, shape, num))
+    spec = accumulate.PassSpec(num, classes, keep, _identity(identity, network))
+    return ImageSet(load, True, spec, shape, _description(network, identity, shape, num))
 
 
 def of_tokenizer(
     codec: tokenizer.Tokenizer, source: images.Source, network: features.Features
 ) -> ImageSet:
-    """The pictures of a source after tokens and back, with the squared error of each in [0, 1]."""
+    """Returns the pictures of a source as a tokenizer reconstructs them.
+
+    Each comes with its mean squared error, of pixels in [0, 1].
+    """
 
     def load(start: int, stop: int) -> accumulate.Batch:
         batch = source.gather(np.arange(start, stop))
@@ -101,15 +105,20 @@ def of_tokenizer(
     identity, shape = _without_augmentation(source.identity()), source.image_shape
     num, classes = len(source), len(source.class_names)
     made = {"tokenizer": codec.fingerprint, "source": identity}
-    plan = accumulate.PassSpec(num, classes, num, _plan_identity(made, network))
-    return ImageSet(load, True, plan, shape, _description(network, identity, shape, num))
+    spec = accumulate.PassSpec(num, classes, num, _identity(made, network))
+    return ImageSet(load, True, spec, shape, _description(network, identity, shape, num))
 
 
-def _plan_identity(images: dict[str, Any], network: features.Features) -> dict[str, Any]:
+def _identity(images: dict[str, Any], network: features.Features) -> dict[str, Any]:
     return {"images": images, "features": network.description}
 
 
-def _description(network, source: dict[str, Any] | None, shape, num: int) -> dict[str, Any]:
+def _description(
+    network: features.Features,
+    source: dict[str, Any] | None,
+    shape: tuple[int, int, int],
+    num: int,
+) -> dict[str, Any]:
     crop = None
     if source is not None:
         # Digits are drawn in their size.
@@ -129,7 +138,7 @@ def _without_augmentation(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def fingerprints(model: generator.Generator) -> dict[str, str]:
-    """SHA-256 of its weights, hexadecimal."""
+    """Returns the SHA-256 of its weights, hexadecimal."""
     return {"transformer": model.fingerprint, "tokenizer": model.tokenizer.fingerprint}
 
 
@@ -138,12 +147,14 @@ def fingerprints(model: generator.Generator) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What is compared with: a file of statistics, or pictures whose statistics are to be made.
+    """What images are compared with: a file of statistics, or pictures to make them of.
 
     Attributes:
         path: as given.
-        about: words for the card; sha256: of the file, None for pictures.
-        statistics: of the file; images: the pictures; one of them is None.
+        about: words for the card.
+        sha256: of the file; None for pictures.
+        statistics: of the file; None for pictures.
+        images: the pictures; None for a file.
     """
 
     path: str
@@ -154,10 +165,10 @@ class Reference:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """JSON values that decide what it is."""
+        """The JSON values that decide what it is."""
         if self.images is None:
             return {"sha256": self.sha256}
-        return {"source": self.images.plan.identity["images"], "keep": self.images.plan.keep}
+        return {"source": self.images.spec.identity["images"], "keep": self.images.spec.keep}
 
 
 def refuse_models(path: str) -> None:
@@ -177,11 +188,18 @@ def open_reference(
     network: features.Features,
     keep: int,
 ) -> Reference:
-    """Read statistics, or open pictures of the given shape (height, width, channels).
+    """Reads statistics, or opens pictures.
+
+    Args:
+        path: of the reference.
+        open_source: opens it, if it is pictures.
+        shape: height, width and channels that pictures must have.
+        network: the features.
+        keep: most pictures whose features are kept.
 
     Raises:
-        ValueError: it is neither, or does not suit the images or the features.
-        OSError: it cannot be read.
+        OSError: if it cannot be read.
+        ValueError: if it is neither, or does not suit the images or the features.
     """
     file = pathlib.Path(path)
     if file.suffix == ".npz":
@@ -201,5 +219,5 @@ def open_reference(
 
 
 def size_of(shape: tuple[int, int, int]) -> str:
-    """A shape (height, width, channels) in words."""
+    """Returns a shape (height, width, channels) in words."""
     return f"{shape[0]}x{shape[1]} pixels of {shape[2]} channel{'s' * (shape[2] > 1)}"

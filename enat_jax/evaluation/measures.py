@@ -34,7 +34,7 @@ def evaluate_set(
 
     Args:
         own: of the images that are judged; reference: of those they are compared with.
-        rows: what was kept of single images, see ``evaluation.Collected``.
+        rows: what was kept of single images, see ``accumulate.Collected``.
         network: the features of both.
         reconstructed: whether the images are reconstructions of other images.
         replicates: of the bootstrap, where it is used; 0: no standard errors.

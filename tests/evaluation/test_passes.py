@@ -6,13 +6,13 @@ import pathlib
 import numpy as np
 import pytest
 
-from enat_jax.evaluation import accumulate
+from enat_jax.evaluation import accumulate, passes
 from enat_jax.runtime import files
 
 NUM, CLASSES = 37, 3
 PIXELS = np.random.default_rng(0).integers(0, 256, (NUM, 2, 2, 1)).astype(np.uint8)
 LABELS = np.arange(NUM) % CLASSES
-PLAN = accumulate.PassSpec(NUM, CLASSES, keep=10, identity={"seed": 0}, chunk=5)
+SPEC = accumulate.PassSpec(NUM, CLASSES, keep=10, identity={"seed": 0}, chunk=5)
 
 
 def load(start, stop):
@@ -29,9 +29,9 @@ def network(images):
     return {"pool": flat / 7, "spatial": flat[:, :2] + 0.1}
 
 
-def run(directory, plan=PLAN, load=load, network=network, **more):
-    accumulate.run(load, network, plan, directory, **more)
-    return accumulate.collect(plan, directory, more.get("num_hosts", 1))
+def run(directory, spec=SPEC, load=load, network=network, **more):
+    passes.run(load, network, spec, directory, **more)
+    return passes.collect(spec, directory, more.get("num_hosts", 1))
 
 
 def bits(collected):
@@ -61,7 +61,7 @@ def test_sums_are_those_of_all_images_and_kept_rows_are_spread_evenly(undisturbe
 
 def stopping_at(chunk, error):
     def load_or_stop(start, stop):
-        if start == chunk * PLAN.chunk:
+        if start == chunk * SPEC.chunk:
             raise error
         return load(start, stop)
 
@@ -84,12 +84,12 @@ def test_a_pass_that_was_stopped_anywhere_ends_with_the_same_bits(
             directory = tmp_path / f"{chunk} {type(error).__name__}"
             with pytest.raises(type(error)):
                 run(directory, load=stopping_at(chunk, error), read_ahead=read_ahead)
-            assert accumulate.collect(PLAN, directory) is None
+            assert passes.collect(SPEC, directory) is None
             asked.clear()
             found = run(directory, load=counting, read_ahead=read_ahead)
             assert bits(found) == bits(undisturbed)
-            first = chunk * PLAN.chunk if isinstance(error, KeyboardInterrupt) else 0
-            assert asked == list(range(first, NUM, PLAN.chunk))
+            first = chunk * SPEC.chunk if isinstance(error, KeyboardInterrupt) else 0
+            assert asked == list(range(first, NUM, SPEC.chunk))
 
 
 def test_saving_every_so_often_loses_one_chunk_at_most(tmp_path, undisturbed):
@@ -98,15 +98,15 @@ def test_saving_every_so_often_loses_one_chunk_at_most(tmp_path, undisturbed):
     asked = []
     run(tmp_path, progress=asked.append)
     assert asked[:2] == [15, 20]
-    assert bits(accumulate.collect(PLAN, tmp_path)) == bits(undisturbed)
+    assert bits(passes.collect(SPEC, tmp_path)) == bits(undisturbed)
 
 
 @pytest.mark.parametrize("hosts", [2, 3, 11])
 def test_hosts_take_whole_chunks_and_their_sums_are_merged_in_order(tmp_path, undisturbed, hosts):
-    shares = [PLAN.share(i, hosts) for i in range(hosts)]
+    shares = [SPEC.share(i, hosts) for i in range(hosts)]
     assert shares[0][0] == 0 and shares[-1][1] == NUM
     assert all(a[1] == b[0] for a, b in zip(shares[:-1], shares[1:], strict=True))
-    assert all(first % PLAN.chunk == 0 for first, end in shares if first < end)
+    assert all(first % SPEC.chunk == 0 for first, end in shares if first < end)
     for i in reversed(range(1, hosts)):
         assert run(tmp_path, host_index=i, num_hosts=hosts) is None
     found = run(tmp_path, host_index=0, num_hosts=hosts)
@@ -158,7 +158,7 @@ def test_a_state_of_something_else_or_damaged_is_refused(tmp_path):
     run(tmp_path)
     other = accumulate.PassSpec(NUM, CLASSES, keep=10, identity={"seed": 1}, chunk=5)
     with pytest.raises(ValueError, match="of another evaluation: name another --out"):
-        run(tmp_path, plan=other)
+        run(tmp_path, spec=other)
     state = tmp_path / "00000-of-00001" / "state.npz"
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"state\.npz is damaged .*remove the folder"):
@@ -167,16 +167,16 @@ def test_a_state_of_something_else_or_damaged_is_refused(tmp_path):
 
 def test_a_directory_belongs_to_one_evaluation(tmp_path):
     settings = {"seed": 0, "sampler": {"num_steps": 8, "interval": (0.0, 1.0)}}
-    accumulate.begin(tmp_path / "out", settings)
-    accumulate.begin(tmp_path / "out", settings)
+    passes.claim(tmp_path / "out", settings)
+    passes.claim(tmp_path / "out", settings)
     with pytest.raises(ValueError, match=r"sampler\.num_steps is 8, now it would be 16 \(and 1"):
-        accumulate.begin(
+        passes.claim(
             tmp_path / "out", {"seed": 1, "sampler": settings["sampler"] | {"num_steps": 16}}
         )
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="holds something else"):
-        accumulate.begin(tmp_path / "theirs", settings)
+        passes.claim(tmp_path / "theirs", settings)
     assert [x.name for x in (tmp_path / "theirs").iterdir()] == ["thesis.tex"]
 
 
@@ -184,7 +184,7 @@ def test_a_directory_belongs_to_one_evaluation(tmp_path):
 def test_rows_that_are_gone_are_not_taken_for_zeros(tmp_path, spoil):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, load=stopping_at(3, KeyboardInterrupt()))
-    rows = accumulate.host_directory(tmp_path, 0, 1) / "pool.npy"
+    rows = passes.host_directory(tmp_path, 0, 1) / "pool.npy"
     if spoil == "missing":
         rows.unlink()
     else:
@@ -201,9 +201,9 @@ def test_hosts_that_begin_at_the_same_time_do_not_refuse_each_other(tmp_path, mo
         found = exists(path)
         if path.name == "plan.json" and not other:
             other.append(path)
-            accumulate.begin(tmp_path, {"num": 9})
+            passes.claim(tmp_path, {"num": 9})
         return found
 
     monkeypatch.setattr(pathlib.Path, "exists", claimed_after)
-    accumulate.begin(tmp_path, {"num": 9})
+    passes.claim(tmp_path, {"num": 9})
     assert (tmp_path / "plan.json").read_text() == '{\n  "num": 9\n}\n'
