@@ -117,6 +117,9 @@ class ENAT(nn.Module):
             The cache for the next step; its first ``num_cached + num_new`` rows are real. Cached
             features have passed through the projection f once more, as in the reference: a token
             revealed k steps ago has passed through it k times.
+
+        Raises:
+            ValueError: an argument has a wrong shape.
         """
         shapes.check_tokens(tokens, positions, self.width)
         b, n = tokens.shape[:2]
@@ -157,6 +160,9 @@ class ENAT(nn.Module):
 
         Returns:
             Float32 logits.
+
+        Raises:
+            ValueError: an argument has a wrong shape.
         """
         y = self.features(positions, modulation, cache, num_masked, num_visible, deterministic)
         return self.head(y, self.embed.word)
