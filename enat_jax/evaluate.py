@@ -19,6 +19,7 @@ import pathlib
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,14 +28,15 @@ import numpy as np
 from enat_jax.data import images
 from enat_jax.evaluation import (
     accumulate,
+    arguments,
     cards,
+    caveats,
     features,
     image_sets,
     measures,
     passes,
     statistics,
 )
-from enat_jax.evaluation import arguments as evaluate_arguments
 from enat_jax.inference import generator, tokenization, tokenizer
 from enat_jax.runtime import cli, files, versions
 
@@ -42,17 +44,12 @@ from enat_jax.runtime import cli, files, versions
 
 
 def evaluate_model(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
-    """Write the card of a model."""
+    """Writes the card of a model."""
     image_sets.refuse_models(flags.reference)
     network = features.open_features(flags.features, weights=flags.inception)
     model = generator.Generator.load(flags.model, flags.dtype)
-    changes = {
-        name: getattr(flags, name)
-        for name in evaluate_arguments.SAMPLER
-        if getattr(flags, name) is not None
-    }
-    model = model.with_settings(**changes)
-    num, classes = flags.num or evaluate_arguments.NUM, len(model.class_names)
+    model = model.with_settings(**arguments.sampler_settings(flags))
+    num, classes = flags.num or arguments.NUM, len(model.class_names)
     if num < max(2, classes):
         raise ValueError(
             f"--num {num} is too few: a model of {classes} classes needs at least "
@@ -80,7 +77,7 @@ def evaluate_model(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
 
 
 def evaluate_tokenizer(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
-    """Write the card of a tokenizer: reconstructions against their originals, or statistics."""
+    """Writes the card of a tokenizer: reconstructions against their originals, or statistics."""
     network = features.open_features(flags.features, weights=flags.inception)
     codec = tokenizer.Tokenizer.load(flags.tokenizer)
     needed = (*codec.image_size, codec.model.image_channels)
@@ -110,7 +107,7 @@ def evaluate_tokenizer(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
 
 
 def evaluate_images(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
-    """Write the card of pictures that came from elsewhere."""
+    """Writes the card of pictures that came from elsewhere."""
     image_sets.refuse_models(flags.reference)
     network = features.open_features(flags.features, weights=flags.inception)
     source = _open_source(flags, flags.images, None)
@@ -180,7 +177,7 @@ def _card(
     reference: image_sets.Reference,
     compared: statistics.Statistics,
 ) -> cards.Card:
-    """All of a card but what it says of the model."""
+    """Returns all of a card but what it says of the model."""
     own = subject.statistics(found)
     own.save(flags.out / "images.npz")
     begun = time.perf_counter()
@@ -198,8 +195,8 @@ def _card(
         "headline": next(iter(metrics)),
         "metrics": metrics,
         "caveats": [
-            *cards.incompatible(own.description, compared.description),
-            *measures.caveats(network, subject.shape),
+            *caveats.of_reference(own.description, compared.description),
+            *caveats.of_features(network, subject.shape),
             *unmeasured,
         ],
         "features": {**network.description, "origin": network.origin},
@@ -229,14 +226,14 @@ def _try_features(
 ) -> None:
     """Raises ValueError, before anything is drawn, unless features suit images and statistics."""
     found = network(np.zeros((1, *subject.shape), np.uint8))
-    if reference.statistics is not None:
+    if isinstance(reference.content, statistics.Statistics):
         sizes = {name: rows.shape[1] for name, rows in found.items()}
-        reference.statistics.check_features(network.description, f"--reference {reference.path}")
-        reference.statistics.check_dimensions(sizes, f"--reference {reference.path}")
+        reference.content.check_features(network.description, f"--reference {reference.path}")
+        reference.content.check_dimensions(sizes, f"--reference {reference.path}")
 
 
 def make_reference(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
-    """Write the statistics of a source."""
+    """Writes the statistics of a source."""
     path = flags.make_reference
     if path.suffix != ".npz":
         raise ValueError(f"--make-reference {path}: the name of a statistics file ends in .npz")
@@ -273,7 +270,7 @@ def make_reference(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
 
 
 def compare(paths: list[str]) -> None:
-    """Print what two cards say of each other."""
+    """Prints what two cards say of each other."""
     first, second = (cards.read(path) for path in paths)
     print(cards.compare(first, second, (paths[0], paths[1])))
 
@@ -281,7 +278,7 @@ def compare(paths: list[str]) -> None:
 def _open_source(
     flags: argparse.Namespace, path: str, codec: tokenizer.Tokenizer | None
 ) -> images.Source:
-    """Pictures as the tokenizer takes them, or as the flags say."""
+    """Opens pictures as the tokenizer takes them, or as the flags say."""
     settings = tokenization.source_settings(codec, path) if codec else {}
     if flags.size is not None:
         settings["size"] = flags.size
@@ -294,16 +291,16 @@ def _open_source(
     return source
 
 
-def main(arguments: list[str]) -> None:
-    parser = evaluate_arguments.parser(__doc__)
-    flags = parser.parse_args(arguments)
+def main(argv: Sequence[str]) -> None:
+    parser = arguments.parser(__doc__ or "")
+    flags = parser.parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):  # what a notebook puts in its place has none
         sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
-    use = next(name for name in evaluate_arguments.NEEDED if getattr(flags, name) is not None)
-    for name in evaluate_arguments.NEEDED[use]:
+    use = next(name for name in arguments.NEEDED if getattr(flags, name) is not None)
+    for name in arguments.NEEDED[use]:
         if getattr(flags, name) is None:
-            raise ValueError(f"--{use.replace('_', '-')} needs --{name}; see --help")
-    evaluate_arguments.refuse_without_effect(parser, flags, use)
+            raise ValueError(f"{arguments.option(use)} needs --{name}; see --help")
+    arguments.refuse_without_effect(parser, flags, use)
     if use == "compare":
         compare(flags.compare)
         return

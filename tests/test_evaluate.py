@@ -233,7 +233,7 @@ def test_images_beside_adms_statistics_serve_for_precision_and_recall(tmp_path):
     pictures = np.arange(300 * 4 * 4 * 3).reshape(300, 4, 4, 3).astype(np.uint8)
     with np.load(path) as arrays:
         np.savez(path, arr_0=pictures, **arrays)
-    reference = image_sets.Reference(str(path), "", "", statistics.Statistics.load(path), None)
+    reference = image_sets.Reference(str(path), "", "", statistics.Statistics.load(path))
 
     def network(batch):
         return {"pool": np.tile(batch[:, 0, 0].astype(np.float32), 683)[:, :2048]}

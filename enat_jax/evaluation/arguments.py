@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+from typing import Any
 
 from enat_jax.evaluation import measures, passes
 from enat_jax.inference import guidance
@@ -9,10 +10,15 @@ from enat_jax.runtime import cli
 
 NUM = 50_000  # images of a model, by the convention of published FIDs
 KEPT_REFERENCE = 10_000  # images whose features are kept for precision and recall, as ADM's
-SAMPLER = (  # fields of sampling.Settings
-    *("num_steps", "guidance_scale", "guidance_schedule", "guidance_interval"),
-    *("token_temperature", "mask_temperature", "num_segments"),
-)
+SAMPLER = {  # flag: field of sampling.Settings
+    "steps": "num_steps",
+    "guidance_scale": "guidance_scale",
+    "guidance_schedule": "guidance_schedule",
+    "guidance_interval": "guidance_interval",
+    "token_temperature": "token_temperature",
+    "mask_temperature": "mask_temperature",
+    "segments": "num_segments",
+}
 NEEDED = {  # with each use
     "model": ("reference", "out"),
     "tokenizer": ("source", "out"),
@@ -41,18 +47,26 @@ def refuse_without_effect(
     parser: argparse.ArgumentParser, flags: argparse.Namespace, use: str
 ) -> None:
     """Raises ValueError if a flag was given, with another value than its default, for nothing."""
-    for action in parser._actions:  # argparse has no public list of them
-        name = action.dest
-        if name in ("help", use, *TAKEN[use]) or getattr(flags, name) == action.default:
-            continue
-        raise ValueError(
-            f"{action.option_strings[0]} has no effect with --{use.replace('_', '-')}: leave it "
-            "out; see --help"
-        )
+    for name, value in vars(flags).items():
+        if name not in (use, *TAKEN[use]) and value != parser.get_default(name):
+            raise ValueError(
+                f"{option(name)} has no effect with {option(use)}: leave it out; see --help"
+            )
+
+
+def option(name: str) -> str:
+    """Returns a flag as it is typed: "batch_size" is "--batch-size"."""
+    return f"--{name.replace('_', '-')}"
+
+
+def sampler_settings(flags: argparse.Namespace) -> dict[str, Any]:
+    """Returns the fields of ``sampling.Settings`` that were given."""
+    given = {field: getattr(flags, name) for name, field in SAMPLER.items()}
+    return {field: value for field, value in given.items() if value is not None}
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Of all uses; ``description`` is shown by --help."""
+    """Returns the parser of all uses; ``description`` is shown by --help."""
     made = argparse.ArgumentParser(
         prog="python -m enat_jax.evaluate",
         description=description,
@@ -109,13 +123,14 @@ def parser(description: str) -> argparse.ArgumentParser:
         help="how much work a kill may cost (default: 60)",
     )
     add("--dtype", choices=("float32", "bfloat16"), help="of the model's weights and computation")
-    add("--steps", dest="num_steps", type=int, help="this and what follows: default, the model's")
+    about = "this and what follows: default, the model's"
+    add("--steps", metavar="NUM_STEPS", type=int, help=about)
     add("--guidance-scale", type=float)
     add("--guidance-schedule", metavar="NAME", help=", ".join(guidance.SCHEDULES))
     add("--guidance-interval", type=cli.interval, metavar="LOW,HIGH", help="such as 0.2,0.8")
     add("--token-temperature", type=float)
     add("--mask-temperature", type=float)
-    add("--segments", dest="num_segments", type=int)
+    add("--segments", metavar="NUM_SEGMENTS", type=int)
     add("--host-index", type=int, help="of this process (default: jax's)")
     add("--num-hosts", type=cli.at_least_one, help="that share the work (default: jax's)")
     return made

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from enat_jax.runtime import files
+from enat_jax.runtime import exits, files
 from enat_jax.runtime.markdown import table as markdown_table
 
 FORMAT = "enat_jax evaluation card 1"
@@ -58,7 +58,7 @@ Z = 1.96  # of a 95% interval of a normal distribution
 
 
 def write(directory: pathlib.Path, card: Card) -> None:
-    """Write ``card.md`` and then ``card.json``; a directory that has the latter is finished."""
+    """Writes ``card.md`` and then ``card.json``; a directory that has the latter is finished."""
     directory.mkdir(parents=True, exist_ok=True)
     files.write_atomically(directory / "card.md", markdown(card).encode())
     # In its own order, which is that of the tables.
@@ -66,11 +66,11 @@ def write(directory: pathlib.Path, card: Card) -> None:
 
 
 def read(path: str | os.PathLike) -> Card:
-    """A card, from its JSON file or the directory that holds it.
+    """Reads a card from its JSON file or the directory that holds it.
 
     Raises:
-        OSError: there is none.
-        ValueError: it is damaged, or of another format.
+        OSError: if there is none.
+        ValueError: if it is damaged, or of another format.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -79,11 +79,17 @@ def read(path: str | os.PathLike) -> Card:
     card = files.read_description(path, FORMAT, advice)
     if missing := [name for name in SECTIONS if name not in card]:
         raise ValueError(f"{path} is damaged, it has no {', '.join(missing)}: {advice}")
+    try:
+        markdown(card)
+        compare(card, card)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # it was edited by hand
+        message = exits.one_line(error, named=True)
+        raise ValueError(f"{path} is damaged ({message}): {advice}") from error
     return card
 
 
 def hardware() -> dict[str, Any]:
-    """Of this host."""
+    """Returns the section ``hardware`` of this host, but for the number of hosts."""
     devices = jax.local_devices()
     return {
         "device": devices[0].device_kind,
@@ -94,7 +100,7 @@ def hardware() -> dict[str, Any]:
 
 
 def today() -> str:
-    """The date in UTC, ISO 8601."""
+    """Returns the date in UTC, ISO 8601."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
@@ -111,7 +117,7 @@ def _cpu_name() -> str:
 
 
 def summary(card: Card) -> str:
-    """The numbers; the first stands right above what is to be read with it. Markdown."""
+    """Returns the numbers in Markdown; the first stands right above what to read with it."""
     first = card["metrics"][card["headline"]]
     images = card["images"]
     what = "reconstructions" if card["kind"] == "tokenizer" else "images"
@@ -130,7 +136,7 @@ def summary(card: Card) -> str:
 
 
 def markdown(card: Card) -> str:
-    """The card for people: its summary, and what it was made with."""
+    """Returns the card in Markdown: its summary, and what it was made with."""
     parts = [summary(card).rstrip("\n")]
     for section in ("sampler", "images", "features", "reference", "model"):
         if card[section]:
@@ -183,7 +189,8 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:200]}… (all of it in card.json)"
 
 
-def _leaves(values: Mapping[str, Any], name: str = ""):
+def _leaves(values: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the dotted names and values of a tree of dicts."""
     for key, value in values.items():
         inner = f"{name}.{key}" if name else key
         if isinstance(value, dict):
@@ -196,7 +203,7 @@ def _leaves(values: Mapping[str, Any], name: str = ""):
 
 
 def compare(first: Card, second: Card, names: tuple[str, str] = ("A", "B")) -> str:
-    """What two cards say of each other, in Markdown.
+    """Returns what two cards say of each other, in Markdown.
 
     The difference of two numbers is called more than chance if it exceeds 1.96 times the root of
     the sum of the squares of their standard errors; both are taken for independent.
@@ -230,15 +237,11 @@ def _all_differing(
 
 
 def _differing(first: Card, second: Card, section: str) -> list[tuple[str, str, str]]:
-    """Rows of a table, one for each value below a dotted name that differs."""
-    values = []
-    for card in (first, second):
-        for part in section.split("."):
-            card = card.get(part) if isinstance(card, dict) else None
-        values.append(card)
-    same_pictures = section == "reference" and _same_pictures(*values)
+    """Returns rows of a table, one for each value below a dotted name that differs."""
+    before, now = (_at(card, section) for card in (first, second))
+    same_pictures = section == "reference" and _same_pictures(before, now)
     rows = []
-    for name, *pair in files.differences(*values, section):
+    for name, *pair in files.differences(before, now, section):
         if not any(f"{name}.".startswith(f"{ignored}.") for ignored in NO_DIFFERENCE) and not (
             same_pictures and name == "reference.sha256"
         ):
@@ -247,8 +250,15 @@ def _differing(first: Card, second: Card, section: str) -> list[tuple[str, str, 
     return rows
 
 
+def _at(values: Any, name: str) -> Any:
+    """Returns the value at a dotted name, None where there is none."""
+    for part in name.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
 def _same_pictures(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether statistics are of the same source; their last bits depend on the machine."""
+    """Says whether statistics are of one source; their last bits depend on the machine."""
     sources = [reference["description"]["source"] for reference in (first, second)]
     return sources[0] is not None and sources[0] == sources[1]
 
@@ -278,115 +288,3 @@ def _verdict(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
         return "within chance"
     better = "B" if (difference < 0) == (a["better"] == "lower") else "A"
     return f"more than chance, {better} is better"
-
-
-ENOUGH = 50_000  # images, by the convention of published FIDs
-
-
-def incompatible(own: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
-    """Returns sentences on what makes numbers incomparable, or less than they look.
-
-    Each stands for itself and ends in a full stop. The same in both is passed over in silence,
-    what either does not say is not.
-
-    Args:
-        own: description of the images that are measured, with the names ``DESCRIPTION``; ``source``
-            and ``crop`` are those of the images that the model was trained on.
-        reference: description of those they are compared with.
-    """
-    sentences = []
-    silent = []  # names of what the reference does not say
-    for key, (mine, other) in _features_of(own, reference).items():
-        if mine is None or other is None:
-            silent.append(f"the {key} of its features")  # only foreign files are silent
-        else:
-            sentences.append(
-                f"Features differ in {key} ({short(mine)}; reference: {short(other)}): "
-                "the distance is not of images alone."
-            )
-    for name, consequence in (
-        ("resolution", "the distance is also one of sharpness"),
-        ("crop", "pictures were cut in another way than those the model learned from"),
-    ):
-        mine, other = own[name], reference[name]
-        if other is None:
-            silent.append(f"its {name}")
-        elif mine is None:
-            sentences.append(f"The {name} of the model's own images is not known.")
-        elif mine != other:
-            sentences.append(
-                f"The {name} differs ({short(mine)}; reference: {short(other)}): {consequence}."
-            )
-    sentences += _of_sources(own["source"], reference["source"], silent)
-    sentences += _of_numbers(own, reference, silent)
-    if silent:
-        sentences.append(
-            f"The reference does not say {_listed(silent)}: whether they fit is not known."
-        )
-    return sentences
-
-
-def _features_of(own: Mapping, reference: Mapping) -> dict[str, tuple[Any, Any]]:
-    """What differs in the descriptions of the features, by name."""
-    mine, other = own["features"] or {}, reference["features"] or {}
-    # Features of other kinds have nothing in common, and what foreign files know are these three.
-    names = (
-        ("kind", "resize", "fingerprint") if mine.get("kind") == other.get("kind") else ("kind",)
-    )
-    pairs = {name: (mine.get(name), other.get(name)) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _of_sources(mine: Any, other: Any, silent: list[str]) -> Iterator[str]:
-    if other is None:
-        silent.append("which images it is of")
-    elif mine is None:
-        yield "Which images the model was trained on is not known: perhaps not the reference's."
-    elif mine != other:
-        names = [*mine, *(name for name in other if name not in mine)]
-        differ = [name for name in names if mine.get(name) != other.get(name)]
-        yield (
-            "The reference is not of the images that the model was trained on: they differ in "
-            f"{_listed(differ)}."
-        )
-
-
-def _of_numbers(own: Mapping, reference: Mapping, silent: list[str]) -> Iterator[str]:
-    count, others = own["num_images"], reference["num_images"]
-    if count is None:
-        yield "The number of images measured is not known."
-    elif count < ENOUGH:
-        yield (
-            f"Only {count:,} images were measured: distances grow as images become fewer, so this "
-            f"compares with results of {count:,} images only, not with published ones of "
-            f"{ENOUGH:,}."
-        )
-    if others is None:
-        silent.append("its number of images")
-    elif others < ENOUGH:
-        yield f"The reference has only {others:,} images, which adds to the distance, too."
-    mine, theirs = own["class_counts"], reference["class_counts"]
-    if mine is None:
-        yield "How many images of each class were measured is not known."
-    elif max(mine) - min(mine) > 1:
-        yield (f"Classes are not balanced: {min(mine):,} to {max(mine):,} images of each class.")
-    elif max(mine) > min(mine):
-        yield f"The number of images is no multiple of the {len(mine):,} classes."
-    if theirs is None:
-        silent.append("how many images of each class it has")
-    elif mine is not None and len(mine) != len(theirs):
-        yield f"The reference has {len(theirs):,} classes, the measured images {len(mine):,}."
-    elif mine is not None and max(theirs) > 2 * min(theirs):
-        yield (
-            f"The reference's classes are of very different sizes, {min(theirs):,} to "
-            f"{max(theirs):,} images."
-        )
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:16]}..."

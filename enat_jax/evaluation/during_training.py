@@ -8,11 +8,13 @@ The section ``evaluation`` of a config switches it on, or the command line:
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
+import ml_collections
 import numpy as np
 
 from enat_jax.data import images
-from enat_jax.evaluation import accumulate, features, measures, passes, statistics
+from enat_jax.evaluation import accumulate, features, image_sets, measures, passes, statistics
 from enat_jax.inference import tokenization, tokenizer
 
 
@@ -38,7 +40,7 @@ class Settings:
     split: str = "train"
     keep: int = 10_000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.reference is None) != (self.features is None):
             name = "reference" if self.reference is None else "features"
             raise ValueError(
@@ -56,27 +58,28 @@ class SampleQuality:
     """What samples are measured with; made by ``make``.
 
     Attributes:
-        network: the features; num: samples.
-        found: statistics of the reference; None: they are still to be made of ``source``.
-        source: pictures; keep: how many features of them are kept.
+        network: the features.
+        num: samples.
+        compared: statistics of the reference, or the pictures to make them of.
+        keep: how many features of pictures are kept.
     """
 
     network: features.Features
     num: int
-    found: statistics.Statistics | None
-    source: images.Source | None
+    compared: statistics.Statistics | images.Source
     keep: int
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the numbers that ``measure`` gives."""
+        """Names of the numbers that ``measure`` gives."""
         distance = "fid" if self.network.is_inception else "frechet_distance"
-        single = self.found is None or self.found.pool is not None
+        known = self.compared
+        single = not isinstance(known, statistics.Statistics) or known.pool is not None
         names = (distance, "precision", "recall") if single else (distance,)
         return tuple(f"samples/{name}" for name in names)
 
     def measure(self, load: accumulate.Load, num_classes: int) -> Iterator[tuple[str, float]]:
-        """Numbers by name; ``load`` draws samples."""
+        """Yields numbers by name; ``load`` draws samples."""
         spec = accumulate.PassSpec(self.num, num_classes, self.num, {})
         found = passes.in_memory(load, self.network, spec)
         own = found.statistics(self._description)
@@ -88,48 +91,49 @@ class SampleQuality:
 
     @functools.cached_property
     def reference(self) -> statistics.Statistics:
-        """Its statistics, made at the first use."""
-        if self.found is not None:
-            return self.found
-
-        def load(start: int, stop: int) -> accumulate.Batch:
-            batch = self.source.gather(np.arange(start, stop))
-            return accumulate.Batch(batch["images"], batch["labels"])
-
-        spec = accumulate.PassSpec(len(self.source), len(self.source.class_names), self.keep, {})
+        """Statistics of the reference, made at the first use."""
+        if isinstance(self.compared, statistics.Statistics):
+            return self.compared
+        load = image_sets.loader(self.compared)
+        num, classes = len(self.compared), len(self.compared.class_names)
+        spec = accumulate.PassSpec(num, classes, self.keep, {})
         found = passes.in_memory(load, self.network, spec, read_ahead=True)
         return found.statistics(self._description)
 
     @property
-    def _description(self):
-        unknown = dict.fromkeys(statistics.DESCRIPTION)
+    def _description(self) -> dict[str, Any]:
+        unknown: dict[str, Any] = dict.fromkeys(statistics.DESCRIPTION)
         return unknown | {"features": self.network.description}
 
 
-def make(section, codec: tokenizer.Tokenizer) -> SampleQuality | None:
-    """Of a config's section, a ConfigDict, for images of the tokenizer; None without a reference.
+def make(section: ml_collections.ConfigDict, codec: tokenizer.Tokenizer) -> SampleQuality | None:
+    """Returns what a config's section asks for, or None if it names no reference.
+
+    Args:
+        section: fields of ``Settings``.
+        codec: makes the images that are measured.
 
     Raises:
-        OSError: a file cannot be read.
-        ValueError: settings, reference, features and images do not fit together.
+        OSError: if a file cannot be read.
+        ValueError: if settings, reference, features and images do not fit together.
     """
     settings = Settings(**section.to_dict())
-    if settings.reference is None:
+    if settings.reference is None or settings.features is None:
         return None
     network = features.open_features(settings.features, weights=settings.inception)
     shape = (*codec.image_size, codec.model.image_channels)
     sizes = {k: v.shape[1] for k, v in network(np.zeros((1, *shape), np.uint8)).items()}
-    found = source = None
+    compared: statistics.Statistics | images.Source
     if settings.reference.endswith(".npz"):
-        found = statistics.Statistics.load(settings.reference)
-        found.check_features(network.description, f"evaluation.reference={settings.reference}")
-        found.check_dimensions(sizes, f"evaluation.reference={settings.reference}")
+        compared = statistics.Statistics.load(settings.reference)
+        compared.check_features(network.description, f"evaluation.reference={settings.reference}")
+        compared.check_dimensions(sizes, f"evaluation.reference={settings.reference}")
     else:
         framing = tokenization.source_settings(codec, settings.reference)
-        source = images.open_source(settings.reference, settings.split, **framing)
-        if source.image_shape != shape:
+        compared = images.open_source(settings.reference, settings.split, **framing)
+        if compared.image_shape != shape:
             raise ValueError(
-                f"evaluation.reference={settings.reference} has images of {source.image_shape}, "
+                f"evaluation.reference={settings.reference} has images of {compared.image_shape}, "
                 f"the tokenizer makes {shape}"
             )
-    return SampleQuality(network, settings.num, found, source, settings.keep)
+    return SampleQuality(network, settings.num, compared, settings.keep)

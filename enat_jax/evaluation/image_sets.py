@@ -65,23 +65,28 @@ def of_generator(
         "seed": seed,
     }
     # Numbers against other images than the model was trained on mean something else.
-    trained_on = model.provenance.get("data", {}).get("preprocessing", {}).get("source")
-    trained_on = _without_augmentation(trained_on) if trained_on else None
+    trained_on = _source_of(model.provenance)
     spec = accumulate.PassSpec(num, classes, num, _identity({"model": identity}, network))
     return ImageSet(load, False, spec, shape, _description(network, trained_on, shape, num))
 
 
 def of_source(source: images.Source, keep: int, network: features.Features) -> ImageSet:
     """Returns the pictures of a source, not augmented."""
+    identity, shape = _without_augmentation(source.identity()), source.image_shape
+    num, classes = len(source), len(source.class_names)
+    spec = accumulate.PassSpec(num, classes, keep, _identity(identity, network))
+    about = _description(network, identity, shape, num)
+    return ImageSet(loader(source), True, spec, shape, about)
+
+
+def loader(source: images.Source) -> accumulate.Load:
+    """Returns what reads the pictures of a source."""
 
     def load(start: int, stop: int) -> accumulate.Batch:
         batch = source.gather(np.arange(start, stop))
         return accumulate.Batch(batch["images"], batch["labels"])
 
-    identity, shape = _without_augmentation(source.identity()), source.image_shape
-    num, classes = len(source), len(source.class_names)
-    spec = accumulate.PassSpec(num, classes, keep, _identity(identity, network))
-    return ImageSet(load, True, spec, shape, _description(network, identity, shape, num))
+    return load
 
 
 def of_tokenizer(
@@ -122,7 +127,7 @@ def _description(
     crop = None
     if source is not None:
         # Digits are drawn in their size.
-        crop = "none" if source["source"] == "digits" else source.get("plain_crop")
+        crop = "none" if source.get("source") == "digits" else source.get("plain_crop")
     return {
         "features": network.description,
         "source": source,
@@ -131,6 +136,15 @@ def _description(
         "num_images": num,
         "versions": versions.library_versions(),
     }
+
+
+def _source_of(provenance: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the identity of the images that a model was trained on; None if it is not known."""
+    try:
+        found = provenance.get("data", {}).get("preprocessing", {}).get("source")
+        return _without_augmentation(found) if found else None
+    except AttributeError as error:  # it was edited by hand
+        raise ValueError("the model's provenance, in its model.json, is damaged") from error
 
 
 def _without_augmentation(identity: dict[str, Any]) -> dict[str, Any]:
@@ -153,22 +167,21 @@ class Reference:
         path: as given.
         about: words for the card.
         sha256: of the file; None for pictures.
-        statistics: of the file; None for pictures.
-        images: the pictures; None for a file.
+        content: statistics of the file, or the pictures.
     """
 
     path: str
     about: str
     sha256: str | None
-    statistics: image_statistics.Statistics | None
-    images: ImageSet | None
+    content: image_statistics.Statistics | ImageSet
 
     @property
     def identity(self) -> dict[str, Any]:
         """The JSON values that decide what it is."""
-        if self.images is None:
+        if isinstance(self.content, image_statistics.Statistics):
             return {"sha256": self.sha256}
-        return {"source": self.images.spec.identity["images"], "keep": self.images.spec.keep}
+        spec = self.content.spec
+        return {"source": spec.identity["images"], "keep": spec.keep}
 
 
 def refuse_models(path: str) -> None:
@@ -207,7 +220,7 @@ def open_reference(
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         num = found.description["num_images"]
         number = f"of {num:,} images" if num else "of an unknown number of images"
-        return Reference(path, f"the statistics {file.name} {number}", sha256, found, None)
+        return Reference(path, f"the statistics {file.name} {number}", sha256, found)
     source = open_source()
     if source.image_shape != shape:
         raise ValueError(
@@ -215,7 +228,7 @@ def open_reference(
             f"{size_of(shape)}: --set size=... and channels=... change them"
         )
     about = f"{len(source):,} images of {path}"
-    return Reference(path, about, None, None, of_source(source, keep, network))
+    return Reference(path, about, None, of_source(source, keep, network))
 
 
 def size_of(shape: tuple[int, int, int]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from enat_jax.evaluation import features, statistics
 from enat_jax.metrics import bootstrap, fid, inception_score, manifold
@@ -20,6 +21,8 @@ SEED = 0  # of the bootstrap, and of the splits of the Inception score
 SPLITS = 10  # of the Inception score, by convention
 NEIGHBOURS = {"precision": 3, "density": 5}  # Kynkäänniemi et al. and ADM; Naeem et al.
 
+Metric = dict[str, Any]  # a number of a card, as ``_entry`` makes it
+
 
 def evaluate_set(
     own: statistics.Statistics,
@@ -29,18 +32,19 @@ def evaluate_set(
     *,
     reconstructed: bool = False,
     replicates: int = REPLICATES,
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """All that can be measured.
+) -> tuple[dict[str, Metric], list[str]]:
+    """Measures all that can be measured.
 
     Args:
-        own: of the images that are judged; reference: of those they are compared with.
+        own: statistics of the images that are judged.
+        reference: statistics of those they are compared with.
         rows: what was kept of single images, see ``accumulate.Collected``.
         network: the features of both.
         reconstructed: whether the images are reconstructions of other images.
         replicates: of the bootstrap, where it is used; 0: no standard errors.
 
     Returns:
-        A card's ``metrics``, the one to judge by first, and sentences about what is not in it.
+        A card's ``metrics``, the one to judge by first, and sentences on what is not in it.
     """
     metrics, missing = _distances(own, reference, network, reconstructed, replicates)
     if "probabilities" in rows and not reconstructed and len(rows["probabilities"]) >= 2 * SPLITS:
@@ -48,7 +52,7 @@ def evaluate_set(
     if "squared_error" in rows:
         metrics["psnr"] = _psnr(rows["squared_error"][:, 0].astype(np.float64))
     least = max(NEIGHBOURS.values())
-    if reference.pool is None:
+    if own.pool is None or reference.pool is None:
         missing.append(
             "Precision, recall, density and coverage are not measured: the reference holds no "
             "features of single images. Statistics by --make-reference do."
@@ -65,30 +69,8 @@ def evaluate_set(
     return metrics, missing
 
 
-def caveats(network: features.Features, shape: tuple[int, int, int]) -> list[str]:
-    """What must be said of the features, for images of a shape (height, width, channels)."""
-    found = []
-    if not network.is_inception:
-        found.append(
-            "The distance is no FID: its features are not Inception's. It compares with others of "
-            "the same features alone."
-        )
-        return found
-    if not network.origin["published"]:
-        found.append(
-            "The weights are not the published ones of FID's Inception: this compares with nothing "
-            "but results of the same weights."
-        )
-    if shape[2] == 1:
-        found.append(
-            "The images are grey and were repeated to three channels: Inception was trained on "
-            "colour photographs and says little of others."
-        )
-    return found
-
-
 def about_intervals(replicates: int) -> dict[str, Any]:
-    """A card's section ``intervals``."""
+    """Returns a card's section ``intervals``."""
     about = "No intervals were asked for."
     if replicates:
         about = (
@@ -101,18 +83,26 @@ def about_intervals(replicates: int) -> dict[str, Any]:
     return {"about": about, "replicates": replicates, "seed": SEED}
 
 
-def _distances(own, reference, network, reconstructed, replicates):
+def _distances(
+    own: statistics.Statistics,
+    reference: statistics.Statistics,
+    network: features.Features,
+    reconstructed: bool,
+    replicates: int,
+) -> tuple[dict[str, Metric], list[str]]:
+    """Returns the Fréchet distances, and sentences on those that are not measured."""
     label = network.description["label"]
     name = "fid" if network.is_inception else "frechet_distance"
     prefix = "r" if network.is_inception else "Reconstruction: "
     if reconstructed:
         name, label = f"r{name}", prefix + label
     value = fid.frechet_distance(*own.gaussian("pool"), *reference.gaussian("pool"))
-    error, used = None, 0
-    if replicates:
+    error: float | None = None
+    used = 0
+    if replicates and own.pool is not None:
         error, used = _distance_error(own.pool, reference.gaussian("pool"), replicates)
     metrics = {name: _entry(label, value, error, used, "lower", "")}
-    missing = []
+    missing: list[str] = []
     if network.is_inception and "spatial" in reference.moments and not reconstructed:
         value = fid.frechet_distance(*own.gaussian("spatial"), *reference.gaussian("spatial"))
         about = "spatial features, which are not kept: no interval"
@@ -122,16 +112,18 @@ def _distances(own, reference, network, reconstructed, replicates):
     return metrics, missing
 
 
-def _distance_error(features, reference, replicates):
-    """The standard error of a Fréchet distance, and the number of replicates that it took."""
-    if len(features) >= ENOUGH_IMAGES * features.shape[1]:
-        return bootstrap.of_frechet_distance_linear(features, *reference), 0
-    used = min(replicates, REPLICATES_OF_MANY) if features.shape[1] > FEW else replicates
-    error = bootstrap.of_frechet_distance(features, *reference, num_replicates=used, seed=SEED)
+def _distance_error(
+    pool: Float[np.ndarray, "n d"], reference: tuple[np.ndarray, np.ndarray], replicates: int
+) -> tuple[float, int]:
+    """Returns the standard error of a Fréchet distance, and how many replicates it took."""
+    if len(pool) >= ENOUGH_IMAGES * pool.shape[1]:
+        return bootstrap.of_frechet_distance_linear(pool, *reference), 0
+    used = min(replicates, REPLICATES_OF_MANY) if pool.shape[1] > FEW else replicates
+    error = bootstrap.of_frechet_distance(pool, *reference, num_replicates=used, seed=SEED)
     return error, used
 
 
-def _inception_score(probabilities, replicates):
+def _inception_score(probabilities: Float[np.ndarray, "n c"], replicates: int) -> Metric:
     value, spread = inception_score.scores(probabilities, SPLITS, SEED)
     error = None
     if replicates:
@@ -143,7 +135,7 @@ def _inception_score(probabilities, replicates):
     return _entry("Inception score", value, error, replicates, "higher", about)
 
 
-def _psnr(squared_error):
+def _psnr(squared_error: Float[np.ndarray, " n"]) -> Metric:
     mean = max(float(squared_error.mean()), 1e-12)
     # To first order.
     error = 10 / math.log(10) * bootstrap.of_mean(squared_error) / mean
@@ -151,7 +143,9 @@ def _psnr(squared_error):
     return _entry("PSNR", -10 * math.log10(mean), error, 0, "higher", about)
 
 
-def _manifold(generated, real, replicates):
+def _manifold(
+    generated: Float[np.ndarray, "m d"], real: Float[np.ndarray, "n d"], replicates: int
+) -> dict[str, Metric]:
     found = manifold.overlap(
         real,
         generated,
@@ -172,7 +166,10 @@ def _manifold(generated, real, replicates):
     return entries
 
 
-def _entry(title, value, error, replicates, better, about) -> dict[str, Any]:
+def _entry(
+    title: str, value: float, error: float | None, replicates: int, better: str, about: str
+) -> Metric:
+    """Returns a number of a card with its interval."""
     low, high = (None, None) if error is None else bootstrap.interval(value, error)
     return {
         "title": title,

@@ -305,30 +305,30 @@ def statistics_of_reference(
 
     None if other hosts have not finished making them.
     """
-    if reference.statistics is not None:
-        return _with_features_of_images(reference, network)
+    if isinstance(reference.content, statistics.Statistics):
+        return _with_features_of_images(reference.content, reference.path, network)
     path = out / "reference.npz"
     if path.exists():
         return statistics.Statistics.load(path)
-    collected = run_and_collect(reference.images, network, out / "reference", hosts, "reference")
+    images = reference.content
+    collected = run_and_collect(images, network, out / "reference", hosts, "reference")
     if collected is None:
         return None
-    made = reference.images.statistics(collected)
+    made = images.statistics(collected)
     made.save(path)
     return made
 
 
 def _with_features_of_images(
-    reference: image_sets.Reference, network: features.Features
+    found: statistics.Statistics, path: str, network: features.Features
 ) -> statistics.Statistics:
     """Adds the features of images that ADM's files hold, which precision and recall need."""
-    found = reference.statistics
     number = found.description.get("sample_images")
     if found.pool is not None or not number:
         return found
-    pool = []
+    pool: list[np.ndarray] = []
     with progress_bar.Progress(number, 1, unit="image (of the reference)") as bar:
-        for images in statistics.sample_images(reference.path, accumulate.CHUNK):
+        for images in statistics.sample_images(path, accumulate.CHUNK):
             pool.append(network(images)["pool"])
             bar.update(sum(map(len, pool)))
     return dataclasses.replace(found, pool=np.concatenate(pool))

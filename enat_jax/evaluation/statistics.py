@@ -9,7 +9,7 @@ What ``Statistics.load`` reads is known by its content:
     ``mu``, ``sigma``    pytorch-fid's, and in the same form those of the first FID in TensorFlow,
                          which resizes images in another way. Nothing in the file says which.
 
-What a file does not say is None in its description, and ``cards.incompatible`` says that it is
+What a file does not say is None in its description, and ``caveats.of_reference`` says that it is
 not known.
 """
 
@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from enat_jax.data import records
-from enat_jax.evaluation import cards
+from enat_jax.evaluation import caveats
 from enat_jax.metrics.moments import Gaussian, Moments
 from enat_jax.runtime import files
 
@@ -93,15 +93,15 @@ class Statistics:
     def check_features(self, features: Mapping[str, Any], where: object) -> None:
         """Raises ValueError, which names ``where``, if these are known to be of another network.
 
-        Another ``resize`` of the same network passes: ``cards.incompatible`` says it.
+        Another ``resize`` of the same network passes: ``caveats.of_reference`` says it.
         """
         mine = self.description["features"] or {}
         for name in ("kind", "fingerprint"):
             known = None not in (mine.get(name), features.get(name))
             if known and mine[name] != features[name]:
                 raise ValueError(
-                    f"{where} is of other features: {name} {cards.short(mine[name])}, those in "
-                    f"use have {cards.short(features[name])}: {ADVICE} and the same --features"
+                    f"{where} is of other features: {name} {caveats.short(mine[name])}, those in "
+                    f"use have {caveats.short(features[name])}: {ADVICE} and the same --features"
                 )
 
     def save(self, path: str | os.PathLike) -> None:

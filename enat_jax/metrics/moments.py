@@ -112,7 +112,11 @@ class Moments:
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns ``count``, ``mean`` and ``scatter`` as arrays to save; ``from_arrays`` takes
         them."""
-        return {"count": np.int64(self.count), "mean": self.mean, "scatter": self.scatter}
+        return {
+            "count": np.asarray(self.count, np.int64),
+            "mean": self.mean,
+            "scatter": self.scatter,
+        }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:

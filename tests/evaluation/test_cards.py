@@ -161,3 +161,15 @@ def test_what_is_no_card_is_refused(tmp_path):
     path.write_text(json.dumps({k: v for k, v in CARD.items() if k != "caveats"}))
     with pytest.raises(ValueError, match="is damaged, it has no caveats"):
         cards.read(path)
+    for change in (
+        {"headline": "nothing"},
+        {"metrics": {"fid": {"title": "FID", "value": "small"}}},
+        {"reference": {"about": "pictures"}},
+        {"images": None},
+        {"caveats": 3},
+        {"seconds": {"features": "long"}},
+    ):
+        path.write_text(json.dumps(CARD | change))
+        with pytest.raises(ValueError, match=r"card\.json is damaged \(.*name the card") as caught:
+            cards.read(path)
+        assert "\n" not in str(caught.value)

@@ -97,13 +97,3 @@ def test_reconstructions_have_names_of_their_own_and_a_psnr():
     assert list(found)[:2] == ["rfid", "psnr"] and found["rfid"]["title"] == "rFID"
     assert found["psnr"]["value"] == pytest.approx(20.0, abs=1e-5)
     assert found["psnr"]["standard_error"] == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("network", "channels", "words"),
-    [(INCEPTION, 3, []), (INCEPTION, 1, ["grey"]), (OTHER, 1, ["no FID"]), (OTHER, 3, ["no FID"])],
-)
-def test_what_must_be_said_of_the_features(network, channels, words):
-    found = measures.caveats(network, (8, 8, channels))
-    assert len(found) == len(words)
-    assert all(word in sentence for word, sentence in zip(words, found, strict=True))

@@ -1,5 +1,4 @@
 import pathlib
-import re
 import struct
 import zipfile
 
@@ -8,7 +7,7 @@ import pytest
 import scipy.linalg
 
 from enat_jax.data import images
-from enat_jax.evaluation import cards, features
+from enat_jax.evaluation import caveats, features
 from enat_jax.evaluation import statistics as image_statistics
 from enat_jax.evaluation.statistics import Statistics
 from enat_jax.metrics import fid
@@ -221,54 +220,9 @@ def test_directories_single_arrays_and_absent_files(tmp_path):
         next(image_statistics.sample_images(tmp_path / "a.npz", 2))
 
 
-# --- what makes numbers incomparable
-
-
-def compared(own=None, reference=None):
-    return cards.incompatible(DESCRIPTION | (own or {}), DESCRIPTION | (reference or {}))
-
-
-def features_with(**changes):
-    return {"features": DESCRIPTION["features"] | changes}
-
-
-def test_nothing_to_say_of_the_same():
-    assert compared() == []
-    assert compared({"versions": {"numpy": "2.4"}}) == []
-
-
-@pytest.mark.parametrize(
-    ("own", "reference", "sentence"),
-    [
-        ({}, features_with(kind="random", label="x"), "Features differ in kind (inception; "),
-        ({}, features_with(resize="pytorch-fid"), "resize (adm; reference: pytorch-fid)"),
-        ({}, features_with(fingerprint="ef" * 32), "fingerprint (abababababababab...; "),
-        ({}, {"resolution": [64, 64]}, "resolution differs ([256, 256]; reference: [64, 64])"),
-        ({}, {"crop": "resize"}, "The crop differs (center; reference: resize)"),
-        ({"crop": None}, {}, "The crop of the model's own images is not known."),
-        ({}, {"source": {"source": "files", "split": "test"}}, "they differ in split and listing."),
-        ({"source": None}, {}, "Which images the model was trained on is not known"),
-        ({"num_images": 5000}, {}, "Only 5,000 images were measured"),
-        ({"num_images": None}, {}, "The number of images measured is not known."),
-        ({}, {"num_images": 359}, "The reference has only 359 images"),
-        ({"class_counts": [10, 7, 9]}, {}, "Classes are not balanced: 7 to 10 images of each"),
-        ({"class_counts": [25_001, 25_000]}, {}, "no multiple of the 2 classes."),
-        ({"class_counts": None}, {}, "How many images of each class were measured is not known."),
-        ({}, {"class_counts": [9] * 10}, "has 10 classes, the measured images 2."),
-        ({}, {"class_counts": [9, 20]}, "of very different sizes, 9 to 20 images."),
-        ({}, {"crop": None}, "The reference does not say its crop: whether"),
-        ({}, features_with(fingerprint=None), "does not say the fingerprint of its features: "),
-    ],
-)
-def test_each_difference_is_a_sentence(own, reference, sentence):
-    found = compared(own, reference)
-    assert any(sentence in line for line in found), found
-    assert all(re.fullmatch(r"[A-Z][^\n]*\.", line) for line in found)
-
-
 def test_what_a_foreign_file_does_not_say_is_one_sentence(adm):
     _, reference = adm
-    assert compared({"resolution": [8, 8]}, reference.description) == [
+    assert caveats.of_reference(DESCRIPTION | {"resolution": [8, 8]}, reference.description) == [
         "The reference does not say the fingerprint of its features, its crop, which images it is "
         "of, its number of images and how many images of each class it has: whether they fit is "
         "not known."
