@@ -1,14 +1,14 @@
 """Conversion of the PyTorch reference's tensors to our parameters and back, by tables.
 
-A table maps a regular expression, which must match the whole name of a reference tensor, to the
-path of our parameter and the transform between the two layouts:
+A table maps the name of a reference tensor to the path of our parameter and the transform between
+the two layouts:
 
-    {r"encoder\\.conv_in\\.weight": ("encoder/conv_in/kernel", CONV)}
+    {"encoder.conv_in.weight": ("encoder/conv_in/kernel", CONV)}
 
-The path may refer to groups of the expression (``\\1``), or be a function of the match where the
-place depends on the number of a layer. A path that ends in an index, ``blocks/mlp/kernel[3]``,
-names one slice along axis 0 of a parameter that stacks the same tensor of all layers. The path
-``None`` drops a tensor on purpose; a tensor that no expression matches is an error.
+In place of a name there may be a regular expression that matches whole names, to whose groups the
+path may refer (``\\1``). A path that ends in an index, ``blocks/mlp/kernel[3]``, names one slice
+along axis 0 of a parameter that stacks the same tensor of all layers. The path ``None`` drops a
+tensor on purpose; a tensor that has no entry is an error.
 
 The way back, ``enat_state_dict`` and ``vqgan_state_dict``, follows the same tables: every tensor
 comes back bit for bit. MaskGIT's own JAX tokenizer has a table, too.
@@ -27,8 +27,6 @@ from flax import traverse_util
 
 from enat_jax.models import enat, vqgan
 
-Path = str | Callable[[re.Match], str] | None
-
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
@@ -38,7 +36,7 @@ class Transform:
     inverse: Callable[[np.ndarray], np.ndarray]
 
 
-Table = Mapping[str, tuple[Path, Transform]]
+Table = Mapping[str, tuple[str | None, Transform]]
 
 COPY = Transform(lambda a: a, lambda a: a)
 DENSE = Transform(np.transpose, np.transpose)  # [out, in] <-> [in, out]
@@ -117,17 +115,18 @@ def revert(params: Mapping, table: Table, names: Iterable[str]) -> dict[str, np.
 
 def _place(name: str, table: Table) -> tuple[str, int | None, Transform] | None:
     """Returns our path, the index along a stacked axis and the transform; None to drop it."""
-    matches = [
-        (m, *entry) for pattern, entry in table.items() if (m := re.fullmatch(pattern, name))
-    ]
-    if not matches:
-        raise ValueError("unknown to the table")
-    if len(matches) > 1:
-        raise ValueError(f"matched by {[m.re.pattern for m, *_ in matches]}, which is ambiguous")
-    match, path, transform = matches[0]
+    if name in table:
+        path, transform = table[name]
+    else:
+        matches = [m for pattern in table if (m := re.fullmatch(pattern, name))]
+        if not matches:
+            raise ValueError("unknown to the table")
+        if len(matches) > 1:
+            raise ValueError(f"matched by {[m.re.pattern for m in matches]}, which is ambiguous")
+        path, transform = table[matches[0].re.pattern]
+        path = path and matches[0].expand(path)
     if path is None:
         return None
-    path = path(match) if callable(path) else match.expand(path)
     stacked = re.fullmatch(r"(.*)\[(\d+)\]", path)
     return (stacked[1], int(stacked[2]), transform) if stacked else (path, None, transform)
 
@@ -156,45 +155,14 @@ def _assemble(parts: Mapping[int | None, np.ndarray], leaf: Any) -> np.ndarray:
     return np.ascontiguousarray(value, dtype=leaf.dtype)
 
 
-_PART = r"(encoder|decoder)"
-_BLOCK = {  # the last part of a residual block's name: ours and the transform
-    r"norm([12])\.weight": (r"norm{}/scale", COPY),
-    r"norm([12])\.bias": (r"norm{}/bias", COPY),
-    r"conv([12])\.weight": (r"conv{}/kernel", CONV),
-    r"nin_shortcut(\b)\.weight": (r"shortcut{}/kernel", CONV),
-}
-
-
-def _mid(match: re.Match, path: str) -> str:
-    # The reference counts the two middle blocks from 1.
-    return f"{match[1]}/mid_{int(match[2]) - 1}/" + path.format(match[3])
-
-
-VQGAN_TABLE: Table = {
-    r"quantize\.embedding\.weight": ("codebook", COPY),
-    # The discriminator and the perceptual network of a training checkpoint.
-    r"loss\..*": (None, COPY),
-    _PART + r"\.(conv_in|conv_out)\.weight": (r"\1/\2/kernel", CONV),
-    _PART + r"\.(conv_in|conv_out)\.bias": (r"\1/\2/bias", COPY),
-    _PART + r"\.norm_out\.weight": (r"\1/norm_out/scale", COPY),
-    _PART + r"\.norm_out\.bias": (r"\1/norm_out/bias", COPY),
-    r"decoder\.up\.(\d+)\.upsample\.conv\.weight": (r"decoder/upsample_\1/kernel", CONV),
-    r"decoder\.up\.(\d+)\.upsample\.conv\.bias": (r"decoder/upsample_\1/bias", COPY),
-    **{
-        _PART + r"\.(down|up)\.(\d+)\.block\.(\d+)\." + end: (
-            r"\1/\2_\3_\4/" + path.format(r"\5"),
-            transform,
-        )
-        for end, (path, transform) in _BLOCK.items()
-    },
-    **{
-        _PART + r"\.mid\.block_([12])\." + end: (
-            functools.partial(_mid, path=path),
-            transform,
-        )
-        for end, (path, transform) in _BLOCK.items()
-    },
-}
+def vqgan_table(model: vqgan.VQGAN) -> Table:
+    """Returns the table of the reference's VQGAN."""
+    leaves = traverse_util.flatten_dict(_vqgan_shapes(model), sep="/")
+    return {
+        **{_vqgan_name(x): (x, CONV if leaves[x].ndim == 4 else COPY) for x in leaves},
+        # The discriminator and the perceptual network of a training checkpoint.
+        r"loss\..*": (None, COPY),
+    }
 
 
 def vqgan_params(state_dict: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> dict:
@@ -203,13 +171,17 @@ def vqgan_params(state_dict: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> di
     Raises:
         ValueError: the state dict is not that of such a model; with a list of everything wrong.
     """
-    return convert(state_dict, VQGAN_TABLE, _vqgan_shapes(model))
+    return convert(state_dict, vqgan_table(model), _vqgan_shapes(model))
 
 
 def vqgan_state_dict(params: Mapping, model: vqgan.VQGAN) -> dict[str, np.ndarray]:
     """Returns all tensors of the reference's model: the inverse of ``vqgan_params``."""
-    names = map(_vqgan_name, traverse_util.flatten_dict(_vqgan_shapes(model), sep="/"))
-    return revert(params, VQGAN_TABLE, names)
+    return _revert_all(params, vqgan_table(model))
+
+
+def _revert_all(params: Mapping, table: Table) -> dict[str, np.ndarray]:
+    """Returns the tensors of all entries, names and no expressions, that are not dropped."""
+    return revert(params, table, [name for name, (path, _) in table.items() if path is not None])
 
 
 @functools.cache  # tracing the network takes a second, and both directions ask
@@ -231,47 +203,28 @@ def _vqgan_name(path: str) -> str:
 
 
 def maskgit_table(model: vqgan.VQGAN) -> Table:
-    """Returns the table of MaskGIT's JAX tokenizer, which numbers blocks as its program calls them.
+    """Returns the table of MaskGIT's JAX tokenizer, which numbers layers as its program calls them.
 
     Its layouts are ours. Source of the names: ``maskgit/nets/vqgan_tokenizer.py`` of its release.
     """
-    levels, blocks = len(model.channel_multipliers), model.num_res_blocks
-
-    def down(match: re.Match, end: str) -> str:
-        level, block = divmod(int(match[1]), blocks)
-        name = (
-            f"down_{level}_{block}" if level < levels else f"mid_{int(match[1]) - levels * blocks}"
-        )
-        return f"encoder/{name}/" + match.expand(end)
-
-    def up(match: re.Match, end: str) -> str:
-        level, block = divmod(int(match[1]) - 2, blocks)
-        name = f"up_{levels - 1 - level}_{block}" if level >= 0 else f"mid_{match[1]}"
-        return f"decoder/{name}/" + match.expand(end)
-
-    def decoder_conv(match: re.Match) -> str:
-        number = int(match[1])
-        name = {0: "conv_in", levels: "conv_out"}.get(number, f"upsample_{levels - number}")
-        return f"decoder/{name}/{match[2]}"
-
-    table: dict[str, tuple[Path, Transform]] = {
-        r"quantizer/codebook": ("codebook", COPY),
-        r"encoder/Conv_0/kernel": ("encoder/conv_in/kernel", COPY),
-        r"encoder/Conv_1/(kernel|bias)": (r"encoder/conv_out/\1", COPY),
-        r"decoder/Conv_(\d+)/(kernel|bias)": (decoder_conv, COPY),
-        r"(encoder|decoder)/GroupNorm_0/(scale|bias)": (r"\1/norm_out/\2", COPY),
+    levels, blocks = range(len(model.channel_multipliers)), range(model.num_res_blocks)
+    down = [f"down_{level}_{block}" for level in levels for block in blocks]
+    up = [f"up_{level}_{block}" for level in reversed(levels) for block in blocks]
+    mid = ["mid_0", "mid_1"]
+    upsample = [f"upsample_{level}" for level in reversed(levels[1:])]
+    called = {  # residual blocks and convolutions
+        "encoder": (down + mid, ["conv_in", "conv_out"]),
+        "decoder": (mid + up, ["conv_in", *upsample, "conv_out"]),
     }
-    for part, place in (("encoder", down), ("decoder", up)):
-        ends = {
-            r"GroupNorm_0/(scale|bias)": r"norm1/\2",
-            r"GroupNorm_1/(scale|bias)": r"norm2/\2",
-            r"Conv_0/kernel": "conv1/kernel",
-            r"Conv_1/kernel": "conv2/kernel",
-            r"Conv_2/kernel": "shortcut/kernel",
-        }
-        for end, ours in ends.items():
-            table[part + r"/ResBlock_(\d+)/" + end] = (functools.partial(place, end=ours), COPY)
-    return table
+    modules = {}
+    for part, (residual, convolutions) in called.items():
+        modules[f"{part}/GroupNorm_0"] = f"{part}/norm_out"
+        modules |= {f"{part}/Conv_{i}": f"{part}/{ours}" for i, ours in enumerate(convolutions)}
+        for i, ours in enumerate(residual):
+            for name, layer in _MASKGIT_BLOCK.items():
+                modules[f"{part}/ResBlock_{i}/{name}"] = f"{part}/{ours}/{layer}"
+    leaves = {rf"{name}/(\w+)": (rf"{ours}/\1", COPY) for name, ours in modules.items()}
+    return {"quantizer/codebook": ("codebook", COPY)} | leaves
 
 
 def maskgit_params(tensors: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> dict:
@@ -282,73 +235,67 @@ def maskgit_params(tensors: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> dic
     return convert(tensors, maskgit_table(model), _vqgan_shapes(model))
 
 
-_ENAT_BLOCK = {
-    r"attn\.q": "query",
-    r"attn\.kv\.A": "key_value_context",
-    r"attn\.kv\.B": "key_value_self",
-    r"attn\.proj": "out",
-    r"mlp\.fc1": "mlp/up",
-    r"mlp\.fc2": "mlp/down",
+_MASKGIT_BLOCK = {
+    "GroupNorm_0": "norm1",
+    "GroupNorm_1": "norm2",
+    "Conv_0": "conv1",
+    "Conv_1": "conv2",
+    "Conv_2": "shortcut",
 }
-_ENAT_DENSE = {
-    r"prev_proj\.mlp\.fc1": "project/mlp/up",
-    r"prev_proj\.mlp\.fc2": "project/mlp/down",
-    r"mlm_layer\.fc": "head/dense",
-}
-_ENAT_NORM = {
-    r"x_embedder\.LayerNorm": "embed/norm",
-    r"prev_proj\.norm": "project/norm",
-    r"norm": "head/norm_in",
-    r"mlm_layer\.ln": "head/norm_out",
-}
+
+# Ends of the names of a layer's tensors: the reference's, ours, and the transform.
+_Ends = tuple[tuple[str, str, Transform], ...]
 _HEAD_BIAS = Transform(lambda a: a.reshape(a.shape[-1]), lambda a: a.reshape(1, 1, -1))
+_LAYER: _Ends = (("weight", "kernel", DENSE), ("bias", "bias", COPY))
+_PACKED_LAYER: _Ends = (("weight", "kernel", PACKED), ("bias", "bias", PACKED_BIAS))
+_NORM: _Ends = (("weight", "scale", COPY), ("bias", "bias", COPY))
+_ENAT_BLOCK = {
+    "attn.q": ("query", _LAYER),
+    "attn.kv.A": ("key_value_context", _PACKED_LAYER),
+    "attn.kv.B": ("key_value_self", _PACKED_LAYER),
+    "attn.proj": ("out", _LAYER),
+    "mlp.fc1": ("mlp/up", _LAYER),
+    "mlp.fc2": ("mlp/down", _LAYER),
+}
+_ENAT_LAYERS = {
+    "prev_proj.mlp.fc1": ("project/mlp/up", _LAYER),
+    "prev_proj.mlp.fc2": ("project/mlp/down", _LAYER),
+    "mlm_layer.fc": ("head/dense", _LAYER),
+    "x_embedder.LayerNorm": ("embed/norm", _NORM),
+    "prev_proj.norm": ("project/norm", _NORM),
+    "norm": ("head/norm_in", _NORM),
+    "mlm_layer.ln": ("head/norm_out", _NORM),
+}
 
 
-def enat_table(encoder_layers: int) -> Table:
+def enat_table(model: enat.ENAT) -> Table:
     """Returns the table of an ENAT, whose blocks the reference has in one list, encoder first."""
-
-    def block(match: re.Match, part: str) -> str:
-        layer = int(match[1])
-        if layer < encoder_layers:
-            return f"encoder/{part}[{layer}]"
-        return f"decoder/{part}[{layer - encoder_layers}]"
-
-    kinds = {r"\.weight": ("kernel", DENSE), r"\.bias": ("bias", COPY)}
-    packed = {r"\.weight": ("kernel", PACKED), r"\.bias": ("bias", PACKED_BIAS)}
-    norms = {r"\.weight": "scale", r"\.bias": "bias"}
+    layers = [(name, ours, "", ends) for name, (ours, ends) in _ENAT_LAYERS.items()]
+    places = [("encoder", i) for i in range(model.encoder_layers)]
+    places += [("decoder", i) for i in range(model.decoder_layers)]
+    for number, (part, i) in enumerate(places):
+        block = f"blocks.{number}"
+        layers.append((f"{block}.adaLN_modulation.1", "modulation", f"[{number}]", _LAYER))
+        for name, (ours, ends) in _ENAT_BLOCK.items():
+            layers.append((f"{block}.{name}", f"{part}/{ours}", f"[{i}]", ends))
     return {
-        r"x_embedder\.word_embeddings\.weight": ("embed/word", COPY),
-        r"x_embedder\.position_embeddings\.weight": ("embed/position", COPY),
-        r"y_embedder\.embedding_table\.weight": ("modulation/label_table", COPY),
-        r"blocks\.(\d+)\.adaLN_modulation\.1\.weight": (r"modulation/kernel[\1]", DENSE),
-        r"blocks\.(\d+)\.adaLN_modulation\.1\.bias": (r"modulation/bias[\1]", COPY),
-        r"mlm_layer\.bias": ("head/bias", _HEAD_BIAS),
+        "x_embedder.word_embeddings.weight": ("embed/word", COPY),
+        "x_embedder.position_embeddings.weight": ("embed/position", COPY),
+        "y_embedder.embedding_table.weight": ("modulation/label_table", COPY),
+        "mlm_layer.bias": ("head/bias", _HEAD_BIAS),
+        **{
+            f"{name}.{end}": (f"{ours}/{leaf}{index}", transform)
+            for name, ours, index, ends in layers
+            for end, leaf, transform in ends
+        },
         # Never used by the reference's forward pass: its gradient is zero.
         r"prev_embedder\..*": (None, COPY),
-        **{
-            r"blocks\.(\d+)\." + name + end: (
-                functools.partial(block, part=f"{ours}/{leaf}"),
-                transform,
-            )
-            for name, ours in _ENAT_BLOCK.items()
-            for end, (leaf, transform) in (packed if "kv" in name else kinds).items()
-        },
-        **{
-            name + end: (f"{ours}/{leaf}", transform)
-            for name, ours in _ENAT_DENSE.items()
-            for end, (leaf, transform) in kinds.items()
-        },
-        **{
-            name + end: (f"{ours}/{leaf}", COPY)
-            for name, ours in _ENAT_NORM.items()
-            for end, leaf in norms.items()
-        },
     }
 
 
 def enat_params(state_dict: Mapping[str, np.ndarray], model: enat.ENAT) -> dict:
     """Returns parameters from the reference's tensors; raises as ``vqgan_params``."""
-    return convert(state_dict, enat_table(model.encoder_layers), _enat_shapes(model))
+    return convert(state_dict, enat_table(model), _enat_shapes(model))
 
 
 @functools.cache
@@ -369,21 +316,7 @@ def enat_state_dict(params: Mapping, model: enat.ENAT) -> dict[str, np.ndarray]:
     """
     if not model.reuse:
         raise ValueError("the reference has no model without reuse of features: nothing to convert")
-    layers = range(model.encoder_layers + model.decoder_layers)
-    parts = [*_ENAT_BLOCK, r"adaLN_modulation\.1"]
-    names = [
-        *("x_embedder.word_embeddings.weight", "x_embedder.position_embeddings.weight"),
-        *("y_embedder.embedding_table.weight", "mlm_layer.bias"),
-        *(name + end for name in [*_ENAT_DENSE, *_ENAT_NORM] for end in (".weight", ".bias")),
-        *(
-            f"blocks.{i}.{part}{end}"
-            for i in layers
-            for part in parts
-            for end in (".weight", ".bias")
-        ),
-    ]
-    names = [name.replace("\\", "") for name in names]  # of the expressions that match them
-    tensors = revert(params, enat_table(model.encoder_layers), names)
+    tensors = _revert_all(params, enat_table(model))
     wide = model.mlp_ratio * model.width
     unused = {"fc1.weight": (wide, model.width), "fc1.bias": (wide,)}
     unused |= {"fc2.weight": (model.width, wide), "fc2.bias": (model.width,)}

@@ -18,11 +18,10 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 TABLE = {
     r"head\.weight": ("head/kernel", conversion.DENSE),
     r"head\.bias": ("head/bias", conversion.COPY),
-    r"blocks\.(\d+)\.fc\.weight": (
-        # Two blocks make the encoder, the rest the decoder.
-        lambda m: f"encoder/fc[{m[1]}]" if int(m[1]) < 2 else f"decoder/fc[{int(m[1]) - 2}]",
-        conversion.DENSE,
-    ),
+    r"blocks\.([01])\.fc\.weight": (r"encoder/fc[\1]", conversion.DENSE),
+    # Two blocks make the encoder, the rest the decoder.
+    "blocks.2.fc.weight": ("decoder/fc[0]", conversion.DENSE),
+    "blocks.3.fc.weight": ("decoder/fc[1]", conversion.DENSE),
     r"unused\..*": (None, conversion.COPY),
 }
 TARGET = {

@@ -67,8 +67,8 @@ def test_decoded_codes_are_the_reference_s(model, variables, golden):
     np.testing.assert_allclose(images, nhwc(golden["decoded_codes_nchw"]), atol=1e-4)
 
 
-def test_parameters_go_back_to_the_reference(variables, state_dict):
-    tensors = conversion.revert(variables["params"], conversion.VQGAN_TABLE, state_dict)
+def test_parameters_go_back_to_the_reference(variables, state_dict, model):
+    tensors = conversion.revert(variables["params"], conversion.vqgan_table(model), state_dict)
     for name, tensor in state_dict.items():
         np.testing.assert_array_equal(tensors[name], tensor, err_msg=name)
 
