@@ -6,6 +6,7 @@ batch is the same however many processes share it.
 """
 
 import collections
+import dataclasses
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ from enat_jax.data.decoding import Batch
 from enat_jax.runtime import exits
 
 Gather = Callable[[Int[np.ndarray, " b"], Int[np.ndarray, " b"]], Batch]  # of indices and seeds
+Taken = TypeVar("Taken")
 Placed = TypeVar("Placed")
 
 
@@ -50,22 +52,22 @@ def shuffled(start: int, count: int, n: int, seed: int) -> Int[np.ndarray, " cou
     return out
 
 
+@dataclasses.dataclass(frozen=True)
 class _Fetch(grain.transforms.RandomMap):
     """Maps a step to this process's part of its global batch."""
 
-    def __init__(self, gather: Gather, n: int, size: int, seed: int, part: slice) -> None:
-        self._gather = gather
-        self._n = n
-        self._size = size
-        self._seed = seed
-        self._part = part
+    gather: Gather
+    n: int
+    size: int
+    seed: int
+    part: slice
 
     def random_map(self, element: int, rng: np.random.Generator) -> Batch:
         # Seeds are drawn for the global batch and then cut, or they would depend on the hosts.
-        seeds = rng.integers(0, 1 << 63, self._size)[self._part]
-        first = int(element) * self._size + self._part.start
-        indices = shuffled(first, self._part.stop - self._part.start, self._n, self._seed)
-        return self._gather(indices, seeds)
+        seeds = rng.integers(0, 1 << 63, self.size)[self.part]
+        first = int(element) * self.size + self.part.start
+        indices = shuffled(first, self.part.stop - self.part.start, self.n, self.seed)
+        return self.gather(indices, seeds)
 
 
 def train_batches(
@@ -128,12 +130,12 @@ def _start_worker(index: int, count: int) -> None:
 
 
 def prefetch(
-    batches: Iterable[Batch], put: Callable[[Batch], Placed], ahead: int = 2
+    batches: Iterable[Taken], put: Callable[[Taken], Placed], ahead: int = 2
 ) -> Iterator[Placed]:
     """Yields ``put(batch)`` of every batch, ``ahead`` of them begun before they are asked for.
 
-    ``put`` starts the transfer to the devices and returns at once, as jax's transfers do; so the
-    next batches travel while a step computes.
+    ``put`` starts work and returns at once, as jax's transfers to the devices do; so the next
+    batches travel while a step computes.
     """
     waiting: collections.deque[Placed] = collections.deque()
     for batch in batches:

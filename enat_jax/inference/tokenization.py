@@ -1,29 +1,28 @@
 """Tokenization: images to shards of token records, decoding overlapped with the devices' work."""
 
-import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import itertools
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PyTree, UInt8
+from jaxtyping import Array, Int, PyTree, Shaped, UInt8
 
-from enat_jax.data import decoding, image_data, images, tokens
+from enat_jax.data import decoding, image_data, images, loader, tokens
 from enat_jax.inference import tokenizer
 from enat_jax.runtime import progress, sharding
 
 SEED = 0  # of augmented copies
 
 Read = decoding.Example | decoding.UnreadableImage
-Item = tuple[int, int, Read]  # shard, item, what was read
 
 
 @dataclasses.dataclass
@@ -91,42 +90,117 @@ def tokenize(
         OSError: it cannot be written.
     """
     todo = [s for s in tokens.begin(directory, spec) if s % num_hosts == host_index]
-    mesh = sharding.make_mesh(sharding.Sharding(), jax.local_devices())
-    encode = _encoder(model, spec, mesh)
     times, begun = Times(), time.perf_counter()
-    shards = _Shards(spec, directory, times)
     total = sum(len(spec.items(s)) for s in todo)
-    # Results on their way from the devices.
-    waiting: collections.deque[tuple[list[Item | None], jax.Array]] = collections.deque()
     with (
-        _Loader(source, spec, todo, skip_errors) as loader,
+        contextlib.closing(_encoded(model, source, spec, todo, times)) as encoded,
         progress.Progress(total, 1, unit="image") as bar,
     ):
-
-        def collect() -> None:
-            items, on_devices = waiting.popleft()
+        for shard in todo:
+            items = spec.items(shard)
+            rows = [np.zeros(0, spec.dtype)]
+            keys: dict[int, str] = {}
+            skipped: dict[int, dict[str, Any]] = {}
+            found = itertools.islice(encoded, len(items))
+            for item, (read, codes) in zip(items, found, strict=True):  # never a silent gap
+                image = item // spec.copies
+                keys[image] = read.key
+                if isinstance(read, decoding.Example):
+                    rows.append(_records(spec, image, read.label, codes))
+                elif skip_errors:
+                    skipped[image] = {"image": image, "key": read.key, "reason": read.reason}
+                else:
+                    raise read
+                times.num_images += 1
+                bar.update(times.num_images)
             start = time.perf_counter()
-            found = np.asarray(on_devices)
-            times.tokenizer += time.perf_counter() - start
-            shards.add(items, found)
-            times.num_images += sum(item is not None for item in items)
-            bar.update(times.num_images)
-
-        try:
-            for items, batch in _batches(loader, source, spec, todo, len(mesh.devices.flat), times):
-                waiting.append((items, encode(batch)))
-                if len(waiting) > 1:
-                    collect()
-        except decoding.UnreadableImage:
-            # What the devices have done is not lost to it. After another error it is: a batch may
-            # have been added in part.
-            while waiting:
-                collect()
-            raise
-        while waiting:
-            collect()
+            tokens.write_shard(
+                directory,
+                spec,
+                shard,
+                np.concatenate(rows),
+                list(keys.values()),
+                list(skipped.values()),
+            )
+            times.writing += time.perf_counter() - start
     times.total = time.perf_counter() - begun
     return times
+
+
+def _records(
+    spec: tokens.TokenSetSpec, image: int, label: int, codes: Int[np.ndarray, "views l"]
+) -> Shaped[np.ndarray, " views"]:
+    rows = np.zeros(spec.views, spec.dtype)
+    rows["tokens"], rows["flip"] = codes, np.arange(spec.views)
+    rows["label"], rows["image"] = label, image
+    return rows
+
+
+def _encoded(
+    model: tokenizer.Tokenizer,
+    source: images.Source,
+    spec: tokens.TokenSetSpec,
+    todo: list[int],
+    times: Times,
+) -> Generator[tuple[Read, Int[np.ndarray, "views l"]]]:
+    """Yields what was read of each item of the shards, and its tokens.
+
+    Threads read the items ahead of their use, since decoding does without the GIL. The tokens of
+    an item that could not be read have no meaning.
+    """
+    mesh = sharding.make_mesh(sharding.Sharding(), jax.local_devices())
+    encode = _encoder(model, spec, mesh)
+    size = spec.batch_size * mesh.size
+    groups = [
+        items[i : i + spec.batch_size]  # what one device gets at a time
+        for items in map(spec.items, todo)
+        for i in range(0, len(items), spec.batch_size)
+    ]
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    reads = loader.prefetch(
+        itertools.chain.from_iterable(groups),
+        lambda item: pool.submit(_read, source, spec, item),
+        ahead=2 * size,
+    )
+
+    def batches() -> Iterator[tuple[list[Read | None], UInt8[np.ndarray, "b h w c"]]]:
+        for first in range(0, len(groups), mesh.size):
+            start = time.perf_counter()
+            batch = np.zeros((size, *source.image_shape), np.uint8)
+            found: list[Read | None] = [None] * size  # None where the batch is padded
+            for g, group in enumerate(groups[first : first + mesh.size]):
+                for place in range(g * spec.batch_size, g * spec.batch_size + len(group)):
+                    read = found[place] = next(reads).result()
+                    if isinstance(read, decoding.Example):
+                        batch[place] = read.image
+            times.pictures += time.perf_counter() - start
+            yield found, batch
+
+    try:
+        for found, on_devices in loader.prefetch(
+            batches(), lambda batch: (batch[0], encode(batch[1])), ahead=1
+        ):
+            start = time.perf_counter()
+            codes = np.asarray(on_devices)
+            times.tokenizer += time.perf_counter() - start
+            for read, of_item in zip(found, codes, strict=True):
+                if read is not None:
+                    yield read, of_item
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read(source: images.Source, spec: tokens.TokenSetSpec, item: int) -> Read:
+    image, copy = divmod(item, spec.copies)
+    seed = int(np.random.default_rng([SEED, copy, image]).integers(1 << 63)) if copy else None
+    try:
+        example = source.load(image, seed)
+    except decoding.UnreadableImage as error:
+        return error
+    if not 0 <= example.label < len(spec.class_names):
+        n = len(spec.class_names)
+        raise ValueError(f"{example.key}: label {example.label} is not one of the {n} classes")
+    return example
 
 
 def _encoder(
@@ -142,124 +216,3 @@ def _encoder(
         return jnp.stack(found, 1).astype(spec.dtype["tokens"].base)
 
     return lambda batch: encode(params, jax.device_put(batch, sharding.of_batch(mesh)))
-
-
-class _Loader:
-    """Reads the items of shards ahead of their use, in threads: decoding does without the GIL."""
-
-    def __init__(
-        self, source: images.Source, spec: tokens.TokenSetSpec, todo: list[int], skip: bool
-    ) -> None:
-        self._source = source
-        self._spec = spec
-        self._skip = skip
-        self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
-        self._items = itertools.chain.from_iterable(spec.items(s) for s in todo)
-        self._futures: collections.deque[concurrent.futures.Future[Read]] = collections.deque()
-
-    def __enter__(self) -> "_Loader":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def next(self, ahead: int) -> Read:
-        """Returns the next item; ``ahead`` more are kept on their way."""
-        for item in itertools.islice(self._items, ahead + 1 - len(self._futures)):
-            self._futures.append(self._pool.submit(self._load, item))
-        return self._futures.popleft().result()
-
-    def _load(self, item: int) -> Read:
-        image, copy = divmod(item, self._spec.copies)
-        seed = None
-        if copy:
-            seed = int(np.random.default_rng([SEED, copy, image]).integers(1 << 63))
-        try:
-            example = self._source.load(image, seed)
-        except decoding.UnreadableImage as error:
-            if self._skip:
-                return error
-            raise
-        if not 0 <= example.label < len(self._spec.class_names):
-            raise ValueError(
-                f"{example.key}: label {example.label} is not one of the "
-                f"{len(self._spec.class_names)} classes"
-            )
-        return example
-
-
-def _batches(
-    loader: _Loader,
-    source: images.Source,
-    spec: tokens.TokenSetSpec,
-    todo: list[int],
-    num_devices: int,
-    times: Times,
-) -> Iterator[tuple[list[Item | None], np.ndarray]]:
-    """Yields the items of a batch, None where it is padded, and its images, uint8 [b, h, w, c]."""
-    groups = [
-        [(shard, item) for item in items[i : i + spec.batch_size]]
-        for shard in todo
-        for items in [spec.items(shard)]
-        for i in range(0, len(items), spec.batch_size)
-    ]
-    size = spec.batch_size * num_devices
-    for first in range(0, len(groups), num_devices):
-        start = time.perf_counter()
-        batch = np.zeros((size, *source.image_shape), np.uint8)
-        items: list[Item | None] = [None] * size
-        for g, group in enumerate(groups[first : first + num_devices]):
-            for place, (shard, item) in enumerate(group, g * spec.batch_size):
-                found = loader.next(ahead=2 * size)
-                items[place] = shard, item, found
-                if isinstance(found, decoding.Example):
-                    batch[place] = found.image
-        times.pictures += time.perf_counter() - start
-        yield items, batch
-
-
-class _Shards:
-    """Collects the records of shards and writes each when it is complete."""
-
-    def __init__(self, spec: tokens.TokenSetSpec, directory: pathlib.Path, times: Times) -> None:
-        self._spec = spec
-        self._directory = directory
-        self._times = times
-        self._rows: dict[int, list[np.ndarray]] = collections.defaultdict(list)
-        self._keys: dict[int, dict[int, str]] = collections.defaultdict(dict)
-        self._skipped: dict[int, dict[int, dict]] = collections.defaultdict(dict)
-
-    def add(self, items: list[Item | None], found: np.ndarray) -> None:
-        """Takes a batch: its items and their tokens [b, views, l]."""
-        for entry, codes in zip(items, found, strict=True):
-            if entry is None:
-                continue
-            shard, item, example = entry
-            image = item // self._spec.copies
-            self._keys[shard][image] = example.key
-            if isinstance(example, decoding.UnreadableImage):
-                reason = {"image": image, "key": example.key, "reason": example.reason}
-                self._skipped[shard][image] = reason
-            else:
-                rows = np.zeros(self._spec.views, self._spec.dtype)
-                rows["tokens"], rows["flip"] = codes, np.arange(self._spec.views)
-                rows["label"], rows["image"] = example.label, image
-                self._rows[shard].append(rows)
-            if item == self._spec.items(shard)[-1]:
-                self._write(shard)
-
-    def _write(self, shard: int) -> None:
-        start = time.perf_counter()
-        rows = self._rows.pop(shard, None) or [np.zeros(0, self._spec.dtype)]
-        keys, items = self._keys.pop(shard), self._spec.items(shard)
-        if len(keys) != items[-1] // self._spec.copies - items[0] // self._spec.copies + 1:
-            raise RuntimeError(f"images of shard {shard} were lost")  # never a silent gap
-        tokens.write_shard(
-            self._directory,
-            self._spec,
-            shard,
-            np.concatenate(rows),
-            list(keys.values()),
-            list(self._skipped.pop(shard, {}).values()),
-        )
-        self._times.writing += time.perf_counter() - start
