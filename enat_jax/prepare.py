@@ -20,7 +20,6 @@ seek times.
 
 import argparse
 import concurrent.futures.process
-import dataclasses
 import hashlib
 import multiprocessing
 import os
@@ -138,18 +137,17 @@ def _tar_files(tars: pathlib.Path, splits: Sequence[str] | None) -> dict[str, pa
     return tar_files
 
 
-def _scanned(tar: pathlib.Path, split: str, cache: pathlib.Path) -> imagenet.Pictures:
+def _scanned(tar: pathlib.Path, split: str, cache: pathlib.Path) -> np.recarray:
     """Returns the pictures of a tar file, kept in ``cache`` as long as the file is not touched."""
     found = tar.stat()
     stamp = np.array([found.st_size, found.st_mtime_ns])
-    fields = [field.name for field in dataclasses.fields(imagenet.Pictures)]
     if cache.exists():
         with np.load(cache) as saved:
             if np.array_equal(saved["stamp"], stamp):
-                return imagenet.Pictures(*(saved[field] for field in fields))
+                return imagenet.pictures([saved[field] for field in imagenet.FIELDS])
     print(f"looking through {tar}", flush=True)
     pictures = imagenet.scan(tar, split, imagenet_records.validation_ids())
-    files.write_npz(cache, {"stamp": stamp} | {x: getattr(pictures, x) for x in fields})
+    files.write_npz(cache, {"stamp": stamp} | {x: pictures[x] for x in imagenet.FIELDS})
     return pictures
 
 
@@ -169,8 +167,8 @@ def _keep_plan(unfinished: pathlib.Path, shards: dict[str, list[imagenet_records
     for split, of_split in shards.items():
         digest = hashlib.sha256()
         for shard in of_split:
-            for field in dataclasses.fields(shard.pictures):
-                digest.update(getattr(shard.pictures, field.name).tobytes())
+            for field in imagenet.FIELDS:
+                digest.update(shard.pictures[field].tobytes())
         splits[split] = {
             "pictures": digest.hexdigest(),
             "lengths": [len(shard.pictures) for shard in of_split],

@@ -7,7 +7,6 @@ they are "crane (bird)" and "crane (machine)", so that every class has a name of
 """
 
 import contextlib
-import dataclasses
 import importlib.resources
 import os
 import posixpath
@@ -17,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, cast
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Shaped
 
 _CLASSES: dict[str, str] = dict(
     line.split(" ", maxsplit=1)
@@ -49,28 +48,25 @@ def readable_names(class_names: Sequence[str]) -> tuple[str, ...]:
     return tuple(class_names)
 
 
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-    """The pictures of a split and where in its tar file they lie, in the order of the file.
+FIELDS = ("names", "labels", "offsets", "sizes")  # of pictures
 
-    Attributes:
-        names: the members' names in ASCII (dtype "S"), such as "n01440764_10026.JPEG".
-        labels: int64 in [0, 1000), or UNKNOWN.
-        offsets: int64, of the first byte of the encoded picture in the (outer) tar file.
-        sizes: int64, number of bytes of the encoded picture.
+
+def pictures(fields: Sequence[Shaped[np.ndarray, " n"]]) -> np.recarray:
+    """Returns the pictures of a split and where in its tar file they lie, as records.
+
+    Args:
+        fields: the values of ``FIELDS``: the members' names in ASCII (dtype "S"), such as
+            "n01440764_10026.JPEG"; labels, int64 in [0, 1000) or UNKNOWN; offsets, int64, of the
+            first byte of the encoded picture in the (outer) tar file; int64 numbers of its bytes.
     """
-
-    names: Shaped[np.ndarray, " n"]
-    labels: Int[np.ndarray, " n"]
-    offsets: Int[np.ndarray, " n"]
-    sizes: Int[np.ndarray, " n"]
-
-    def __len__(self) -> int:
-        return len(self.names)
+    types = [(name, values.dtype) for name, values in zip(FIELDS, fields, strict=True)]
+    return np.rec.fromarrays(fields, dtype=types)
 
 
-def scan(path: str | os.PathLike, split: str, validation_ids: Sequence[str]) -> Pictures:
-    """Finds the pictures in the official tar file of a split, reading the headers only.
+def scan(path: str | os.PathLike, split: str, validation_ids: Sequence[str]) -> np.recarray:
+    """Finds the ``pictures`` in the official tar file of a split, reading the headers only.
+
+    They have the order of the file.
 
     Args:
         path: of the uncompressed tar file. For "train" it holds a tar file for each class.
@@ -90,16 +86,13 @@ def scan(path: str | os.PathLike, split: str, validation_ids: Sequence[str]) -> 
             found = list(_of_flat_tar(tar, str(path), split, validation_ids))
     if not found:
         raise ValueError(f"{path} holds no pictures")
-    names, labels, offsets, sizes = zip(*found, strict=True)
-    pictures = Pictures(
-        np.array([name.encode() for name in names]),
-        *(np.array(values, np.int64) for values in (labels, offsets, sizes)),
-    )
-    unique, counts = np.unique(pictures.names, return_counts=True)
-    if len(unique) < len(pictures):
+    names, *numbers = zip(*found, strict=True)
+    made = pictures([np.array(names, "S"), *np.array(numbers, np.int64)])
+    unique, counts = np.unique(made.names, return_counts=True)
+    if len(unique) < len(made):
         twice = unique[counts > 1][0].decode()
         raise ValueError(f"{path} holds {twice} more than once: get the file again")
-    return pictures
+    return made
 
 
 def _of_classes(tar: tarfile.TarFile, called: str) -> Iterator[tuple[str, int, int, int]]:
@@ -111,8 +104,8 @@ def _of_classes(tar: tarfile.TarFile, called: str) -> Iterator[tuple[str, int, i
         if wordnet_id not in _LABELS:
             raise ValueError(f"{where} is none of the 1000 classes of ImageNet-2012")
         content = cast(IO[bytes], tar.extractfile(class_tar))  # as that of every regular file
-        with _opened(content, where) as pictures:
-            for picture in _files(pictures, where):
+        with _opened(content, where) as of_class:
+            for picture in _files(of_class, where):
                 name = posixpath.normpath(picture.name)
                 if not re.fullmatch(rf"{wordnet_id}_[0-9]+\.JPEG", name):
                     raise ValueError(f"{picture.name} in {where} is no picture of this class")

@@ -21,8 +21,6 @@ import PIL.Image
 from array_record.python import array_record_module
 from jaxtyping import Int
 
-from enat_jax.data import imagenet
-
 if TYPE_CHECKING:  # slow to import
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import example_serializer, naming
@@ -39,13 +37,13 @@ class Shard:
     Attributes:
         path: of the file.
         tar: the file in which the pictures lie.
-        pictures: in the order of the records.
+        pictures: ``imagenet.pictures``, in the order of the records.
         num_bytes: of all records together.
     """
 
     path: pathlib.Path
     tar: pathlib.Path
-    pictures: imagenet.Pictures
+    pictures: np.recarray
     num_bytes: int
 
 
@@ -60,7 +58,7 @@ def validation_ids() -> list[str]:
 def plan_shards(
     split: str,
     tar: pathlib.Path,
-    pictures: imagenet.Pictures,
+    pictures: np.recarray,
     directory: pathlib.Path,
     num_shards: int | None,
 ) -> list[Shard]:
@@ -69,7 +67,7 @@ def plan_shards(
     Args:
         split: the salt of the hashes.
         tar: the split's official tar file.
-        pictures: what lies in it.
+        pictures: what lies in it; see ``imagenet.pictures``.
         directory: where the files will lie.
         num_shards: None: TFDS's number for this many bytes.
 
@@ -94,14 +92,12 @@ def plan_shards(
     for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         rows = order[start:end]
         path = _template(directory, split).sharded_filepath(shard_index=number, num_shards=count)
-        part = imagenet.Pictures(
-            *(getattr(pictures, field.name)[rows] for field in dataclasses.fields(pictures))
-        )
-        shards.append(Shard(pathlib.Path(path), tar, part, int(sizes[rows].sum())))
+        num_bytes = int(sizes[rows].sum())
+        shards.append(Shard(pathlib.Path(path), tar, pictures[rows], num_bytes))
     return shards
 
 
-def _record_sizes(tar: pathlib.Path, pictures: imagenet.Pictures) -> Int[np.ndarray, " n"]:
+def _record_sizes(tar: pathlib.Path, pictures: np.recarray) -> Int[np.ndarray, " n"]:
     """Returns the bytes of serialised records, int64; only what is encoded anew is read for it.
 
     A record is a protocol buffer: Example { Features { map<string, Feature> } }, where a feature is
@@ -181,7 +177,7 @@ def _records(shard: Shard) -> Iterator[bytes]:
             yield serializer.get_tf_example(example).SerializeToString(deterministic=True)
 
 
-def _stored(file: int, pictures: imagenet.Pictures, index: int) -> bytes:
+def _stored(file: int, pictures: np.recarray, index: int) -> bytes:
     """Returns the picture as its record has it: the file, but for the few that are no RGB JPEG."""
     name, size = pictures.names[index].decode(), int(pictures.sizes[index])
     data = os.pread(file, size, int(pictures.offsets[index]))

@@ -68,8 +68,8 @@ def test_sizes_are_known_without_making_the_record(tmp_path, size, label):
 
     tar = tmp_path / "not-read.tar"
     tar.touch()
-    pictures = imagenet.Pictures(
-        np.array([b"n01440764_12.JPEG"]), np.array([label]), np.array([0]), np.array([size])
+    pictures = imagenet.pictures(
+        [np.array([b"n01440764_12.JPEG"]), np.array([label]), np.array([0]), np.array([size])]
     )
     (shard,) = imagenet_records.plan_shards("train", tar, pictures, tmp_path, None)
     assert shard.num_bytes == len(record)
@@ -82,7 +82,7 @@ def test_the_number_of_files_is_tfds_s_for_the_size_of_the_real_data_set(tmp_pat
     tar.touch()
     names = np.array([f"ILSVRC2012_val_{i:08d}.JPEG".encode() for i in range(1, n + 1)])
     values = np.zeros(n, np.int64)
-    pictures = imagenet.Pictures(names, values, values, values + 134_000)
+    pictures = imagenet.pictures([names, values, values, values + 134_000])
     shards = imagenet_records.plan_shards("validation", tar, pictures, tmp_path, None)
     assert len(shards) == 64
     assert {len(shard.pictures) for shard in shards} == {781, 782}
