@@ -36,6 +36,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
+from jaxtyping import Float, Int, UInt8
 
 from enat_jax.data import images, tokens
 from enat_jax.inference import generator
@@ -51,12 +52,12 @@ VISIBLE = (Fraction(1, 16), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4))
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Real digits as features ``[n, d]`` and labels ``[n]``: what everything is compared with."""
+    """Real digits as features and labels: what everything is compared with."""
 
-    training: np.ndarray
-    training_labels: np.ndarray
-    held_out: np.ndarray
-    held_out_labels: np.ndarray
+    training: Float[np.ndarray, "n d"]
+    training_labels: Int[np.ndarray, " n"]
+    held_out: Float[np.ndarray, "m d"]
+    held_out_labels: Int[np.ndarray, " m"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,14 +87,19 @@ class Context:
 
 def digit_row(
     name: str,
-    features: np.ndarray,
-    labels: np.ndarray,
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
     reference: Reference,
-    own: np.ndarray | None = None,
+    own: Int[np.ndarray, " n"] | None = None,
 ) -> Quality:
-    """Measures images, given as features ``[n, d]`` with the classes ``[n]`` they ought to show.
+    """Measures images.
 
-    ``own`` is for training digits: the index of each among the training digits.
+    Args:
+        name: of the row.
+        features: of the images.
+        labels: the classes that they ought to show.
+        reference: what they are compared with.
+        own: for training digits, the index of each among the training digits.
     """
     training, held_out = reference.training, reference.held_out
     return Quality(
@@ -113,30 +119,26 @@ def digit_row(
 
 
 def measure_held_out(reference: Reference) -> Quality:
-    """The row of held-out digits, all but the accuracy marked as true by definition."""
+    """Returns the row of held-out digits, all but the accuracy marked as true by definition."""
     row = digit_row("real, held out", reference.held_out, reference.held_out_labels, reference)
     return dataclasses.replace(row, by_definition=tuple(COLUMNS)[1:])
 
 
 def masked_scores(
-    model: "generator.Generator",
-    held_out_tokens: np.ndarray,
-    labels: np.ndarray,
+    model: generator.Generator,
+    held_out_tokens: Int[np.ndarray, "n l"],
+    labels: Int[np.ndarray, " n"],
     num_draws: int,
     seed: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns accuracy and loss of masked tokens, one figure for each part of ``VISIBLE`` and
-    image.
+) -> tuple[Float[np.ndarray, "parts n"], Float[np.ndarray, "parts n"]]:
+    """Returns accuracy and loss of masked tokens by the parts of ``VISIBLE`` and images, float64.
 
     Args:
         model: predicts masked tokens.
-        held_out_tokens: int ``[n, l]``.
-        labels: int ``[n]``.
+        held_out_tokens: of the images.
+        labels: of the images.
         num_draws: random orders that are averaged, positive.
         seed: of the first order.
-
-    Returns:
-        float64 ``[parts, n]``, twice.
     """
     if num_draws < 1:
         raise ValueError(f"{num_draws=} must be positive")
@@ -150,7 +152,9 @@ def masked_scores(
     return accuracy, loss
 
 
-def context(accuracy: np.ndarray, loss: np.ndarray, num_tokens: int) -> list[Context]:
+def context(
+    accuracy: Float[np.ndarray, "parts n"], loss: Float[np.ndarray, "parts n"], num_tokens: int
+) -> list[Context]:
     """Averages what ``masked_scores`` gave over the images; the errors are over images, too."""
     rows = []
     for part, count, *scores in zip(VISIBLE, _num_visible(num_tokens), accuracy, loss, strict=True):
@@ -159,7 +163,7 @@ def context(accuracy: np.ndarray, loss: np.ndarray, num_tokens: int) -> list[Con
     return rows
 
 
-def verdict(accuracy: np.ndarray, loss: np.ndarray) -> str:
+def verdict(accuracy: Float[np.ndarray, "parts n"], loss: Float[np.ndarray, "parts n"]) -> str:
     """Says in words whether prediction improves with context, at each step and on the whole.
 
     It improves if accuracy rises and loss falls, each by more than two standard errors of the
@@ -185,17 +189,19 @@ def _num_visible(num_tokens: int) -> list[int]:
     return [max(1, round(num_tokens * part)) for part in VISIBLE]
 
 
-def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
+def _mean_and_error(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(values.size))
 
 
-def _improves(accuracy: np.ndarray, loss: np.ndarray, less: int, more: int) -> bool:
+def _improves(
+    accuracy: Float[np.ndarray, "parts n"], loss: Float[np.ndarray, "parts n"], less: int, more: int
+) -> bool:
     gains = [accuracy[more] - accuracy[less], loss[less] - loss[more]]
     return all(mean > 2 * error for mean, error in map(_mean_and_error, gains))
 
 
 def quality_table(rows: Sequence[Quality], found_copies: float) -> str:
-    """The main table in Markdown, with what a reader must know to judge it."""
+    """Returns the main table in Markdown, with what a reader must know to judge it."""
     titles = "images", "number", "class accuracy", "diversity", "Fréchet distance", "copies"
     cells = []
     for row in rows:
@@ -222,7 +228,7 @@ def quality_table(rows: Sequence[Quality], found_copies: float) -> str:
 
 
 def context_table(evaluation: "Evaluation") -> str:
-    """The tables of masked-token prediction in Markdown, each with its verdict."""
+    """Returns the tables of masked-token prediction in Markdown, each with its verdict."""
     parts = []
     for name, rows in evaluation.context.items():
         cells = [
@@ -244,7 +250,16 @@ def context_table(evaluation: "Evaluation") -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """All that was measured. ``found_copies``: share of reconstructed training digits found."""
+    """All that was measured.
+
+    Attributes:
+        num: images of each model.
+        seed: of everything random.
+        quality: rows of the main table.
+        found_copies: share of reconstructed training digits that are found to be copies.
+        context: of masked tokens, by the model's name.
+        verdicts: on ``context``, by the model's name.
+    """
 
     num: int
     seed: int
@@ -254,15 +269,16 @@ class Evaluation:
     verdicts: dict[str, str]
 
     def markdown(self) -> str:
+        """Returns all tables."""
         return f"{quality_table(self.quality, self.found_copies)}\n\n{context_table(self)}\n"
 
 
 def evaluate(
-    models: Mapping[str, "generator.Generator"],
+    models: Mapping[str, generator.Generator],
     training: tuple[np.ndarray, np.ndarray],
     held_out: tuple[np.ndarray, np.ndarray],
     training_tokens: tokens.TokenSet,
-    held_out_tokens: np.ndarray | None = None,
+    held_out_tokens: Int[np.ndarray, "n l"] | None = None,
     *,
     num: int = 500,
     num_draws: int = 5,
@@ -276,7 +292,7 @@ def evaluate(
         training: images uint8 ``[n, h, w, c]`` and labels ``[n]``, as they are, not augmented.
         held_out: images and labels on which nothing was trained.
         training_tokens: what the models were trained on.
-        held_out_tokens: int ``[n, l]`` of ``held_out``; None to encode them here. Models other than
+        held_out_tokens: of ``held_out``; None to encode them here. Models other than
             the first always encode them with their own tokenizer.
         num: generated images of each row; as many of each class.
         num_draws: random orders of the tokens over which the second table averages.
@@ -350,9 +366,8 @@ def main(arguments: Sequence[str]) -> None:
         num_draws=options.draws,
         seed=options.seed,
     )
-    options.out.mkdir(parents=True, exist_ok=True)
     files.write_json(options.out / "evaluation.json", dataclasses.asdict(evaluation))
-    (options.out / "evaluation.md").write_text(evaluation.markdown(), encoding="utf-8")
+    files.write_atomically(options.out / "evaluation.md", evaluation.markdown().encode())
     print(evaluation.markdown())
 
 
@@ -386,11 +401,14 @@ def _digits(split: str, training_tokens: tokens.TokenSet) -> tuple[np.ndarray, n
     return batch["images"], batch["labels"]
 
 
-def _features(pictures: np.ndarray) -> np.ndarray:
+def _features(pictures: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n d"]:
     return digit_quality.pixel_features(np.asarray(pictures), FEATURE_SIZE)
 
 
-def _require_tokenizer(model, found: tokens.TokenSet, path: pathlib.Path) -> None:
+def _require_tokenizer(
+    model: generator.Generator, found: tokens.TokenSet, path: pathlib.Path
+) -> None:
+    """Raises ValueError unless the tokens are of the model's tokenizer."""
     if model.tokenizer.fingerprint != found.tokenizer:
         raise ValueError(
             f"the tokens in {path} come from another tokenizer than the model's: "

@@ -62,7 +62,7 @@ def write(directory: pathlib.Path, card: Card) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     files.write_atomically(directory / "card.md", markdown(card).encode())
     # In its own order, which is that of the tables.
-    files.write_json(directory / "card.json", card)
+    files.write_json(directory / "card.json", card, sort_keys=False)
 
 
 def read(path: str | os.PathLike) -> Card:

@@ -8,6 +8,7 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,10 +36,11 @@ TABLE: conversion.Table = {
 }
 
 
-def params(state_dict: Mapping[str, np.ndarray]) -> dict:
-    """Parameters of ``inception.Inception`` from tensors under the names of torchvision.
+def params(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns parameters of ``inception.Inception`` from tensors under the names of torchvision.
 
-    Raises ValueError, of one line, if they are not those of this network.
+    Raises:
+        ValueError: if they are not those of this network; one line.
     """
     images = jax.ShapeDtypeStruct((1, inception.SIZE, inception.SIZE, 3), np.float32)
     target = jax.eval_shape(inception.Inception().init, jax.random.key(0), images)["params"]
@@ -53,10 +55,13 @@ def params(state_dict: Mapping[str, np.ndarray]) -> dict:
 
 
 def fold(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same network without batch normalisation: convolutions ``NAME.weight``, ``NAME.bias``.
+    """Returns the same network without batch normalisation.
 
-    ``NAME.conv.weight`` [o, i, h, w] and the four tensors ``NAME.bn.*`` [o] become these two,
-    float32; all other tensors stay. Raises ValueError for a convolution without all of the four.
+    ``NAME.conv.weight`` ``[o, i, h, w]`` and the four tensors ``NAME.bn.*`` ``[o]`` become a
+    convolution ``NAME.weight`` and ``NAME.bias``, float32; all other tensors stay.
+
+    Raises:
+        ValueError: if a convolution lacks one of the four.
     """
     folded = dict(state_dict)
     for name in state_dict:
@@ -79,12 +84,16 @@ def fold(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return folded
 
 
-def read(path: str | os.PathLike) -> tuple[dict, dict]:
-    """Parameters of ``inception.Inception`` and their origin, from a file of ``weight_files.read``.
+def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads parameters of ``inception.Inception`` from a file that ``weight_files`` can read.
 
-    The origin is JSON values: ``file`` (its name), ``sha256``, and ``published``, whether by its
-        SHA-256
-    it is pytorch-fid's file. Raises OSError, ValueError, of one line, which name the file.
+    Returns:
+        The parameters, and their origin as JSON values: ``file`` (its name), ``sha256``, and
+        ``published``, whether by its SHA-256 it is pytorch-fid's file.
+
+    Raises:
+        OSError: if the file cannot be read; one line that names it.
+        ValueError: if it holds something else; one line that names it.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -101,19 +110,27 @@ def read(path: str | os.PathLike) -> tuple[dict, dict]:
 
 
 def cache_directory() -> pathlib.Path:
-    """Where downloads are kept: ``enat_jax`` in $XDG_CACHE_HOME, or in ~/.cache."""
+    """Returns where downloads are kept: ``enat_jax`` in $XDG_CACHE_HOME, or in ~/.cache."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "enat_jax"
 
 
 def download(
     directory: pathlib.Path, url: str = URL, sha256: str = SHA256, timeout: float = 60.0
 ) -> pathlib.Path:
-    """The path of the file at ``url`` in ``directory``, downloaded (91 MiB) unless it is there.
+    """Downloads a file (91 MiB) unless it is there, and returns its path.
 
     The file is whole or not there. Its SHA-256 is checked before it is kept, and whenever it is
-    used again. ``timeout``: seconds without an answer before it gives up.
+    used again.
 
-    Raises OSError, ValueError (checksum), of one line.
+    Args:
+        directory: to keep it in.
+        url: of the file.
+        sha256: that it must have.
+        timeout: seconds without an answer before it gives up.
+
+    Raises:
+        OSError: if it cannot be downloaded; one line.
+        ValueError: if its SHA-256 is another; one line.
     """
     path = directory / re.sub(r".*/", "", url)
     if path.is_file() and _sha256(path) == sha256:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from enat_jax.models import vqgan
 from enat_jax.runtime.markdown import table as markdown_table
 from enat_jax.schedules import costs
 
-IMAGE_DECODER = costs.image_decoder_cost(costs.TokenizerDims(), 16, 16)
+IMAGE_DECODER = costs.image_decoder_cost(vqgan.VQGAN(), 16, 16)
 # Model, the paper's tables, sizes, steps, the paper's figure in billions, its last digit in
 # billions, whether the image decoder is in it. All of ImageNet 256x256.
 PAPER = (

@@ -2,17 +2,25 @@
 
 import io
 import itertools
+import os
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
 
 from enat_jax.evaluation.step_similarity import GROUPS
 from enat_jax.runtime import files
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 # Blue, orange and grey are told apart with any colour vision.
 COLOURS = {"already visible": "#0072b2", "newly revealed": "#d55e00", "masked": "#7f7f7f"}
 GREY = 128  # of cells that are masked
-MAX_MAPS = 10  # steps that are shown of an image, evenly spread
+MAX_STEPS = 10  # steps that are shown of an image, evenly spread
 COUNTS = (
     ("paper", "paper, as rounded", "#7f7f7f"),
     ("recount", "recounted", "#0072b2"),
@@ -20,11 +28,11 @@ COUNTS = (
 )
 
 
-def require():
-    """Fails before a long run rather than after it.
+def require() -> Any:
+    """Returns ``matplotlib.figure``; programs call this before a long run.
 
     Raises:
-        ValueError: matplotlib is not installed.
+        ValueError: if matplotlib is not installed.
     """
     try:
         import matplotlib.figure
@@ -35,13 +43,13 @@ def require():
     return matplotlib.figure
 
 
-def _figure(width, height):
-    """A figure of so many inches that belongs to no window and no global state."""
+def _figure(width: float, height: float) -> "Figure":
+    """Returns a figure of so many inches that belongs to no window and no global state."""
     return require().Figure(figsize=(width, height), layout="constrained")
 
 
-def _write(path, figure):
-    """Write a PNG, whole or not at all; the same plot gives the same bytes."""
+def _write(path: str | os.PathLike, figure: "Figure") -> None:
+    """Writes a PNG, whole or not at all; the same plot gives the same bytes."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
     path = pathlib.Path(path)
@@ -49,8 +57,14 @@ def _write(path, figure):
     files.write_atomically(path, content.getvalue())
 
 
-def _curve(axes, steps, values, label, **style):
-    """Means with bars of two standard errors; gaps where there is none."""
+def _curve(
+    axes: "Axes",
+    steps: Int[np.ndarray, " s"],
+    values: Mapping[str, Any],
+    label: str | None,
+    **style: Any,
+) -> None:
+    """Draws means with bars of two standard errors; gaps where there is none."""
     mean, error = (
         np.array([np.nan if x is None else x for x in values[name]], float)
         for name in ("mean", "standard_error")
@@ -58,8 +72,8 @@ def _curve(axes, steps, values, label, **style):
     axes.errorbar(steps, mean, yerr=2 * np.nan_to_num(error), label=label, capsize=2, **style)
 
 
-def similarities(path, result):
-    """Curves of similarity over the steps.
+def similarities(path: str | os.PathLike, result: Mapping[str, Any]) -> None:
+    """Draws curves of similarity over the steps.
 
     Args:
         path: of the PNG file.
@@ -99,31 +113,37 @@ def similarities(path, result):
     _write(path, figure)
 
 
-def maps(path, adjacent, group, pictures, grid):
-    """Pictures as they come into view, and below each the similarity to the step before.
+def maps(
+    path: str | os.PathLike,
+    adjacent: Float[np.ndarray, "n t-1 l"],
+    group: Int[np.ndarray, "n t-1 l"],
+    pictures: UInt8[np.ndarray, "n h w c"],
+    grid: tuple[int, int],
+) -> None:
+    """Draws pictures as they come into view, and below each the similarity to the step before.
 
     Args:
         path: of the PNG file.
-        adjacent, group: [n, t - 1, l], see ``step_similarity.Similarities``.
-        pictures: uint8 [n, h, w, c], the finished ones.
+        adjacent: see ``step_similarity.Similarities``.
+        group: see there.
+        pictures: the finished ones.
         grid: rows and columns of tokens.
     """
     n, num_passes, _ = adjacent.shape
-    passes = np.linspace(0, num_passes - 1, min(num_passes, MAX_MAPS)).round().astype(int)
+    passes = np.linspace(0, num_passes - 1, min(num_passes, MAX_STEPS)).round().astype(int)
     # Of the few places below it nothing more is to be seen than that they are.
     low = min(0.99, float(np.quantile(adjacent, 0.02)))
     figure = _figure(0.9 * (len(passes) + 1) + 0.8, 1.8 * n + 0.5)
     axes = figure.subplots(2 * n, len(passes) + 1, squeeze=False)
     for each in axes.ravel():
         each.set_axis_off()
-    shown = lambda x: x[..., 0] if x.shape[-1] == 1 else x  # noqa: E731
     for i, picture in enumerate(pictures):
         above, below = axes[2 * i : 2 * i + 2]
-        above[-1].imshow(shown(picture), cmap="gray", vmin=0, vmax=255)
+        above[-1].imshow(_grey_or_rgb(picture), cmap="gray", vmin=0, vmax=255)
         for upper, lower, s in zip(above, below, passes, strict=False):
             of_place = group[i, s].reshape(grid)
             visible = of_place != GROUPS.index("masked")
-            upper.imshow(shown(_cover(picture, visible)), cmap="gray", vmin=0, vmax=255)
+            upper.imshow(_grey_or_rgb(_cover(picture, visible)), cmap="gray", vmin=0, vmax=255)
             values = adjacent[i, s].reshape(grid)
             image = lower.imshow(values, cmap="viridis", vmin=low, vmax=1)
             _frame(lower, of_place == GROUPS.index("newly revealed"))
@@ -136,8 +156,15 @@ def maps(path, adjacent, group, pictures, grid):
     _write(path, figure)
 
 
-def _cover(picture, visible):
-    """The picture with all cells of the grid grey that are not visible."""
+def _grey_or_rgb(picture: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w ..."]:
+    """Returns the picture as matplotlib takes it."""
+    return picture[..., 0] if picture.shape[-1] == 1 else picture
+
+
+def _cover(
+    picture: UInt8[np.ndarray, "h w c"], visible: Bool[np.ndarray, "rows columns"]
+) -> UInt8[np.ndarray, "h w c"]:
+    """Returns the picture with all cells of the grid grey that are not visible."""
     rows, columns = (
         size // cells for size, cells in zip(picture.shape, visible.shape, strict=False)
     )
@@ -145,8 +172,8 @@ def _cover(picture, visible):
     return np.where(pixels[..., None], picture, np.uint8(GREY))
 
 
-def _frame(axes, inside):
-    """Red lines around the cells that are ``inside``, bool [rows, columns]."""
+def _frame(axes: "Axes", inside: Bool[np.ndarray, "rows columns"]) -> None:
+    """Draws red lines around the cells that are ``inside``."""
     padded = np.pad(inside, 1)
     lines = []
     for row, column in zip(*np.nonzero(inside), strict=True):
@@ -160,12 +187,12 @@ def _frame(axes, inside):
         axes.plot(*zip(*line, strict=True), color="red", linewidth=0.9)
 
 
-def costs(path, rows):
-    """Bars of the paper's count, ours, and the exact one.
+def costs(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draws bars of the paper's count, its recount, and the exact one.
 
     Args:
         path: of the PNG file.
-        rows: list of dict, see ``paper_costs.rows``.
+        rows: see ``paper_costs.rows``.
     """
     figure = _figure(10, 4)
     for axes, systems in zip(figure.subplots(1, 2), (False, True), strict=True):
