@@ -1,16 +1,10 @@
-"""The section ``data`` of a config that trains on images, and the batches of these images."""
+"""The section ``data`` of a config that trains on images."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from enat_jax.data import images, loader
-from enat_jax.data.decoding import Batch
-
-__all__ = ["Batch", "Data", "batch_spec", "batches"]
+from enat_jax.data import images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,41 +46,3 @@ class Data:
     def open(self, split: str) -> images.Source:
         """Opens a split of the source."""
         return images.open_source(self.source, split, **self.settings)
-
-
-def batch_spec(source: images.Source, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns shapes and dtypes of a batch: images uint8 ``[b, h, w, c]``, labels int32 ``[b]``."""
-    return {
-        "images": jax.ShapeDtypeStruct((batch_size, *source.image_shape), jnp.uint8),
-        "labels": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-    }
-
-
-def batches(
-    source: images.Source,
-    batch_size: int,
-    seed: int,
-    start: int,
-    share: tuple[int, int],
-    workers: int,
-) -> Iterator[Batch]:
-    """Yields augmented batches without end; see ``loader.train_batches``.
-
-    Args:
-        source: of the images.
-        batch_size: images of a whole batch.
-        seed: of their order and augmentation.
-        start: number of the first batch.
-        share: (i, n), part i of n of every batch; see ``sharding.process_share``.
-        workers: see ``Data``.
-    """
-    return loader.train_batches(
-        source.gather,
-        len(source),
-        batch_size,
-        seed=seed,
-        start_step=start,
-        process_index=share[0],
-        process_count=share[1],
-        workers=workers,
-    )

@@ -12,13 +12,10 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from enat_jax.data import image_data
-from enat_jax.data import images as image_sources
 from enat_jax.models import classifier, losses
-from enat_jax.training import image_task, optim
+from enat_jax.training import image_task
 from enat_jax.training import task as tasks
 from enat_jax.training.task import Metrics, TrainState
 
@@ -40,36 +37,18 @@ class Loss:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(image_task.ImageTask):
     """What ``train`` asks of a task; made by ``make``."""
 
     model: classifier.Classifier
-    source: image_sources.Source  # to train on, augmented
-    held_out: image_sources.Source
-    optimizer: optax.GradientTransformation
     loss: Loss
-    seed: int
-    batch_size: int
-    workers: int = 0  # see `image_data.Data`
+
+    MEASURES = EVALUATION
 
     def init(self, key: Key[Array, ""]) -> TrainState:
         """The state before step 0; pure. There is no moving average: ``ema_params`` is empty."""
         params = self.model.init(key, jnp.zeros((1, *self.source.image_shape)))["params"]
         return tasks.initial_state(params, self.optimizer)
-
-    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of a whole batch."""
-        return image_data.batch_spec(self.source, self.batch_size)
-
-    def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[image_data.Batch]:
-        """Part i of n, ``share``, of every batch from number ``start`` on."""
-        return image_data.batches(
-            self.source, self.batch_size, self.seed, start, share, self.workers
-        )
-
-    def data_identity(self) -> dict[str, object]:
-        """What must not change when a run is resumed, as JSON values."""
-        return self.source.identity()
 
     def gradients(
         self,
@@ -94,17 +73,12 @@ class Task:
         del extra
         return tasks.apply_gradients(state, self.optimizer, grads)
 
-    @property
-    def evaluated(self) -> tuple[str, ...]:
-        """Names of the numbers that ``evaluate`` gives."""
-        return tuple(f"held_out/{name}" for name in EVALUATION)
-
     def evaluate(self, state: TrainState, mesh: jax.sharding.Mesh) -> Iterator[tuple[str, float]]:
         """Share of held-out images whose class is found, and their mean loss in nats."""
         scores = functools.partial(self._jitted_scores, state.params)
         found = [
-            image_task.run(scores, (rows["images"], rows["labels"]), self.batch_size, mesh)
-            for rows in image_task.held_out_batches(self.held_out, EVALUATED, self.batch_size)
+            self.run(scores, (rows["images"], rows["labels"]), mesh)
+            for rows in self.held_out_batches(EVALUATED)
         ]
         all_losses, all_correct = zip(*found, strict=True)
         values = (np.concatenate(x).mean() for x in (all_correct, all_losses))
@@ -129,8 +103,10 @@ def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Ta
 
     Raises ValueError, TypeError for settings that do not fit together.
     """
-    data, source, held_out = image_task.open_data(config)
-    if held_out.class_names != source.class_names:
+    shared = image_task.settings(config, batch_size)
+    source = shared["source"]
+    if shared["held_out"].class_names != source.class_names:
+        data = config.data
         raise ValueError(
             f"{data.source}: the split {data.held_out_split} has other classes than "
             f"{data.train_split}"
@@ -140,13 +116,4 @@ def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Ta
         image_channels=source.image_shape[-1],
         **config.model.to_dict(),
     )
-    return Task(
-        model=model,
-        source=source,
-        held_out=held_out,
-        optimizer=optim.Optimizer(**config.optimizer.to_dict()).make(config.train.num_steps),
-        loss=Loss(**config.loss.to_dict()),
-        seed=config.seed,
-        batch_size=batch_size or config.train.batch_size,
-        workers=data.workers,
-    )
+    return Task(model=model, loss=Loss(**config.loss), **shared)

@@ -1,42 +1,110 @@
 """What the tasks that train on images share."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import jax
 import ml_collections
 import numpy as np
+import optax
 
-from enat_jax.data import image_data, images, records
+from enat_jax.data import image_data, images, loader, records
+from enat_jax.data.decoding import Batch
 from enat_jax.runtime import sharding
+from enat_jax.training import optim
 
 
-def open_data(
-    config: ml_collections.ConfigDict,
-) -> tuple[image_data.Data, images.Source, images.Source]:
-    """Opens the section ``data`` of a config: its settings, and what to train and evaluate on."""
-    data = image_data.Data.of(config.data.to_dict())
-    return data, data.open(data.train_split), data.open(data.held_out_split)
+@dataclasses.dataclass(frozen=True)
+class ImageTask:
+    """The half of a task that its images decide; see ``task.Task``.
 
-
-def held_out_batches(
-    held_out: images.Source, max_images: int, batch_size: int
-) -> Iterator[image_data.Batch]:
-    """Yields images evenly over a source, which is sorted by class, in batches; the last is cut."""
-    chosen = records.evenly(len(held_out), max_images)
-    for start in range(0, len(chosen), batch_size):
-        yield held_out.gather(chosen[start : start + batch_size])
-
-
-def run(
-    function: Callable[..., tuple[jax.Array, ...]],
-    rows: tuple[np.ndarray, ...],
-    batch_size: int,
-    mesh: jax.sharding.Mesh,
-) -> tuple[np.ndarray, ...]:
-    """Calls a jitted function on at most a batch of rows, and returns what it finds for each.
-
-    They are filled up to a whole batch, so that one compiled shape serves them all.
+    Attributes:
+        model: the network; its type and that of ``loss`` are the task's.
+        source: to train on, augmented.
+        held_out: to evaluate on.
+        optimizer: of optax.
+        loss: settings.
+        seed: of the images' order and augmentation.
+        batch_size: images of a batch.
+        workers: see ``image_data.Data``.
     """
-    padded = (np.resize(x, (batch_size, *x.shape[1:])) for x in rows)
-    found = sharding.to_host(function(*(sharding.place(x, mesh) for x in padded)))
-    return tuple(x[: len(rows[0])] for x in found)
+
+    model: Any
+    source: images.Source
+    held_out: images.Source
+    optimizer: optax.GradientTransformation
+    loss: Any
+    seed: int
+    batch_size: int
+    workers: int = 0
+
+    MEASURES: ClassVar[tuple[str, ...]]  # names of what evaluation finds
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shapes and dtypes of a whole batch: images ``[b, h, w, c]``, labels ``[b]``."""
+        return {
+            "images": jax.ShapeDtypeStruct((self.batch_size, *self.source.image_shape), np.uint8),
+            "labels": jax.ShapeDtypeStruct((self.batch_size,), np.int32),
+        }
+
+    def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        """Yields part i of n, ``share``, of every augmented batch from number ``start`` on."""
+        return loader.train_batches(
+            self.source.gather,
+            len(self.source),
+            self.batch_size,
+            seed=self.seed,
+            start_step=start,
+            process_index=share[0],
+            process_count=share[1],
+            workers=self.workers,
+        )
+
+    def data_identity(self) -> dict[str, object]:
+        """Returns what must not change when a run is resumed, as JSON values."""
+        return self.source.identity()
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """Names of the numbers that ``evaluate`` gives."""
+        return tuple(f"held_out/{name}" for name in self.MEASURES)
+
+    def held_out_batches(self, max_images: int) -> Iterator[Batch]:
+        """Yields held-out images in batches, the last of which is cut.
+
+        They are spread evenly over the source, which is sorted by class.
+        """
+        chosen = records.evenly(len(self.held_out), max_images)
+        for start in range(0, len(chosen), self.batch_size):
+            yield self.held_out.gather(chosen[start : start + self.batch_size])
+
+    def run(
+        self,
+        function: Callable[..., tuple[jax.Array, ...]],
+        rows: tuple[np.ndarray, ...],
+        mesh: jax.sharding.Mesh,
+    ) -> tuple[np.ndarray, ...]:
+        """Calls a jitted function on at most a batch of rows, and returns what it finds for each.
+
+        They are filled up to a whole batch, so that one compiled shape serves them all.
+        """
+        padded = (np.resize(x, (self.batch_size, *x.shape[1:])) for x in rows)
+        found = sharding.to_host(function(*(sharding.place(x, mesh) for x in padded)))
+        return tuple(x[: len(rows[0])] for x in found)
+
+
+def settings(config: ml_collections.ConfigDict, batch_size: int | None) -> dict[str, Any]:
+    """Returns the fields of an ``ImageTask`` but for ``model`` and ``loss``.
+
+    ``batch_size`` is that of a micro-batch, None: ``train.batch_size``.
+    """
+    data = image_data.Data.of(config.data.to_dict())
+    return {
+        "source": data.open(data.train_split),
+        "held_out": data.open(data.held_out_split),
+        "optimizer": optim.Optimizer(**config.optimizer).make(config.train.num_steps),
+        "seed": config.seed,
+        "batch_size": batch_size or config.train.batch_size,
+        "workers": data.workers,
+    }

@@ -15,14 +15,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
-from enat_jax.data import image_data
-from enat_jax.data import images as image_sources
 from enat_jax.inference import tokenizer
 from enat_jax.models import vqgan
-from enat_jax.training import image_task, optim
+from enat_jax.training import image_task
 from enat_jax.training import task as tasks
 from enat_jax.training.task import Metrics, TrainState
 
@@ -65,17 +62,13 @@ class Loss:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(image_task.ImageTask):
     """What ``train`` asks of a task; made by ``make``."""
 
     model: vqgan.VQGAN
-    source: image_sources.Source  # to train on, augmented
-    held_out: image_sources.Source
-    optimizer: optax.GradientTransformation
     loss: Loss
-    seed: int
-    batch_size: int
-    workers: int = 0  # see `Data`
+
+    MEASURES = EVALUATION
 
     def init(self, key: Key[Array, ""]) -> TrainState:
         """The state before step 0; pure, so it may be jitted or shaped by ``eval_shape``.
@@ -86,20 +79,6 @@ class Task:
         params = self.model.init(key, image)["params"]
         usage = jnp.zeros((self.model.codebook_size,), jnp.float32)
         return tasks.initial_state(params, self.optimizer, extra={"usage": usage})
-
-    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of a whole batch."""
-        return image_data.batch_spec(self.source, self.batch_size)
-
-    def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[image_data.Batch]:
-        """Part i of n, ``share``, of every batch from number ``start`` on."""
-        return image_data.batches(
-            self.source, self.batch_size, self.seed, start, share, self.workers
-        )
-
-    def data_identity(self) -> dict[str, object]:
-        """What must not change when a run is resumed, as JSON values."""
-        return self.source.identity()
 
     def prepare(
         self, state: TrainState, batch: Mapping[str, Array], key: Key[Array, ""]
@@ -200,16 +179,11 @@ class Task:
         )
         return {**state.params, "codebook": codebook}, usage, restarted
 
-    @property
-    def evaluated(self) -> tuple[str, ...]:
-        """Names of the numbers that ``evaluate`` gives."""
-        return tuple(f"held_out/{name}" for name in EVALUATION)
-
     def evaluate(self, state: TrainState, mesh: jax.sharding.Mesh) -> Iterator[tuple[str, float]]:
         """Held-out reconstruction errors (of pixels in [0, 1]) and the use of the codebook."""
         squared, absolute, pixels = 0.0, 0.0, 0
         counts = np.zeros(self.model.codebook_size)
-        for rows in image_task.held_out_batches(self.held_out, EVALUATED, self.batch_size):
+        for rows in self.held_out_batches(EVALUATED):
             originals = rows["images"]
             reconstruction, ids = self._reconstructed(state.params, originals, mesh)
             error = reconstruction - originals / 255.0
@@ -241,7 +215,7 @@ class Task:
     ) -> tuple[np.ndarray, ...]:
         """Reconstructions and tokens, numpy, of at most a batch of uint8 images."""
         reconstruct = functools.partial(self._reconstruct, params)
-        return image_task.run(reconstruct, (originals,), self.batch_size, mesh)
+        return self.run(reconstruct, (originals,), mesh)
 
     @functools.cached_property
     def _reconstruct(self) -> Callable[..., tuple[Array, Array]]:
@@ -278,30 +252,21 @@ def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Ta
 
     Raises ValueError, TypeError for settings that do not fit together.
     """
-    data, source, held_out = image_task.open_data(config)
+    shared = image_task.settings(config, batch_size)
+    batch_size = shared["batch_size"]
     model = vqgan.VQGAN(**config.model.to_dict())
-    height, width, channels = source.image_shape
+    height, width, channels = shared["source"].image_shape
     side = model.downsampling
     if channels != model.image_channels or height % side or width % side:
         raise ValueError(
-            f"images of {source.image_shape} do not suit a tokenizer of "
+            f"images of {height, width, channels} do not suit a tokenizer of "
             f"{model.image_channels=} and {side} pixels a token"
         )
-    loss = Loss(**config.loss.to_dict())
-    batch_size = batch_size or config.train.batch_size
+    loss = Loss(**config.loss)
     positions = batch_size * (height // side) * (width // side)
     if loss.restart_every and positions < model.codebook_size:
         raise ValueError(
             f"{batch_size=} has {positions} positions to restart {model.codebook_size=} codes from:"
             " choose a larger batch or a smaller codebook, or restart_every = 0"
         )
-    return Task(
-        model=model,
-        source=source,
-        held_out=held_out,
-        optimizer=optim.Optimizer(**config.optimizer.to_dict()).make(config.train.num_steps),
-        loss=loss,
-        seed=config.seed,
-        batch_size=batch_size,
-        workers=data.workers,
-    )
+    return Task(model=model, loss=loss, **shared)
