@@ -112,14 +112,12 @@ def _record_sizes(tar: pathlib.Path, pictures: np.recarray) -> Int[np.ndarray, "
 
     sizes = np.zeros(len(pictures), np.int64)
     with tar.open("rb") as file:
-        for i, (name, label, size) in enumerate(
-            zip(pictures.names, pictures.labels, pictures.sizes, strict=True)
-        ):
+        for i, (name, label, _, size) in enumerate(pictures.tolist()):
             if name.decode() in _encoded_anew():
-                size = len(_stored(file.fileno(), pictures, i))
+                size = len(_stored(file.fileno(), pictures[i]))
             sizes[i] = field(
-                entry("image", field(int(size)))
-                + entry("label", field(_varint_size(int(label))))
+                entry("image", field(size))
+                + entry("label", field(_varint_size(label)))
                 + entry("file_name", field(len(name)))
             )
     return sizes
@@ -163,25 +161,19 @@ def write(shard: Shard) -> None:
 def _records(shard: Shard) -> Iterator[bytes]:
     features, serializer = _record_code(shard.path.parent)
     with shard.tar.open("rb") as file:
-        for i, (name, label) in enumerate(
-            zip(shard.pictures.names, shard.pictures.labels, strict=True)
-        ):
-            example = features.encode_example(
-                {
-                    "image": _stored(file.fileno(), shard.pictures, i),
-                    "label": int(label),
-                    "file_name": name.decode(),
-                }
-            )
+        for picture in shard.pictures:
+            image, name = _stored(file.fileno(), picture), picture.names.decode()
+            values = {"image": image, "label": int(picture.labels), "file_name": name}
+            example = serializer.get_tf_example(features.encode_example(values))
             # TFDS leaves the order of the fields to chance; sorted, each run gives the same bytes.
-            yield serializer.get_tf_example(example).SerializeToString(deterministic=True)
+            yield example.SerializeToString(deterministic=True)
 
 
-def _stored(file: int, pictures: np.recarray, index: int) -> bytes:
+def _stored(file: int, picture: np.record) -> bytes:
     """Returns the picture as its record has it: the file, but for the few that are no RGB JPEG."""
-    name, size = pictures.names[index].decode(), int(pictures.sizes[index])
-    data = os.pread(file, size, int(pictures.offsets[index]))
-    if len(data) != size:
+    name = picture.names.decode()
+    data = os.pread(file, picture.sizes, picture.offsets)
+    if len(data) != picture.sizes:
         raise ValueError(f"{name} is cut short: has the tar file changed?")
     if name not in _encoded_anew():
         return data

@@ -380,14 +380,9 @@ def _read_plan(directory: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any
 
 def digest(plan: dict[str, Any]) -> str:
     """Returns the SHA-256 of all values of a plan that decide the records."""
-    waiting: list[tuple[str, Any]] = [("", plan)]
-    decisive = {}
-    while waiting:
-        name, value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += [(f"{name}.{key}" if name else key, x) for key, x in value.items()]
-        elif _is_decisive(name):
-            decisive[name] = value
+    # Against nothing, each value by its dotted name is a difference.
+    values = files.differences(plan, {}, missing={})
+    decisive = {name: value for name, value, _ in values if _is_decisive(name)}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
