@@ -12,13 +12,13 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from enat_jax.inference import guidance, windows
+from enat_jax.models import shapes
 from enat_jax.models.transformers import Transformer
 from enat_jax.schedules import costs, reveal
 
@@ -249,11 +249,9 @@ def _run(
     trace: bool,
 ) -> tuple[Int[Array, "b l"], Int[Array, "b l"], Any]:
     """All steps: the final (order, ids), and with ``trace`` both after each step, [t, b, l]."""
-    chex.assert_shape(
-        [labels, image_index], (None,), custom_message="labels and image_index must be [b]"
-    )
-    chex.assert_equal_shape([labels, image_index])
+    shapes.check("labels", labels, b=None)
     b, l = labels.shape[0], model.num_tokens  # noqa: E741
+    shapes.check("image_index", image_index, b=b)
     apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
     guided = any(static.guided)
     modulation = apply(labels, method="condition")

@@ -14,15 +14,13 @@ here: it is a window of its own beside these three.
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from enat_jax.models import shapes
+from enat_jax.models.blocks import Count
 from enat_jax.schedules import reveal
-
-Count = Int[Array | np.ndarray, ""] | Int[Array | np.ndarray, " b"] | int
 
 
 class Window(NamedTuple):
@@ -81,9 +79,11 @@ def cut(
         sizes: static sizes that hold the counts of every image.
         exact: the sizes are the counts themselves.
     """
-    chex.assert_rank([ids, order], 2, custom_message="ids and order must be [b, l]")
-    chex.assert_equal_shape([ids, order])
-    length = ids.shape[1]
+    shapes.check("ids", ids, b=None, l=None)
+    b, length = ids.shape
+    shapes.check("order", order, b=b, l=length)
+    shapes.check_count("num_cached", num_cached, b)
+    shapes.check_count("num_visible", num_visible, b)
     # Spare slots at the end: the slice never clamps, wherever it starts.
     spare = ((0, 0), (0, sizes.num_new))
 

@@ -29,6 +29,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key, PyTree
 
+from enat_jax.models import shapes
 from enat_jax.runtime import sharding
 from enat_jax.training import task as tasks
 from enat_jax.training.task import Metrics, Task, TrainState
@@ -115,15 +116,15 @@ class CompiledSteps:
             The new state and float32 scalars, both still being computed.
         """
         first = step * self._accumulate
-        shapes = [self._shapes(index) for index in range(first, first + self._accumulate)]
-        with jax.set_mesh(self._mesh), self._noting_compilations(static for static, _ in shapes):
+        found = [self._shapes(index) for index in range(first, first + self._accumulate)]
+        with jax.set_mesh(self._mesh), self._noting_compilations(static for static, _ in found):
             if self._accumulate == 1:
-                ((static, traced),) = shapes
+                ((static, traced),) = found
                 return self._jit_step(static, state, batches[0], traced)
             # Before the first batch, whatever its shape: what it needs is in the images.
             state, prepared = self._jit_prepare(state, batches[0], np.uint32(first))
             total = self._jit_zeros()
-            for (static, traced), batch in zip(shapes, batches, strict=True):
+            for (static, traced), batch in zip(found, batches, strict=True):
                 total = self._jit_add(static, state, total, batch, traced)
             state, metrics = self._jit_update(state, total)
             return state, metrics | prepared
@@ -188,6 +189,9 @@ class CompiledSteps:
         self, static: Hashable, state: TrainState, batch: Batch, traced: Traced
     ) -> Total:
         """Of one micro-batch."""
+        for name, expected in self._task.batch_spec().items():
+            sizes = {f"axis{i}": size for i, size in enumerate(expected.shape)}
+            shapes.check(f'batch["{name}"]', batch[name], **sizes)
         counts = dict(traced)
         key = self._key(counts.pop("index"))
         grads, metrics, extra = self._task.gradients(state, batch, counts, key, static=static)

@@ -308,3 +308,15 @@ def test_many_steps_have_few_bodies_unless_asked_for():
     before = time.process_time()
     sampling.make_schedule(sampling.Settings(1000), SMALL)
     assert time.process_time() - before < 10  # one by one, its 500,000 runs take a minute
+
+
+@pytest.mark.parametrize(
+    "labels, index, words",
+    [
+        ([[0, 1]], [0, 1], r"labels must have the shape \[b\], not \[1, 2\]"),
+        ([0, 1], [0], r"image_index must have the shape \[b=2\], not \[1\]"),
+    ],
+)
+def test_labels_and_numbers_of_other_shapes_are_refused(params, labels, index, words):
+    with pytest.raises(ValueError, match=words):
+        generate(SMALL, params, NOISY, labels, index)

@@ -55,6 +55,14 @@ def test_counts_of_each_image_cut_each_as_if_alone():
     assert cut.num_new.tolist() == [3, 2] and cut.num_masked.tolist() == [2, 1]
 
 
-def test_ids_and_order_of_other_shapes_are_refused_in_a_sentence():
-    with pytest.raises(AssertionError, match=r"ids and order must be \[b, l\]"):
-        windows.cut(IDS[0], ORDER[0], 1, 3, reveal.Windows(1, 2, 3, 3))
+@pytest.mark.parametrize(
+    "ids, order, num_cached, words",
+    [
+        (IDS[0], ORDER, 1, r"ids must have the shape \[b, l\], not \[6\]"),
+        (IDS, ORDER[:, :5], 1, r"order must have the shape \[b=2, l=6\], not \[2, 5\]"),
+        (IDS, ORDER, np.array([1]), r"num_cached must have the shape \[b=2\], not \[1\]"),
+    ],
+)
+def test_other_shapes_are_refused_in_a_sentence(ids, order, num_cached, words):
+    with pytest.raises(ValueError, match=words):
+        windows.cut(ids, order, num_cached, 3, reveal.Windows(1, 2, 3, 3))

@@ -26,3 +26,25 @@ def test_what_is_free(monkeypatch):
     assert of("cpu", None, available=1000) == 800
     with pytest.raises(ValueError, match="choose the batch by a number"):
         of("cpu", None)
+
+
+class Device:
+    def __init__(self, stats):
+        self.memory_stats = lambda: stats
+
+
+def test_memory_of_the_fullest_device(monkeypatch):
+    stats = [{"peak_bytes_in_use": 100}, {"peak_bytes_in_use": 300}, {"bytes_in_use": 900}, None]
+    monkeypatch.setattr(memory.jax, "local_devices", lambda: [Device(x) for x in stats])
+    assert memory.device_peak() == 300
+    assert memory.peak_memory() == (300, "device memory in use")
+    monkeypatch.setattr(memory.jax, "local_devices", lambda: [Device(None)])
+    assert memory.device_peak() is None
+    size, what = memory.peak_memory()
+    assert what == "resident memory of the process" and size > 2**20
+
+
+def test_memory_is_in_bytes_wherever_it_is_read(monkeypatch):
+    before = memory.resident_peak()
+    monkeypatch.setattr(memory.pathlib.Path, "exists", lambda path: False)
+    assert before / 2 < memory.resident_peak() < 100 * before

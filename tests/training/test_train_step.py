@@ -200,3 +200,16 @@ def test_each_shape_is_compiled_once_and_nothing_else():
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="a micro-batch of 9 images .* among 8 devices"):
         train(make_task(batch_size=9), sharding.Sharding())
+
+
+def test_a_batch_of_another_shape_is_refused_before_anything_is_compiled():
+    mesh = sharding.make_mesh(sharding.Sharding(), jax.devices()[:1])
+    task = make_task(batch_size=8)
+    steps = train_step.CompiledSteps(task, mesh, enat_task.RULES, seed=0)
+    batch = sharding.global_batch(
+        {k: v[:, :9] if v.ndim > 1 else v for k, v in next(task.batches(0)).items()}, mesh
+    )
+    with pytest.raises(
+        ValueError, match=r'batch\["tokens"\] must have the shape .*16\], not \[8, 9\]'
+    ):
+        steps(steps.init(), [batch], 0)
