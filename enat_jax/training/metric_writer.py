@@ -67,7 +67,15 @@ class MetricWriter:
                 self._written |= line.keys() - {"step", "time"}
         files.write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._lines = path.open("a", encoding="utf-8")
-        self._events = _Events(workdir, 0 if resume_step is None else resume_step + 1)
+        # SummaryWriter of tensorboardX leaves writing to a thread, which ends at the first write
+        # that fails, on a full disk say, and its callers then wait for it for ever.
+        # File names count whole seconds: a second writer within one would truncate the first's.
+        suffix = f".{time.time_ns()}"
+        self._events = event_file_writer.EventsWriter(str(workdir / "events"), suffix)
+        begin = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        for content in ({"file_version": "brain.Event:2"}, {"session_log": begin}):
+            # TensorBoard hides what earlier writers wrote from this step on.
+            self._event(0 if resume_step is None else resume_step + 1, **content)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes numbers, or arrays of one number, of any device, under their names.
@@ -79,17 +87,19 @@ class MetricWriter:
             raise ValueError(f"a metric cannot be called {sorted(reserved)}: the line's own fields")
         if not self._active:
             return
-        now = time.time()
-        line = {}
         values = {name: float(value) for name, value in values.items()}
+        # TensorBoard may have lost what a killed run had already put into metrics.jsonl.
         for name, value in values.items():
-            # TensorBoard may have lost what a killed run had already put into metrics.jsonl.
-            self._events.scalar(name, value, int(step), now)
-            if step != self._resume_step or name not in self._written:
-                line[name] = value if math.isfinite(value) else None
+            found = summary_pb2.Summary.Value(tag=name, simple_value=value)
+            self._event(step, summary=summary_pb2.Summary(value=[found]))
         self._events.flush()
+        line = {
+            name: value if math.isfinite(value) else None
+            for name, value in values.items()
+            if step != self._resume_step or name not in self._written
+        }
         if line:
-            line = {"step": int(step), "time": round(now, 3), **line}
+            line = {"step": int(step), "time": round(time.time(), 3), **line}
             self._lines.write(json.dumps(line) + "\n")
             self._lines.flush()
         if self._wandb is not None:
@@ -101,15 +111,10 @@ class MetricWriter:
         if not self._active:
             return
         for name, picture in pictures.items():
-            self._events.image(name, picture, int(step), time.time())
+            self._event(step, summary=summary.image(name, picture, dataformats="HWC"))
         self._events.flush()
         if self._wandb is not None:
             self._wandb.images(int(step), pictures)
-
-    def flush(self) -> None:
-        """Puts everything on disk."""
-        if self._active:
-            self._events.flush()
 
     def close(self, failed: bool = False) -> None:
         """Puts everything on disk and closes the files; ``failed`` marks the run at W&B."""
@@ -119,43 +124,14 @@ class MetricWriter:
             if self._wandb is not None:
                 self._wandb.finish(exit_code=int(failed))
 
+    def _event(self, step: int, **content: Any) -> None:
+        self._events.write_event(event_pb2.Event(step=int(step), wall_time=time.time(), **content))
+
     def __enter__(self) -> "MetricWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self.close(failed=kind is not None)
-
-
-class _Events:
-    """A TensorBoard event file, written by the caller itself.
-
-    tensorboardX's SummaryWriter leaves that to a thread, which ends at the first write that fails,
-    on a full disk say; its callers then wait for it for ever.
-    """
-
-    def __init__(self, workdir: pathlib.Path, purge_step: int):
-        # The names count whole seconds: a second writer within one would truncate the first's.
-        suffix = f".{time.time_ns()}"
-        self._file = event_file_writer.EventsWriter(str(workdir / "events"), suffix)
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        for content in ({"file_version": "brain.Event:2"}, {"session_log": start}):
-            self._add(purge_step, time.time(), **content)
-
-    def scalar(self, name: str, value: float, step: int, now: float) -> None:
-        found = summary_pb2.Summary.Value(tag=name, simple_value=value)
-        self._add(step, now, summary=summary_pb2.Summary(value=[found]))
-
-    def image(self, name: str, picture: np.ndarray, step: int, now: float) -> None:
-        self._add(step, now, summary=summary.image(name, picture, dataformats="HWC"))
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _add(self, step: int, now: float, **content: Any) -> None:
-        self._file.write_event(event_pb2.Event(step=step, wall_time=now, **content))
 
 
 class _WandbRun:
@@ -188,11 +164,12 @@ class _WandbRun:
         self._try(lambda: self._run.log({"step": step, **values}))
 
     def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        def log() -> None:
-            images = {name: self._package.Image(png.as_pillow(x)) for name, x in pictures.items()}
-            self._run.log({"step": step, **images})
-
-        self._try(log)
+        image = self._package.Image
+        self._try(
+            lambda: self._run.log(
+                {"step": step} | {k: image(png.as_pillow(x)) for k, x in pictures.items()}
+            )
+        )
 
     def finish(self, exit_code: int) -> None:
         self._try(lambda: self._run.finish(exit_code=exit_code))
