@@ -10,13 +10,13 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
 import PIL.Image
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
 import enat_jax
 from enat_jax.inference import generator
@@ -50,10 +50,6 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels) * self.num
-
-    def labels_of(self, numbers: Sequence[int]) -> Int[np.ndarray, " n"]:
-        """Returns the labels of some images."""
-        return np.asarray(self.labels, np.int32)[np.asarray(numbers) // self.num]
 
     def path(self, number: int) -> pathlib.Path:
         """Returns the file of an image."""
@@ -198,19 +194,18 @@ def _draw_missing(images: Images, batch_size: int) -> None:
         writing: Iterable[None] = ()
         for batch in todo:
             drawn = _draw_batch(images, batch, batch_size)
-            for _ in writing:  # raises what went wrong
-                done += 1
+            done += len(list(writing))  # raises what went wrong
             bar.update(done)
-            writing = pool.map(lambda i, image: _write(images, i, image), batch, drawn)
-        for _ in writing:
-            done += 1
-        bar.update(done)
+            paths, texts = map(images.path, batch), map(images.text, batch)
+            writing = pool.map(png.write_png, paths, drawn, texts)
+        bar.update(done + len(list(writing)))
 
 
 def _draw_batch(images: Images, batch: range, batch_size: int) -> UInt8[np.ndarray, "n h w c"]:
     try:
         # One batch size, one compilation: `sample` fills up the last batch.
-        return images.model.sample(images.labels_of(batch), images.seed, batch[0], batch_size)
+        labels = np.asarray(images.labels, np.int32)[np.asarray(batch) // images.num]
+        return images.model.sample(labels, images.seed, batch[0], batch_size)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise ValueError(
@@ -218,10 +213,6 @@ def _draw_batch(images: Images, batch: range, batch_size: int) -> UInt8[np.ndarr
                 "--batch-size"
             ) from error
         raise
-
-
-def _write(images: Images, number: int, image: UInt8[np.ndarray, "h w c"]) -> None:
-    png.write_png(images.path(number), image, images.text(number))
 
 
 def _for_grid(images: Images, columns: int) -> UInt8[np.ndarray, "n h w c"]:

@@ -132,7 +132,7 @@ def strip(reveal: Reveal) -> UInt8[np.ndarray, "height width 3"]:
     Of more than 8 steps it shows an even selection.
     """
     chosen = np.unique(np.rint(np.linspace(0, len(reveal.steps) - 1, MAX_COLUMNS + 1)).astype(int))
-    shown, guesses = _outlined(reveal, chosen), _large(_colour(reveal.guesses[chosen[1:] - 1]))
+    shown, guesses = _outlined(reveal, chosen), _large(reveal.guesses[chosen[1:] - 1])
     _, n, height, width, _ = shown.shape
     n = min(n, MAX_ROWS)
     down, right = 2 * height + 3 * GAP, width + GAP
@@ -174,12 +174,12 @@ def write_gif(path: str | os.PathLike, reveal: Reveal) -> None:
             there.
     """
     shown = _outlined(reveal, range(len(reveal.steps)))
-    shown = np.concatenate([shown, _large(_colour(reveal.guesses[-1:]))])
+    shown = np.concatenate([shown, _large(reveal.guesses[-1:])])
     columns = int(np.ceil(np.sqrt(shown.shape[1])))
     last = len(reveal.steps) - 1
     pictures = _with_palette(
         [
-            _captioned(png.grid(images, columns, GAP), _caption(reveal, min(i, last)))
+            _captioned(png.grid(images, columns, GAP), reveal, min(i, last))
             for i, images in enumerate(shown)
         ]
     )
@@ -210,10 +210,10 @@ def _outlined(
 ) -> UInt8[np.ndarray, "k n height width 3"]:
     """Returns large frames in colour, outlining what is new in each."""
     chosen = np.asarray(chosen)
-    large = _large(_colour(reveal.frames()[chosen]))
+    large = _large(reveal.frames()[chosen])
     for i in range(1, len(chosen)):
         new = reveal.pixels(reveal.visible[chosen[i]] & ~reveal.visible[chosen[i - 1]])
-        new = _large(new[None, ..., None])[0, ..., 0]
+        new = _large(new[..., None])[..., 0]
         large[i][_edges(new, max(1, large.shape[2] // 80))] = OUTLINE
     return large
 
@@ -228,14 +228,11 @@ def _edges(places: Bool[np.ndarray, "n h w"], width: int) -> Bool[np.ndarray, "n
     return places & ~inner
 
 
-def _large(images: Shaped[np.ndarray, "*n h w c"]) -> Shaped[np.ndarray, "*n height width c"]:
-    """Repeats every pixel until the shorter side has ``SIDE`` pixels."""
+def _large(images: Shaped[np.ndarray, "*n h w c"]) -> Shaped[np.ndarray, "*n height width 3"]:
+    """Gives images three channels, and repeats pixels until the shorter side has ``SIDE``."""
     factor = -(-SIDE // min(images.shape[-3:-1]))
+    images = np.broadcast_to(images, (*images.shape[:-1], 3))
     return images.repeat(factor, axis=-3).repeat(factor, axis=-2)
-
-
-def _colour(images: UInt8[np.ndarray, "*n h w c"]) -> UInt8[np.ndarray, "*n h w 3"]:
-    return np.broadcast_to(images, (*images.shape[:-1], 3))
 
 
 def _progress(reveal: Reveal, at: int) -> str:
@@ -243,15 +240,12 @@ def _progress(reveal: Reveal, at: int) -> str:
     return f"{visible.sum()} of {visible.size} tokens"
 
 
-def _caption(reveal: Reveal, at: int) -> str:
-    return f"step {reveal.steps[at]} of {reveal.steps[-1]}: {_progress(reveal, at)}"
-
-
-def _captioned(image: UInt8[np.ndarray, "h w 3"], caption: str) -> PIL.Image.Image:
-    """Returns the picture with a line of text below."""
+def _captioned(image: UInt8[np.ndarray, "h w 3"], reveal: Reveal, at: int) -> PIL.Image.Image:
+    """Returns the picture of a frame with a line of text below."""
     room = np.full((LINE, *image.shape[1:]), 255, np.uint8)
     picture = PIL.Image.fromarray(np.concatenate([image, room]))
-    _write(picture, GAP, len(image), caption)
+    text = f"step {reveal.steps[at]} of {reveal.steps[-1]}: {_progress(reveal, at)}"
+    _write(picture, GAP, len(image), text)
     return picture
 
 

@@ -167,7 +167,9 @@ def _task(config: ml_collections.ConfigDict) -> str:
 def define(values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder:
     """Defines the flag --config FILE, which defines --config.SECTION.SETTING for all settings."""
     parser, words = _ConfigParser(values), "File of the config."
-    return flags.DEFINE(parser, "config", None, words, values, module_name=sys.argv[0])
+    config = flags.DEFINE(parser, "config", None, words, values, module_name=sys.argv[0])
+    values["config"].default_as_str = "'None'"  # absl would leave it out of --help
+    return config
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:

@@ -114,7 +114,7 @@ class Monitor:
 
     def step(
         self,
-        metrics: Mapping[str, jax.Array],
+        metrics: Mapping[str, jax.Array | float],
         *,
         masked_share: float | None = None,
         exact_work: float | None = None,
@@ -178,11 +178,6 @@ class Monitor:
         found["host_memory_bytes"] = float(memory.resident_peak())
         self._begin()
         return found
-
-    @property
-    def num_steps(self) -> int:
-        """Steps since the last summary."""
-        return len(self._steps)
 
     def _training_seconds(self) -> float:
         return sum(self._seconds[name] for name in _TRAINING)

@@ -207,7 +207,7 @@ class Task(image_task.ImageTask):
         for indices in np.split(chosen, rows):
             originals = self.held_out.gather(indices)["images"]
             reconstruction, _ = self._reconstructed(state.params, originals, mesh)
-            pictures += [originals, np.asarray(tokenizer.to_uint8(reconstruction))]
+            pictures += [originals, np.asarray(tokenizer.to_uint8(jnp.asarray(reconstruction)))]
         yield "reconstructions", np.concatenate([np.concatenate(list(p), 1) for p in pictures], 0)
 
     def _reconstructed(
