@@ -32,21 +32,28 @@ def write_atomically(path: pathlib.Path, content: bytes, sync: bool = True) -> N
         OSError: the file cannot be written; the error names ``path``.
     """
     temporary = _temporary(path)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
+    with _naming(path):
         try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
             temporary.replace(path)
-        except FileNotFoundError:  # another process was first, and has tidied up
-            if not path.exists():
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            # Another process may have been first, and have tidied up.
+            if not (isinstance(error, FileNotFoundError) and path.exists()):
                 raise
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(path)  # a full disk does not say whose, others name `temporary`
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """Within, an OSError names ``path``: that of a full disk names no file, others another one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
         raise
 
 
@@ -102,11 +109,17 @@ def is_unfinished(path: pathlib.Path) -> bool:
     return _UNFINISHED.fullmatch(path.name) is not None
 
 
-def write_json(path: str | os.PathLike, values: Any) -> None:
-    """Writes JSON values as ``write_atomically`` does; parents of ``path`` are created."""
+def write_json(path: str | os.PathLike, values: Any, sort_keys: bool = True) -> None:
+    """Writes JSON values as ``write_atomically`` does; parents of ``path`` are created.
+
+    Args:
+        path: of the file.
+        values: to be written.
+        sort_keys: whether the keys are sorted, so that files are easily compared.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json_bytes(values))
+    write_atomically(path, json_bytes(values, sort_keys))
 
 
 def write_npz(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
@@ -116,10 +129,10 @@ def write_npz(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     write_atomically(path, content.getvalue())
 
 
-def json_bytes(values: Any) -> bytes:
-    """Returns JSON values as UTF-8, in their own order and with a newline at the end."""
+def json_bytes(values: Any, sort_keys: bool = True) -> bytes:
+    """Returns JSON values as UTF-8, with a newline at the end; see ``write_json``."""
     # A path that is not UTF-8 holds surrogates, which become JSON's escapes of themselves.
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(values, indent=2, ensure_ascii=False, sort_keys=sort_keys) + "\n"
     return text.encode("utf-8", "backslashreplace")
 
 
@@ -229,20 +242,11 @@ class Rows:
 
     def sync(self) -> None:
         """Waits until the disk has what was written."""
-        try:
+        with _naming(self._path):
             os.fsync(self._file)
-        except OSError as error:
-            raise _naming(self._path, error) from error
 
     def _write(self, at: int, data: bytes) -> None:
-        try:
+        with _naming(self._path):
             while data:
                 count = os.pwrite(self._file, data, at)
                 at, data = at + count, data[count:]
-        except OSError as error:
-            raise _naming(self._path, error) from error
-
-
-def _naming(path: pathlib.Path, error: OSError) -> OSError:
-    """Returns the same error with the name of the file."""
-    return OSError(error.errno, error.strerror, str(path))

@@ -26,10 +26,10 @@ def peak_memory() -> tuple[int, str]:
 
 def resident_peak() -> int:
     """Returns the largest resident set of this process so far, in bytes."""
-    status = pathlib.Path("/proc/self/status")
-    if status.exists():  # what getrusage says begins with that of the process that started it
-        (line,) = [x for x in status.read_text().splitlines() if x.startswith("VmHWM:")]
-        return int(line.split()[1]) * 1024
+    # First, as what getrusage says begins with that of the process that started it.
+    status = _kernel_bytes(pathlib.Path("/proc/self/status"), "VmHWM:")
+    if status is not None:
+        return status
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS counts bytes, others KiB.
     return peak * (1 if sys.platform == "darwin" else 1024)
@@ -40,10 +40,13 @@ def available_memory(meminfo: pathlib.Path = pathlib.Path("/proc/meminfo")) -> i
 
     Limits of a container are not seen.
     """
-    if not meminfo.exists():
-        return None
-    lines = [x for x in meminfo.read_text().splitlines() if x.startswith("MemAvailable:")]
-    return int(lines[0].split()[1]) * 1024 if lines else None
+    return _kernel_bytes(meminfo, "MemAvailable:")
+
+
+def _kernel_bytes(path: pathlib.Path, name: str) -> int | None:
+    """Returns the bytes of a line such as "VmHWM: 1234 kB"; None: there is no file or line."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((int(x.split()[1]) * 1024 for x in lines if x.startswith(name)), None)
 
 
 def free_bytes() -> int | None:

@@ -1,5 +1,6 @@
 """Pictures as PNG files, and many in one grid."""
 
+import functools
 import io
 import os
 import pathlib
@@ -32,14 +33,11 @@ def grid(
     if columns < 1 or pad < 0:
         raise ValueError(f"{columns=} must be positive and {pad=} not negative")
     n, height, width, channels = images.shape
-    rows = -(-n // columns)
-    shape = (rows * (height + pad) + pad, columns * (width + pad) + pad, channels)
-    canvas = np.full(shape, background, np.uint8)
-    for i, image in enumerate(images):
-        top = pad + i // columns * (height + pad)
-        left = pad + i % columns * (width + pad)
-        canvas[top : top + height, left : left + width] = image
-    return canvas
+    fill = functools.partial(np.pad, constant_values=background)
+    cells = fill(images, ((0, -n % columns), (pad, 0), (pad, 0), (0, 0)))
+    rows = cells.reshape(-1, columns, height + pad, width + pad, channels).swapaxes(1, 2)
+    canvas = rows.reshape(-1, columns * (width + pad), channels)
+    return fill(canvas, ((0, pad), (0, pad), (0, 0)))
 
 
 def write_png(
