@@ -80,7 +80,8 @@ def main(index, directory):
     with checkpoint.Checkpointer(checkpoints, 10, keep=1, best=BEST) as checkpointer:
         for step, fids in ((10, (1.0, 9.0)), (20, (5.0, 1.0)), (30, (7.0, 7.0))):
             checkpointer.save(step, make_state(step, mesh), META, {"fid": fids[index]})
-        seen["best"] = [checkpointer.best_step(), checkpointer.all_steps()]
+        steps = checkpointer.all_steps()
+        seen["best"] = [checkpointer.best.best_of(steps), steps]
     seen["newest"] = restore()
 
     def cut():

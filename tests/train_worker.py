@@ -45,7 +45,7 @@ def main(arguments):
     for x, shards in zip(jax.tree.leaves(whole), jax.tree.leaves(state.params), strict=True):
         for shard in shards.addressable_shards:
             np.testing.assert_array_equal(shard.data, x[shard.index])
-    arrays = dict(zip(manifest.paths(whole), jax.tree.leaves(whole), strict=True))
+    arrays = manifest.leaves(whole)
     np.savez(f"{result}.{jax.process_index()}.npz", **arrays)
 
 

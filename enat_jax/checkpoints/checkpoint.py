@@ -13,6 +13,7 @@ process cannot read is damaged for all.
 
 import dataclasses
 import functools
+import itertools
 import logging
 import pathlib
 import shutil
@@ -117,12 +118,12 @@ class Checkpointer:
         self._directory = pathlib.Path(directory).absolute()
         self._save_every = save_every
         self._complete = complete
-        self._best = None if best is None else KeepBest(best)
+        self.best = None if best is None else KeepBest(best)
         policies = [checkpoint_managers.LatestN(keep)]
         if keep_every is not None:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
-        if self._best is not None:
-            policies.append(self._best)
+        if self.best is not None:
+            policies.append(self.best)
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
@@ -131,9 +132,9 @@ class Checkpointer:
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
         )
-        if self._best is not None:
+        if self.best is not None:
             for step, metrics in agreement.broadcast_from_first(self._saved_metrics):
-                self._best.note(step, metrics)
+                self.best.note(step, metrics)
 
     def save(
         self,
@@ -166,10 +167,11 @@ class Checkpointer:
         self.wait()
         metrics = agreement.broadcast_from_first(functools.partial(manifest.finite, metrics or {}))
         described = manifest.make(state, meta, metrics)
-        if self._best is not None:
-            self._best.note(step, metrics)
-        if jax.process_index() == 0:
-            self._remove_unfinished()
+        if self.best is not None:
+            self.best.note(step, metrics)
+        if jax.process_index() == 0:  # what killed or failed saves left would stay for ever
+            for path in self._directory.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(path, ignore_errors=True)
         try:
             # The interval was decided above; `force` keeps Orbax from deciding once more.
             return self._manager.save(
@@ -206,27 +208,23 @@ class Checkpointer:
         _require_shardings(abstract_state)
         self.wait()
         steps = agreement.broadcast_from_first(self._steps)
-        if step is not None:
-            if step not in steps:
-                raise ValueError(f"no checkpoint of step {step} in {self._directory}: {steps=}")
-            try:
-                state = self._read(step, abstract_state, expected_meta)
-            except _Damaged as damage:
-                raise ValueError(
-                    f"the checkpoint of step {step} in {self._directory} is damaged ({damage}); "
-                    f"the other steps there are {[other for other in steps if other != step]}"
-                ) from damage
-            self._set_aside({newer: None for newer in steps if newer > step}, used=step)
-            return state, step
-        damaged: dict[int, str | None] = {}
-        for candidate in reversed(steps):
+        if step is not None and step not in steps:
+            raise ValueError(f"no checkpoint of step {step} in {self._directory}: {steps=}")
+        damaged: dict[int, str] = {}
+        for candidate in reversed(steps) if step is None else [step]:
             try:
                 state = self._read(candidate, abstract_state, expected_meta)
             except _Damaged as damage:
                 damaged[candidate] = str(damage)
                 continue
-            self._set_aside(damaged, used=candidate)
+            newer = [other for other in reversed(steps) if other > candidate]
+            self._set_aside({other: damaged.get(other) for other in newer}, used=candidate)
             return state, candidate
+        if step is not None:
+            raise ValueError(
+                f"the checkpoint of step {step} in {self._directory} is damaged ({damaged[step]}); "
+                f"the other steps there are {[other for other in steps if other != step]}"
+            )
         if damaged:
             reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
             raise ValueError(
@@ -239,10 +237,6 @@ class Checkpointer:
         """Returns the steps on disk in ascending order, once the last save is complete."""
         self.wait()
         return self._steps()
-
-    def best_step(self) -> int | None:
-        """Returns the best step on disk, or None if no checkpoint has the metric of ``best``."""
-        return None if self._best is None else self._best.best_of(self.all_steps())
 
     def wait(self) -> None:
         """Returns when the last save is complete on disk.
@@ -327,11 +321,6 @@ class Checkpointer:
                 )
         self._manager.reload()
 
-    def _remove_unfinished(self) -> None:
-        """Removes what killed or failed saves left, which would take up space for ever."""
-        for path in self._directory.glob("*.orbax-checkpoint-tmp"):
-            shutil.rmtree(path, ignore_errors=True)
-
     def _saved_metrics(self) -> list[tuple[int, dict[str, float | None]]]:
         read = {step: manifest.read(self._directory / str(step))[0] for step in self._steps()}
         # A damaged one is dealt with when it is to be restored.
@@ -386,15 +375,11 @@ def _is_damage(error: BaseException) -> bool:
 
 def _free_name(path: pathlib.Path) -> pathlib.Path:
     """``path``, or the first of ``path.2``, ``path.3`` and so on that is not taken."""
-    name, number = path, 1
-    while name.exists():
-        number += 1
-        name = path.with_name(f"{path.name}.{number}")
-    return name
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], numbered) if not name.exists())
 
 
 def _require_shardings(abstract_state: PyTree) -> None:
-    leaves = jax.tree.leaves(abstract_state)
-    for path, leaf in zip(manifest.paths(abstract_state), leaves, strict=True):
+    for path, leaf in manifest.leaves(abstract_state).items():
         if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None:
             raise ValueError(f"{path} of the abstract state has no sharding; give one to each leaf")

@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,14 +33,14 @@ def make(
     Raises:
         ValueError: something in ``state`` is not a ``jax.Array``.
     """
-    for path, leaf in zip(paths(state), jax.tree.leaves(state), strict=True):
+    for path, leaf in leaves(state).items():
         if not isinstance(leaf, jax.Array):
             raise ValueError(f"{path} of the state is a {type(leaf).__name__}, not a jax.Array")
     sums = jax.device_get(checksums.of_tree(state))
     manifest = {
         "config": files.as_json(meta),
         "tree": tree(state),
-        "checksums": dict(zip(paths(state), map(int, sums), strict=True)),
+        "checksums": dict(zip(leaves(state), map(int, sums), strict=True)),
         "metrics": dict(metrics),
     }
     return {**manifest, "crc32": _crc(manifest)}
@@ -77,8 +77,17 @@ def differences(
         The first eight values with what they are and what is expected; "" if the checkpoint fits.
     """
     saved, expected = (files.as_json(complete(x)) for x in (manifest["config"], meta))
-    pairs = ((saved, expected), (manifest["tree"], tree(state)))
-    return _shortened([line for pair in pairs for line in _differences(*pair)])
+    lines = []
+    for before, after in ((saved, expected), (manifest["tree"], tree(state))):
+        found = files.differences(before, after, missing=_MISSING)
+        for name, was, now in sorted(found, key=lambda difference: difference[0]):
+            if now is _MISSING:
+                lines.append(f"{name} is only in the checkpoint ({was})")
+            elif was is _MISSING:
+                lines.append(f"{name} is missing in the checkpoint ({now} expected)")
+            else:
+                lines.append(f"{name} is {was} in the checkpoint but {now} is expected")
+    return _shortened(lines)
 
 
 def changed(manifest: Mapping[str, Any], state: PyTree) -> str:
@@ -91,7 +100,7 @@ def changed(manifest: Mapping[str, Any], state: PyTree) -> str:
     return _shortened(
         [
             path
-            for path, values in zip(paths(state), copies, strict=True)
+            for path, values in zip(leaves(state), copies, strict=True)
             if any(int(value) != manifest["checksums"][path] for value in values)
         ]
     )
@@ -103,33 +112,22 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def paths(state: PyTree) -> list[str]:
-    """Returns names such as "params/dense/kernel", in the order of ``jax.tree.leaves``."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+def leaves(state: PyTree) -> dict[str, Any]:
+    """Returns the leaves in the order of ``jax.tree.leaves``, by paths such as "dense/kernel"."""
+    found = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
 
 
 def tree(state: PyTree) -> dict[str, str]:
     """Returns the type and shape of every array by its path, such as "float32[3, 4]"."""
     return {
         path: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
-        for path, leaf in zip(paths(state), jax.tree.leaves(state), strict=True)
+        for path, leaf in leaves(state).items()
     }
 
 
 def _crc(manifest: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
-
-
-def _differences(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[str]:
-    found = files.differences(saved, expected, missing=_MISSING)
-    for name, was, now in sorted(found, key=lambda difference: difference[0]):
-        if now is _MISSING:
-            yield f"{name} is only in the checkpoint ({was})"
-        elif was is _MISSING:
-            yield f"{name} is missing in the checkpoint ({now} expected)"
-        else:
-            yield f"{name} is {was} in the checkpoint but {now} is expected"
 
 
 def _shortened(parts: Sequence[str]) -> str:

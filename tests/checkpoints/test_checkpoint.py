@@ -146,14 +146,14 @@ def test_keeps_the_newest_the_multiples_and_the_best(tmp_path):
     with checkpoint.Checkpointer(tmp_path, save_every=10, **settings) as checkpointer:
         for step, fid in fids.items():
             checkpointer.save(step, make_state(step), META, {"fid": fid, "loss": 0.5})
-        assert checkpointer.best_step() == 20
+        assert checkpointer.best.best_of(checkpointer.all_steps()) == 20
         assert checkpointer.all_steps() == [20, 40, 60, 70]
     # What is best is known from the disk, too.
     with checkpoint.Checkpointer(tmp_path, save_every=10, **settings) as checkpointer:
         checkpointer.save(80, make_state(80), META, {"fid": 5.0})
-        assert checkpointer.best_step() == 20
+        assert checkpointer.best.best_of(checkpointer.all_steps()) == 20
         checkpointer.save(90, make_state(90), META, {"fid": 2.0})
-        assert checkpointer.best_step() == 90
+        assert checkpointer.best.best_of(checkpointer.all_steps()) == 90
         assert checkpointer.all_steps() == [40, 80, 90]
         assert_equal(checkpointer.restore(abstract(make_state(0)), META, 40)[0], make_state(40))
 
@@ -164,14 +164,16 @@ def test_a_checkpoint_without_the_metric_is_never_the_best_nor_kept_for_it(tmp_p
     with checkpoint.Checkpointer(tmp_path, save_every=10, keep=1, best=BEST_FID) as checkpointer:
         for step, metrics in given.items():
             checkpointer.save(step, make_state(step), META, metrics)
-            assert checkpointer.best_step() == (30 if step >= 30 else None)
+            assert checkpointer.best.best_of(checkpointer.all_steps()) == (
+                30 if step >= 30 else None
+            )
         assert checkpointer.all_steps() == [30, 60]
 
 
 def test_without_a_metric_to_go_by_there_is_no_best_step(tmp_path):
     with checkpoint.Checkpointer(tmp_path, save_every=10) as checkpointer:
         checkpointer.save(10, make_state(10), META, {"fid": 1.0})
-        assert checkpointer.best_step() is None
+        assert checkpointer.best is None
 
 
 @dataclasses.dataclass
