@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import os
 import pathlib
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -70,9 +69,12 @@ class TrainedModel:
         return dataclasses.replace(found, params=found.placed[1])
 
     def save_weights(self, base: pathlib.Path, formats: Collection[str], format: str) -> None:
-        """Writes the weights as ``model_files.save_weights`` does.
+        """Writes the Orbax directory ``base``, the file ``base.safetensors``, or both.
 
-        ``format`` is that of the description beside them.
+        Args:
+            base: path without a suffix; its parents are created.
+            formats: of ``WEIGHTS``.
+            format: of the description beside them, for the head of the safetensors file.
 
         Raises:
             ValueError: the weights were loaded in another dtype than they were saved in, or
@@ -81,8 +83,15 @@ class TrainedModel:
         """
         if self.saved_fingerprint not in (None, fingerprint(self.params)):
             raise ValueError("weights were rounded when they were loaded: save those on disk")
-        metadata = {"format": format, "fingerprint": self.fingerprint}
-        save_weights(base, self.params, formats, metadata)
+        if not formats or not set(formats) <= set(WEIGHTS):
+            raise ValueError(
+                f"formats {list(formats)} of weights: choose from {', '.join(WEIGHTS)}"
+            )
+        if "orbax" in formats:
+            save_params(base, self.params)
+        if "safetensors" in formats and jax.process_index() == 0:
+            metadata = {"format": format, "fingerprint": self.fingerprint}
+            weight_files.write_safetensors(_safetensors(base), flat(self.params), metadata)
 
 
 def settings_of(module: Any) -> dict[str, Any]:
@@ -102,70 +111,33 @@ def flat(params: PyTree) -> dict[str, np.ndarray]:
     return traverse_util.flatten_dict(jax.device_get(params), sep="/")
 
 
-def save_weights(
-    base: str | os.PathLike,
-    params: PyTree,
-    formats: Collection[str],
-    metadata: Mapping[str, str],
-) -> None:
-    """Writes weights as the Orbax directory ``base``, the file ``base.safetensors``, or both.
-
-    Args:
-        base: path without a suffix; its parents are created.
-        params: nested dict of arrays.
-        formats: of ``WEIGHTS``.
-        metadata: texts for the head of the safetensors file.
-
-    Raises:
-        ValueError: ``formats`` is empty or has another one.
-        OSError: it cannot be written.
-    """
-    if not formats or not set(formats) <= set(WEIGHTS):
-        raise ValueError(f"formats {list(formats)} of weights: choose from {', '.join(WEIGHTS)}")
-    base = pathlib.Path(base)
-    if "orbax" in formats:
-        save_params(base, params)
-    if "safetensors" in formats and jax.process_index() == 0:
-        weight_files.write_safetensors(_safetensors(base), flat(params), metadata)
-
-
-def load_weights(base: str | os.PathLike) -> dict[str, Any]:
-    """Reads what ``save_weights`` wrote.
+def load_weights(base: pathlib.Path, expected_fingerprint: str) -> dict[str, Any]:
+    """Reads what ``TrainedModel.save_weights`` wrote.
 
     Args:
         base: path without a suffix. The Orbax directory is read if it is there.
+        expected_fingerprint: of the weights.
 
     Returns:
         Nested dict of numpy arrays.
 
     Raises:
         FileNotFoundError: there are no weights.
-        ValueError: they are damaged.
-    """
-    base = pathlib.Path(base)
-    try:
-        return load_params(base)
-    except FileNotFoundError as error:
-        if not _safetensors(base).is_file():
-            raise FileNotFoundError(
-                f"no parameters at {base}: neither an Orbax directory nor "
-                f"{_safetensors(base).name}; copy the whole model directory again"
-            ) from error
-    tensors = weight_files.read(_safetensors(base))
-    try:
-        return traverse_util.unflatten_dict(tensors, sep="/")
-    except TypeError as error:  # a name that is another one's folder
-        raise ValueError(f"{_safetensors(base)} has no weights of such a model") from error
-
-
-def load_saved(base: pathlib.Path, expected_fingerprint: str) -> dict[str, Any]:
-    """Reads weights as ``load_weights`` does, and compares their fingerprint.
-
-    Raises:
-        FileNotFoundError: there are no weights.
         ValueError: they are damaged, or not those of ``expected_fingerprint``.
     """
-    params = load_weights(base)
+    file = _safetensors(base)
+    try:
+        params = load_params(base)
+    except FileNotFoundError as error:
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"no parameters at {base}: neither an Orbax directory nor {file.name}; "
+                "copy the whole model directory again"
+            ) from error
+        try:
+            params = traverse_util.unflatten_dict(weight_files.read(file), sep="/")
+        except TypeError as error:  # a name that is another one's folder
+            raise ValueError(f"{file} has no weights of such a model") from error
     if fingerprint(params) != expected_fingerprint:
         raise ValueError(f"the weights in {base.parent} are not those that were saved: damaged")
     return params

@@ -10,6 +10,7 @@ names is neither imported nor called nor built, but noted.
 """
 
 import dataclasses
+import functools
 import io
 import math
 import pathlib
@@ -75,16 +76,13 @@ def read_zip(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
             raise ValueError("written on a big-endian machine: save it anew on another one")
         if members[pickles[0]].file_size > MAX_PICKLE:
             raise ValueError(f"its pickle is larger than {MAX_PICKLE:,} bytes")
-        value = load_pickle(archive.read(pickles[0])).value
-        weights = _weights(value, part)
-        held: dict[str, bytes] = {}
+        weights = _weights(load_pickle(archive.read(pickles[0])).value, part)
 
+        @functools.cache  # tied weights have one
         def storage(key: str) -> bytes:
-            if key not in held:
-                if f"{root}data/{key}" not in members:
-                    raise ValueError(f"its storage {key[:40]!r} is missing: damaged")
-                held[key] = archive.read(f"{root}data/{key}")
-            return held[key]
+            if f"{root}data/{key}" not in members:
+                raise ValueError(f"its storage {key[:40]!r} is missing: damaged")
+            return archive.read(f"{root}data/{key}")
 
         return _arrays(weights, storage, size)
 

@@ -126,7 +126,8 @@ def _reader(head: bytes, size: int) -> Callable[[pathlib.Path, str | None], dict
 
 
 def _read_safetensors(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
-    _has_no_parts(part)
+    if part is not None:
+        raise ValueError(f"a safetensors file has no parts, so there is no {part!r} in it")
     return safetensors.numpy.load_file(path)
 
 
@@ -143,17 +144,10 @@ def _read_msgpack(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]
         path_, value = waiting.pop()
         if isinstance(value, dict):
             waiting += [(f"{path_}/{k}" if path_ else str(k), v) for k, v in value.items()]
-        elif isinstance(value, np.ndarray | np.generic) and _is_numeric(value.dtype):
+        elif isinstance(value, np.ndarray | np.generic) and (
+            value.dtype.kind in "biuf" or value.dtype == jnp.bfloat16
+        ):
             tensors[path_] = np.asarray(value)
         elif not isinstance(value, str | int | float | None):
             raise ValueError(f"{path_[:80]!r} is no tensor but {type(value).__name__}")
     return tensors
-
-
-def _is_numeric(dtype: np.dtype) -> bool:
-    return dtype.kind in "biuf" or dtype == np.dtype(jnp.bfloat16)
-
-
-def _has_no_parts(part: str | None) -> None:
-    if part is not None:
-        raise ValueError(f"a safetensors file has no parts, so there is no {part!r} in it")

@@ -220,7 +220,7 @@ class Generator(model_files.TrainedModel):
             provenance = description["provenance"]
             expected = description["fingerprint"]["transformer"]
             expected_tokenizer = description["fingerprint"]["tokenizer"]
-        params = model_files.load_saved(directory / "transformer", expected)
+        params = model_files.load_weights(directory / "transformer", expected)
         codec = tokenizer.Tokenizer.load(directory / "tokenizer", dtype, devices)
         if codec.fingerprint != expected_tokenizer:
             raise ValueError(

@@ -149,7 +149,7 @@ class Tokenizer(model_files.TrainedModel):
             model = vqgan.VQGAN(**model_files.settings_from(description["model"]))
             image_size = tuple(description["image_size"])
             provenance, fingerprint = description["provenance"], description["fingerprint"]
-        params = model_files.load_saved(directory / "params", fingerprint)
+        params = model_files.load_weights(directory / "params", fingerprint)
         devices = tuple(jax.local_devices() if devices is None else devices)
         found = cls(
             *(model, params, image_size, provenance),
