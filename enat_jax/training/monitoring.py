@@ -179,6 +179,11 @@ class Monitor:
         self._begin()
         return found
 
+    @property
+    def num_steps(self) -> int:
+        """Steps since the last summary."""
+        return len(self._steps)
+
     def _training_seconds(self) -> float:
         return sum(self._seconds[name] for name in _TRAINING)
 
