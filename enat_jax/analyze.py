@@ -144,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Runs the analysis that the command line names."""
     options = _parser().parse_args(arguments)
     if not 0 <= getattr(options, "seed", 0) < 2**32:  # JAX would take the lower 32 bits alone
         raise ValueError(f"seed={options.seed} must be a whole number from 0 to 2**32 - 1")

@@ -292,6 +292,7 @@ def _open_source(
 
 
 def main(argv: Sequence[str]) -> None:
+    """Runs the use that the command line names."""
     parser = arguments.parser(__doc__ or "")
     flags = parser.parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):  # what a notebook puts in its place has none

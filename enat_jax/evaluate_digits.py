@@ -20,6 +20,7 @@ from enat_jax.runtime import cli, files
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Measures models of digits, and writes and prints the tables."""
     options = _parser().parse_args(arguments)
     paths = {"ours": options.model}
     for entry in options.compare:
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _digits(split: str, training_tokens: tokens.TokenSet) -> tuple[np.ndarray, np.ndarray]:
-    """The digits as they were prepared for the token set, but not augmented."""
+    """Returns the digits as they were prepared for the token set, but not augmented."""
     settings = dict(training_tokens.preprocessing.get("source") or {})
     if (settings.pop("source", None), settings.pop("split", None)) != ("digits", "train"):
         raise ValueError(

@@ -209,7 +209,7 @@ class Collected:
     rows: dict[str, Float[np.ndarray, "k d"]]
 
     def statistics(self, description: Mapping[str, Any]) -> image_statistics.Statistics:
-        """Returns statistics as they are saved and compared; ``description``: of the images."""
+        """Returns statistics as they are saved and compared, of images with this description."""
         return image_statistics.Statistics(
             moments=self.totals.moments, pool=self.rows["pool"], description=dict(description)
         )

@@ -27,8 +27,9 @@ class Settings:
             trained on. Of many pictures every process makes the statistics at the first
             evaluation; ``python -m enat_jax.evaluate --make-reference`` makes them once for all.
             None: no evaluation.
-        features: as for ``features.open_features``; inception: path of Inception's weights.
+        features: as for ``features.open_features``.
         num: samples; few give a distance that is too high, so compare equal numbers.
+        inception: path of Inception's weights.
         split: of pictures.
         keep: pictures whose features are kept for precision and recall.
     """

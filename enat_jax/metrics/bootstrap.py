@@ -9,6 +9,7 @@ different images; so intervals are the measured value plus and minus 1.96 standa
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from enat_jax.metrics import fid, inception_score, manifold
 
@@ -18,8 +19,8 @@ def interval(value: float, standard_error: float) -> tuple[float, float]:
     return value - 1.96 * standard_error, value + 1.96 * standard_error
 
 
-def of_mean(values: np.ndarray) -> float:
-    """Returns the standard error of the mean of ``values`` ``[n]``, one of each image.
+def of_mean(values: Float[np.ndarray, " n"]) -> float:
+    """Returns the standard error of the mean of ``values``, one of each image.
 
     Infinitely many replicates would give exactly this, so none is drawn.
 
@@ -49,9 +50,9 @@ def of_overlap(overlap: manifold.Overlap) -> dict[str, float]:
 
 
 def of_frechet_distance(
-    features: np.ndarray,
-    mean: np.ndarray,
-    covariance: np.ndarray,
+    features: Float[np.ndarray, "n d"],
+    mean: Float[np.ndarray, " d"],
+    covariance: Float[np.ndarray, "d d"],
     *,
     num_replicates: int = 100,
     seed: int = 0,
@@ -63,9 +64,9 @@ def of_frechet_distance(
     many for the images: of normal vectors, n = 16 d, by 40% and the linear one by 20%.
 
     Args:
-        features: ``[n, d]``, n from 2.
-        mean: ``[d]``, of the reference.
-        covariance: ``[d, d]``, of the reference.
+        features: of n images, n from 2.
+        mean: of the reference.
+        covariance: of the reference.
         num_replicates: from 2.
         seed: of the draws.
 
@@ -90,7 +91,7 @@ def of_frechet_distance(
     return float(np.std(distances, ddof=1))
 
 
-def _nuclear_norm(matrix: np.ndarray) -> float:
+def _nuclear_norm(matrix: Float[np.ndarray, "n d"]) -> float:
     """Returns the sum of the singular values, by the smaller of the two Gram matrices.
 
     Squares lose half of the digits, which leaves enough for a standard error.
@@ -102,9 +103,13 @@ def _nuclear_norm(matrix: np.ndarray) -> float:
 
 
 def of_frechet_distance_linear(
-    features: np.ndarray, mean: np.ndarray, covariance: np.ndarray
+    features: Float[np.ndarray, "n d"],
+    mean: Float[np.ndarray, " d"],
+    covariance: Float[np.ndarray, "d d"],
 ) -> float:
-    """Returns the same to first order, without replicates, in the time of about two distances.
+    """Returns the standard error of ``of_frechet_distance`` to first order, without replicates.
+
+    It takes the time of about two distances.
 
     The distance changes with one image's share of the features' distribution by
 
@@ -114,9 +119,9 @@ def of_frechet_distance_linear(
     standard error is the deviation of this over images, by the root of their number.
 
     Args:
-        features: ``[n, d]``, n from 2.
-        mean: ``[d]``, of the reference.
-        covariance: ``[d, d]``, of the reference.
+        features: of n images, n from 2.
+        mean: of the reference.
+        covariance: of the reference.
 
     Raises:
         ValueError: as ``fid`` does.
@@ -130,15 +135,19 @@ def of_frechet_distance_linear(
 
 
 def of_inception_score(
-    probabilities: np.ndarray, splits: np.ndarray, *, num_replicates: int = 200, seed: int = 0
+    probabilities: Float[np.ndarray, "n c"],
+    splits: Int[np.ndarray, " n"],
+    *,
+    num_replicates: int = 200,
+    seed: int = 0,
 ) -> float:
     """Returns the standard error of the Inception score, the mean over its splits.
 
     Images are drawn within their split.
 
     Args:
-        probabilities: ``[n, c]``, rows of sum 1.
-        splits: int ``[n]``, as ``inception_score.assign_splits`` gives.
+        probabilities: rows of sum 1.
+        splits: as ``inception_score.assign_splits`` gives.
         num_replicates: from 2.
         seed: of the draws.
 
@@ -156,8 +165,10 @@ def of_inception_score(
     return float(np.std(scores / num_splits, ddof=1))
 
 
-def _draws(number: int, num_replicates: int, seed: int | list[int]) -> Iterator[np.ndarray]:
-    """How often each image is drawn in each replicate, float64 ``[number]`` of that sum."""
+def _draws(
+    number: int, num_replicates: int, seed: int | list[int]
+) -> Iterator[Float[np.ndarray, " number"]]:
+    """Yields how often each image is drawn in each replicate, float64 of the sum ``number``."""
     if num_replicates < 2:
         raise ValueError(f"{num_replicates=} must be at least 2")
     rng = np.random.RandomState(seed)  # whose numbers are the same with every version of NumPy

@@ -6,24 +6,24 @@ can reach a high class accuracy, copies of the training set a perfect distance. 
 """
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from scipy.spatial import distance
 
 from enat_jax.metrics import neighbours
 
 
-def pixel_features(images: np.ndarray, size: int) -> np.ndarray:
+def pixel_features(images: UInt8[np.ndarray, "n h w c"], size: int) -> Float[np.ndarray, "n d"]:
     """Averages images over blocks to ``size`` x ``size`` pixels and flattens them.
 
     Small ``size`` keeps the covariances regular: a few hundred images span 8 * 8 = 64 dimensions
     but not 32 * 32 = 1024.
 
     Args:
-        images: uint8 ``[n, h, w, c]``.
-        size: pixels a side of the result; must divide h and w.
+        images: whose sides ``size`` divides.
+        size: pixels a side of the result.
 
     Returns:
-        float64 ``[n, size * size * c]`` in [0, 1].
+        float64 in [0, 1], d = size * size * c.
 
     Raises:
         ValueError: if the images are not uint8 ``[n, h, w, c]``, or ``size`` does not divide their
@@ -40,34 +40,36 @@ def pixel_features(images: np.ndarray, size: int) -> np.ndarray:
 
 
 def nearest_distances(
-    features: np.ndarray, references: np.ndarray, own: np.ndarray | None = None
-) -> np.ndarray:
-    """Returns float64 ``[n]``, the distance from each row of ``features`` to its nearest reference.
+    features: Float[np.ndarray, "n d"],
+    references: Float[np.ndarray, "r d"],
+    own: Int[np.ndarray, " n"] | None = None,
+) -> Float[np.ndarray, " n"]:
+    """Returns the distance from each row of ``features`` to its nearest reference, float64.
 
     Args:
-        features: ``[n, d]``.
-        references: ``[r, d]``.
-        own: int ``[n]``, the index of the reference that is the row itself and does not count,
-            where the rows are taken from the references.
+        features: the rows.
+        references: what they are compared with.
+        own: the index of the reference that is the row itself and does not count, where the rows
+            are taken from the references.
     """
     return np.sqrt(_nearest(features, references, 1, own)[0][:, 0])
 
 
 def knn_classify(
-    features: np.ndarray,
-    references: np.ndarray,
-    reference_labels: np.ndarray,
+    features: Float[np.ndarray, "n d"],
+    references: Float[np.ndarray, "r d"],
+    reference_labels: Int[np.ndarray, " r"],
     k: int = 3,
-    own: np.ndarray | None = None,
-) -> np.ndarray:
-    """Returns int64 ``[n]``, the class that most of the ``k`` nearest references have.
+    own: Int[np.ndarray, " n"] | None = None,
+) -> Int[np.ndarray, " n"]:
+    """Returns the class that most of the ``k`` nearest references have.
 
     Among classes with equally many votes the one with the nearest member wins.
 
     Args:
-        features: ``[n, d]``.
-        references: ``[r, d]``.
-        reference_labels: int ``[r]``, not negative.
+        features: the rows.
+        references: what they are compared with.
+        reference_labels: their classes, not negative.
         k: number of neighbours, at most r (r - 1 with ``own``).
         own: as in ``nearest_distances``; gives leave-one-out predictions.
     """
@@ -84,25 +86,25 @@ def knn_classify(
 
 
 def class_accuracy(
-    features: np.ndarray,
-    labels: np.ndarray,
-    references: np.ndarray,
-    reference_labels: np.ndarray,
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
+    references: Float[np.ndarray, "r d"],
+    reference_labels: Int[np.ndarray, " r"],
     k: int = 3,
-    own: np.ndarray | None = None,
+    own: Int[np.ndarray, " n"] | None = None,
 ) -> float:
-    """Returns the share of rows that the nearest-neighbour classifier gives their label ``[n]``."""
+    """Returns the share of rows that ``knn_classify`` gives their label."""
     labels = _labels(labels, features)
     predictions = knn_classify(features, references, reference_labels, k, own)
     return float(np.mean(predictions == labels))
 
 
-def class_spread(features: np.ndarray, labels: np.ndarray) -> float:
+def class_spread(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]) -> float:
     """Returns the mean distance between two different rows of a class, averaged over the classes.
 
     Args:
-        features: ``[n, d]``.
-        labels: int ``[n]``; every class that occurs needs two rows or more.
+        features: the rows.
+        labels: their classes; every class that occurs needs two rows or more.
     """
     labels = _labels(labels, features)
     spreads = []
@@ -115,7 +117,10 @@ def class_spread(features: np.ndarray, labels: np.ndarray) -> float:
 
 
 def relative_diversity(
-    features: np.ndarray, labels: np.ndarray, real: np.ndarray, real_labels: np.ndarray
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
+    real: Float[np.ndarray, "r d"],
+    real_labels: Int[np.ndarray, " r"],
 ) -> float:
     """Returns the ``class_spread`` of the rows over that of real ones: 1 is as diverse as real.
 
@@ -135,11 +140,11 @@ def relative_diversity(
 
 
 def copy_share(
-    features: np.ndarray,
-    training: np.ndarray,
-    held_out: np.ndarray,
+    features: Float[np.ndarray, "n d"],
+    training: Float[np.ndarray, "r d"],
+    held_out: Float[np.ndarray, "s d"],
     percentile: float = 1.0,
-    own: np.ndarray | None = None,
+    own: Int[np.ndarray, " n"] | None = None,
 ) -> float:
     """Returns the share of rows suspiciously close to a training row.
 
@@ -147,9 +152,9 @@ def copy_share(
     nearest training rows. Real data that was never trained on thus scores ``percentile`` / 100.
 
     Args:
-        features: ``[n, d]``.
-        training: ``[r, d]``.
-        held_out: ``[s, d]``.
+        features: the rows.
+        training: the training rows.
+        held_out: real rows that were not trained on.
         percentile: of the held-out distances, in [0, 100].
         own: as in ``nearest_distances``, where the rows are training rows.
     """
@@ -158,26 +163,23 @@ def copy_share(
 
 
 def independent_tokens(
-    training_tokens: np.ndarray,
-    training_labels: np.ndarray,
-    labels: np.ndarray,
+    training_tokens: Int[np.ndarray, "n l"],
+    training_labels: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " m"],
     codebook_size: int,
     rng: np.random.Generator,
-) -> np.ndarray:
-    """The control: draws every token independently, from its class's frequencies at its position.
+) -> Int[np.ndarray, "m l"]:
+    """Draws the control: every token independently, from its class's frequencies at its position.
 
     What a generator scores beyond this it has learned about how tokens go together. The token of a
     random training image of the class, chosen anew for each position, has just these frequencies.
 
     Args:
-        training_tokens: int ``[n, l]`` in [0, codebook_size).
-        training_labels: int ``[n]``.
-        labels: int ``[m]``, the classes to draw; each must occur in ``training_labels``.
+        training_tokens: in [0, codebook_size).
+        training_labels: their classes.
+        labels: the classes to draw; each must occur in ``training_labels``.
         codebook_size: number of codes; checked against the tokens.
         rng: source of randomness.
-
-    Returns:
-        int32 ``[m, l]``.
     """
     training_tokens = np.asarray(training_tokens)
     if training_tokens.ndim != 2 or training_tokens.size == 0:
@@ -200,7 +202,9 @@ def independent_tokens(
     return drawn
 
 
-def balanced_subset(labels: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+def balanced_subset(
+    labels: Int[np.ndarray, " n"], num: int, rng: np.random.Generator
+) -> Int[np.ndarray, " m"]:
     """Returns the indices of a random draw with equally many of each class, about ``num`` in all.
 
     Fewer where a class has not enough members.
@@ -212,8 +216,8 @@ def balanced_subset(labels: np.ndarray, num: int, rng: np.random.Generator) -> n
     )
 
 
-def balanced_labels(num: int, num_classes: int) -> np.ndarray:
-    """Returns int32 ``[num]`` with equally many of each class.
+def balanced_labels(num: int, num_classes: int) -> Int[np.ndarray, " num"]:
+    """Returns int32 labels, equally many of each class.
 
     Raises:
         ValueError: if that is impossible, or makes fewer than two a class.
@@ -247,7 +251,8 @@ def _nearest(
     return neighbours.nearest(features, references, number, own)
 
 
-def _labels(labels: np.ndarray, features: np.ndarray) -> np.ndarray:
+def _labels(labels: np.ndarray, features: np.ndarray) -> Int[np.ndarray, " n"]:
+    """Returns labels; raises ValueError unless they are classes, one of each row."""
     labels = np.asarray(labels)
     if labels.shape != (len(features),) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(

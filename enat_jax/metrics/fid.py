@@ -5,11 +5,13 @@ float64 numpy. The features may come from anywhere: Inception gives the usual FI
 """
 
 import numpy as np
+from jaxtyping import Float
 
 
-def gaussian_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean ``[d]`` and the unbiased covariance ``[d, d]`` of ``features`` ``[n, d]``,
-    float64.
+def gaussian_statistics(
+    features: Float[np.ndarray, "n d"],
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
+    """Returns the mean and the unbiased covariance of features, float64.
 
     Raises:
         ValueError: if ``features`` is not a matrix of at least two rows of finite numbers.
@@ -25,7 +27,10 @@ def gaussian_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def frechet_distance(
-    mean1: np.ndarray, covariance1: np.ndarray, mean2: np.ndarray, covariance2: np.ndarray
+    mean1: Float[np.ndarray, " d"],
+    covariance1: Float[np.ndarray, "d d"],
+    mean2: Float[np.ndarray, " d"],
+    covariance2: Float[np.ndarray, "d d"],
 ) -> float:
     """Returns the squared Fréchet (Wasserstein-2) distance of two Gaussians; never negative.
 
@@ -35,10 +40,10 @@ def frechet_distance(
     matrix root of ``C1 C2`` grows complex parts where a covariance is near-singular.
 
     Args:
-        mean1: ``[d]``.
-        covariance1: ``[d, d]``, symmetric and positive semi-definite up to rounding; any rank.
-        mean2: ``[d]``.
-        covariance2: ``[d, d]``.
+        mean1: of the one.
+        covariance1: symmetric and positive semi-definite up to rounding; any rank.
+        mean2: of the other.
+        covariance2: as ``covariance1``.
 
     Raises:
         ValueError: if shapes do not match, or a covariance is not symmetric and semi-definite.
@@ -58,9 +63,10 @@ def frechet_distance(
     return max(float(distance), 0.0)
 
 
-def optimal_transport(covariance1: np.ndarray, covariance2: np.ndarray) -> np.ndarray:
-    """Returns the symmetric ``T`` ``[d, d]`` with ``T C1 T = C2``: it moves one Gaussian to the
-    other.
+def optimal_transport(
+    covariance1: Float[np.ndarray, "d d"], covariance2: Float[np.ndarray, "d d"]
+) -> Float[np.ndarray, "d d"]:
+    """Returns the symmetric ``T`` with ``T C1 T = C2``: it moves one Gaussian to the other.
 
     ``T = C2^(1/2) (C2^(1/2) C1 C2^(1/2))^(-1/2) C2^(1/2)``. Where they have directions without any
     overlap, T is 0 there, and ``T C1 T`` lacks that part of ``C2``.
@@ -75,7 +81,7 @@ def optimal_transport(covariance1: np.ndarray, covariance2: np.ndarray) -> np.nd
     return half @ half.T
 
 
-def symmetric_root(covariance: np.ndarray) -> np.ndarray:
+def symmetric_root(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
     """Returns the positive semi-definite root; eigenvalues below rounding count 0."""
     scale = np.abs(covariance).max(initial=0.0)
     if not np.isfinite(scale):

@@ -13,10 +13,13 @@ import dataclasses
 from typing import Self
 
 import numpy as np
+from jaxtyping import Float, Int
 
 
-def assign_splits(num_images: int, num_splits: int = 10, seed: int = 0) -> np.ndarray:
-    """Returns the split of each image by its number, int64 ``[num_images]``, 0 to num_splits - 1.
+def assign_splits(
+    num_images: int, num_splits: int = 10, seed: int = 0
+) -> Int[np.ndarray, " num_images"]:
+    """Returns the split of each image by its number, int64, 0 to num_splits - 1.
 
     Splits are equally large to one image. The same with every version of NumPy, whose
     ``RandomState`` never changes.
@@ -37,14 +40,14 @@ class Sums:
     """All that the score needs of the images so far. Never changes: ``add`` gives anew.
 
     Attributes:
-        counts: images of each split, int64 ``[s]``.
-        probabilities: their sum, float64 ``[s, c]``.
-        negative_entropies: sum over images and classes of p log p, float64 ``[s]``.
+        counts: images of each split, int64.
+        probabilities: their sum, float64.
+        negative_entropies: sum over images and classes of p log p, float64.
     """
 
-    counts: np.ndarray
-    probabilities: np.ndarray
-    negative_entropies: np.ndarray
+    counts: Int[np.ndarray, " s"]
+    probabilities: Float[np.ndarray, "s c"]
+    negative_entropies: Float[np.ndarray, " s"]
 
     @classmethod
     def empty(cls, num_splits: int, num_classes: int) -> Self:
@@ -55,12 +58,12 @@ class Sums:
             np.zeros(num_splits),
         )
 
-    def add(self, probabilities: np.ndarray, splits: np.ndarray) -> Self:
+    def add(self, probabilities: Float[np.ndarray, "b c"], splits: Int[np.ndarray, " b"]) -> Self:
         """Returns the sums with more images.
 
         Args:
-            probabilities: ``[b, c]``, each row of sum 1 to rounding of float32.
-            splits: int ``[b]``, see ``assign_splits``.
+            probabilities: each row of sum 1 to rounding of float32.
+            splits: see ``assign_splits``.
 
         Raises:
             ValueError: if shapes do not fit or rows are no probabilities.
@@ -78,8 +81,8 @@ class Sums:
             self.negative_entropies + member @ p_log_p(probabilities).sum(axis=1),
         )
 
-    def split_scores(self) -> np.ndarray:
-        """Returns the score of each split, float64 ``[s]``.
+    def split_scores(self) -> Float[np.ndarray, " s"]:
+        """Returns the score of each split, float64.
 
         Raises:
             ValueError: if a split has no image.
@@ -94,12 +97,15 @@ class Sums:
         return float(scores.mean()), float(scores.std())
 
 
-def scores(probabilities: np.ndarray, num_splits: int = 10, seed: int = 0) -> tuple[float, float]:
+def scores(
+    probabilities: Float[np.ndarray, "n c"], num_splits: int = 10, seed: int = 0
+) -> tuple[float, float]:
     """Returns mean and standard deviation (of the population) of the splits' scores.
 
     Args:
-        probabilities: ``[n, c]``, in any order, each row of sum 1 to rounding of float32.
-        num_splits: 1 to n; ``seed``: see ``assign_splits``.
+        probabilities: in any order, each row of sum 1 to rounding of float32.
+        num_splits: from 1 to n.
+        seed: see ``assign_splits``.
 
     Raises:
         ValueError: if rows are no probabilities, or are fewer than the splits.
@@ -110,20 +116,22 @@ def scores(probabilities: np.ndarray, num_splits: int = 10, seed: int = 0) -> tu
 
 
 def scores_of_sums(
-    counts: np.ndarray, probabilities: np.ndarray, negative_entropies: np.ndarray
-) -> np.ndarray:
-    """Returns scores ``[...]`` from sums ``[...]``, ``[..., c]``, ``[...]`` as ``Sums`` describes
-    them."""
+    counts: Int[np.ndarray, "..."],
+    probabilities: Float[np.ndarray, "... c"],
+    negative_entropies: Float[np.ndarray, "..."],
+) -> Float[np.ndarray, "..."]:
+    """Returns scores from sums that are as ``Sums`` describes them."""
     mean = probabilities / counts[..., None]
     return np.exp(negative_entropies / counts - p_log_p(mean).sum(axis=-1))
 
 
-def p_log_p(p: np.ndarray) -> np.ndarray:
+def p_log_p(p: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """Returns p log p elementwise; of probability 0 it is 0, the limit."""
     return p * np.log(np.where(p > 0, p, 1))
 
 
-def _checked(probabilities: np.ndarray) -> np.ndarray:
+def _checked(probabilities: np.ndarray) -> Float[np.ndarray, "b c"]:
+    """Returns probabilities in float64; raises ValueError if they are none."""
     probabilities = np.asarray(probabilities, np.float64)
     if probabilities.ndim != 2:
         raise ValueError(f"{probabilities.shape=}: need [b, c]")

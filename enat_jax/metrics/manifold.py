@@ -18,7 +18,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from enat_jax.metrics import neighbours
 
@@ -27,47 +27,49 @@ ROWS = 2048  # of one block of distances; a block is ROWS * ROWS * 8 bytes = 32 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Overlap:
-    """What each vector says, and the four means of it.
+    """What was found of each vector, and the four means of it.
 
     Attributes:
-        inside_real: bool ``[m]``: the generated vector is inside the real manifold.
-        inside_generated: bool ``[n]``: the real vector is inside the generated manifold.
-        balls: int64 ``[m]``: real balls around the generated vector, of ``density_neighbours``.
-        covered: bool ``[n]``: the real vector's ball, of ``density_neighbours``, holds a generated
-            one.
+        inside_real: whether the generated vector is inside the real manifold.
+        inside_generated: whether the real vector is inside the generated manifold.
+        balls: number of real balls, of ``density_neighbours``, around the generated vector.
+        covered: whether the real vector's ball, of ``density_neighbours``, holds a generated one.
         density_neighbours: the k of ``balls`` and ``covered``.
     """
 
-    inside_real: np.ndarray
-    inside_generated: np.ndarray
-    balls: np.ndarray
-    covered: np.ndarray
+    inside_real: Bool[np.ndarray, " m"]
+    inside_generated: Bool[np.ndarray, " n"]
+    balls: Int[np.ndarray, " m"]
+    covered: Bool[np.ndarray, " n"]
     density_neighbours: int
 
     @property
     def precision(self) -> float:
-        """From 0 to 1."""
+        """Share of generated vectors inside the real manifold."""
         return float(self.inside_real.mean())
 
     @property
     def recall(self) -> float:
-        """From 0 to 1."""
+        """Share of real vectors inside the generated manifold."""
         return float(self.inside_generated.mean())
 
     @property
     def density(self) -> float:
-        """From 0; about 1 for two samples of one distribution."""
+        """Mean number of real balls over k, from 0; about 1 for two samples of one distribution."""
         return float(self.balls.mean() / self.density_neighbours)
 
     @property
     def coverage(self) -> float:
-        """From 0 to 1; about 1 - 2**-k for two equally large samples of one distribution."""
+        """Share of real vectors whose ball holds a generated one.
+
+        About 1 - 2**-k for two equally large samples of one distribution.
+        """
         return float(self.covered.mean())
 
 
 def overlap(
-    real: np.ndarray,
-    generated: np.ndarray,
+    real: Float[np.ndarray, "n d"],
+    generated: Float[np.ndarray, "m d"],
     *,
     precision_neighbours: int = 3,
     density_neighbours: int = 5,
@@ -80,8 +82,8 @@ def overlap(
     ``n * n / 2 + m * m / 2 + n * m``.
 
     Args:
-        real: ``[n, d]``, finite; n > both numbers of neighbours.
-        generated: ``[m, d]``, finite; m > ``precision_neighbours``.
+        real: finite; n > both numbers of neighbours.
+        generated: finite; m > ``precision_neighbours``.
         precision_neighbours: k of precision and recall.
         density_neighbours: k of density and coverage.
 
@@ -118,7 +120,8 @@ def overlap(
     return Overlap(inside_real, inside_generated, balls, covered, density_neighbours)
 
 
-def _copy(features: np.ndarray, name: str) -> np.ndarray:
+def _copy(features: np.ndarray, name: str) -> Float[np.ndarray, "n d"]:
+    """Returns a copy in float64; raises ValueError if it is no matrix of finite numbers."""
     features = np.array(features, np.float64)
     if features.ndim != 2 or not features.size:
         raise ValueError(f"{name}: shape {features.shape} is not [n, d] with n and d from 1")
@@ -128,6 +131,7 @@ def _copy(features: np.ndarray, name: str) -> np.ndarray:
 
 
 def _blocks(number: int) -> Iterator[slice]:
+    """Yields runs of ``ROWS`` numbers or less."""
     return (slice(start, min(start + ROWS, number)) for start in range(0, number, ROWS))
 
 
@@ -150,8 +154,10 @@ def neighbour_squares(
     return neighbours.nearest(features, features, number, own=np.arange(count))[0]
 
 
-def _squares_less_rounding(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The least that the squared distances can be, given how they were rounded."""
+def _squares_less_rounding(
+    first: Float[np.ndarray, "a d"], second: Float[np.ndarray, "b d"]
+) -> Float[np.ndarray, "a b"]:
+    """Returns the least that the squared distances can be, given how they were rounded."""
     rounding = first.shape[1] * np.finfo(np.float64).eps
     squares = neighbours.squared_distances(first, second)
     squares -= rounding * _norms(first)[:, None]
@@ -159,5 +165,6 @@ def _squares_less_rounding(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return squares
 
 
-def _norms(features: np.ndarray) -> np.ndarray:
+def _norms(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+    """Returns the squares of the vectors' lengths."""
     return np.einsum("nd,nd->n", features, features)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
+from jaxtyping import Float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,20 +23,20 @@ class Gaussian:
     """A mean and covariance that are known without the number of vectors behind them.
 
     Attributes:
-        mean: float64 ``[d]``.
-        matrix: float64 ``[d, d]``, the covariance.
+        mean: float64.
+        matrix: the covariance, float64.
     """
 
-    mean: np.ndarray
-    matrix: np.ndarray
+    mean: Float[np.ndarray, " d"]
+    matrix: Float[np.ndarray, "d d"]
 
     @property
     def count(self) -> None:
         """Not known."""
         return None
 
-    def covariance(self) -> np.ndarray:
-        """Returns the covariance, float64 ``[d, d]``."""
+    def covariance(self) -> Float[np.ndarray, "d d"]:
+        """Returns the covariance."""
         return self.matrix
 
 
@@ -45,13 +46,13 @@ class Moments:
 
     Attributes:
         count: number of vectors.
-        mean: float64 ``[d]``; zeros where ``count`` is 0.
-        scatter: float64 ``[d, d]``, sum of the outer products of the vectors less their mean.
+        mean: float64; zeros where ``count`` is 0.
+        scatter: sum of the outer products of the vectors less their mean, float64.
     """
 
     count: int
-    mean: np.ndarray
-    scatter: np.ndarray
+    mean: Float[np.ndarray, " d"]
+    scatter: Float[np.ndarray, "d d"]
 
     @classmethod
     def empty(cls, dimensions: int) -> Self:
@@ -60,8 +61,8 @@ class Moments:
             raise ValueError(f"{dimensions=} must be at least 1")
         return cls(0, np.zeros(dimensions), np.zeros((dimensions, dimensions)))
 
-    def add(self, features: np.ndarray) -> Self:
-        """Returns the moments of these vectors and those of ``features`` ``[n, d]``, n from 0.
+    def add(self, features: Float[np.ndarray, "n d"]) -> Self:
+        """Returns the moments of these vectors and those of ``features``, which may be none.
 
         Raises:
             ValueError: if ``features`` is not a matrix of d columns, or holds NaN or infinity.
@@ -99,8 +100,8 @@ class Moments:
         between = np.outer(step, step) * (self.count * (other.count / count))
         return type(self)(count, mean, self.scatter + other.scatter + between)
 
-    def covariance(self) -> np.ndarray:
-        """Returns the unbiased covariance, float64 ``[d, d]``.
+    def covariance(self) -> Float[np.ndarray, "d d"]:
+        """Returns the unbiased covariance, float64.
 
         Raises:
             ValueError: if there are fewer than two vectors.
@@ -110,8 +111,7 @@ class Moments:
         return self.scatter / (self.count - 1)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Returns ``count``, ``mean`` and ``scatter`` as arrays to save; ``from_arrays`` takes
-        them."""
+        """Returns ``count``, ``mean`` and ``scatter`` as arrays that ``from_arrays`` takes."""
         return {
             "count": np.asarray(self.count, np.int64),
             "mean": self.mean,
