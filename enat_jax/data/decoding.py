@@ -13,7 +13,7 @@ import operator
 import os
 import struct
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -88,9 +88,7 @@ class Framing:
             raise ValueError(f"flip={self.flip!r} is neither True nor False")
         for name, least, most in (("crop_area", 0.0, 1.0), ("crop_ratio", 1e-3, 1e3)):
             value = getattr(self, name)
-            if not _is_range(value) or not (
-                0 < value[0] <= value[1] and least <= value[0] and value[1] <= most
-            ):
+            if not is_range(value) or value[0] <= 0 or value[0] < least or value[1] > most:
                 raise ValueError(
                     f"{name}={value!r} must be two numbers, the lower one first, above 0, "
                     f"within {least:g} to {most:g}"
@@ -256,12 +254,16 @@ def _random_box(
     return (left, top, left + w, top + h)
 
 
-def _is_range(value: object) -> bool:
-    return (
-        isinstance(value, (tuple, list))
-        and len(value) == 2
-        and all(isinstance(v, numbers.Real) and math.isfinite(v) for v in value)
-    )
+def is_number(value: Any) -> bool:
+    """Says whether a setting is a real and finite number."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and math.isfinite(value)
+
+
+def is_range(value: Any) -> bool:
+    """Says whether a setting is two numbers, the lower one first."""
+    pair = isinstance(value, (tuple, list)) and len(value) == 2
+    return pair and all(map(is_number, value)) and value[0] <= value[1]
 
 
 def _refuse_elongated(image: Image.Image, size: int) -> None:

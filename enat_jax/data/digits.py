@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import numbers
 from typing import ClassVar
 
 import numpy as np
@@ -53,12 +52,10 @@ class Digits:
             raise ValueError(f"size={self.size!r} is not a whole number of at least 8 pixels")
         for name in ("fill", "rotation", "scale", "shear", "shift"):
             value = getattr(self, name)
-            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or value <= 0 and name == "fill":
+            if not decoding.is_number(value) or value <= 0 and name == "fill":
                 raise ValueError(f"{name}={value!r} is not a number that makes sense here")
         ends = self.threshold
-        pair = isinstance(ends, (tuple, list)) and len(ends) == 2
-        if not pair or not all(isinstance(v, numbers.Real) for v in ends) or not ends[0] < ends[1]:
+        if not decoding.is_range(ends) or ends[0] == ends[1]:
             raise ValueError(f"threshold={ends!r} must be two numbers, the lower one first")
 
     @property

@@ -2,15 +2,15 @@
 
 import dataclasses
 import hashlib
-import numbers
 import os
 import pathlib
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from enat_jax.data import imagenet
+from enat_jax.data import decoding, imagenet
 
 CLASSES = ("first", "parent", "none")
 SPLIT_FOLDERS = ("train", "test", "val", "validation")
@@ -74,8 +74,7 @@ def arrange(
     """
     if classes not in CLASSES:
         raise ValueError(f"classes={classes!r} is unknown: choose one of {CLASSES}")
-    number = isinstance(held_out, numbers.Real) and not isinstance(held_out, bool)
-    if not number or not 0 <= held_out < 1:
+    if not decoding.is_number(held_out) or not 0 <= held_out < 1:
         raise ValueError(f"held_out={held_out!r} must be a share in [0, 1)")
     if not keys:
         raise ValueError(f"{where} holds no pictures (.jpg, .jpeg, .png, .webp, .gif, .bmp)")
@@ -146,29 +145,27 @@ def _classify(
 
     The names are None if there are no classes.
     """
-    numbers_of: dict[str, int] = {}
-    found = np.empty(len(keys), np.int32)
+    found = []
     part_of = np.zeros(len(keys), np.int32)
     for i, key in enumerate(keys):
         rest = key[len(top) :]
         if parts:
             part, _, rest = rest.partition("/")
             part_of[i] = parts.index(part)
-        folder = _class_folder(rest, classes)
-        found[i] = numbers_of.setdefault(folder, len(numbers_of))
-    if numbers_of.keys() == {""}:
-        return None, found, part_of
-    if "" in numbers_of:
-        outside = found == numbers_of[""]
+        found.append(sys.intern(_class_folder(rest, classes)))
+    names = tuple(sorted(set(found)))
+    number = {name: i for i, name in enumerate(names)}
+    labels = np.array([number[folder] for folder in found], np.int32)
+    if names == ("",):
+        return None, labels, part_of
+    if "" in names:
+        inside, outside = (keys[int(np.argmax(x))] for x in (labels > 0, labels == 0))
         raise ValueError(
-            f"{where} holds pictures in class folders, such as {keys[int(np.argmin(outside))]},"
-            f" and outside of them, such as {keys[int(np.argmax(outside))]}: move the latter "
-            "into the folders of their classes, or set classes to 'none'"
+            f"{where} holds pictures in class folders, such as {inside}, and outside of them, such "
+            f"as {outside}: move the latter into the folders of their classes, or set classes to "
+            "'none'"
         )
-    names = sorted(numbers_of)
-    order = np.empty(len(names), np.int32)
-    order[[numbers_of[name] for name in names]] = np.arange(len(names))
-    return tuple(names), order[found], part_of
+    return names, labels, part_of
 
 
 def _class_folder(path: str, classes: str) -> str:

@@ -1,10 +1,10 @@
 """A TFDS data set that is prepared as ArrayRecord as a source of images, without TensorFlow."""
 
-import functools
+import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int
@@ -21,6 +21,7 @@ _ADVICE = (
 )
 
 
+@dataclasses.dataclass(eq=False)
 class Records:
     """A split of a TFDS data set as a source of images; see ``images.Source``.
 
@@ -38,36 +39,26 @@ class Records:
             split or the features.
     """
 
-    mirrored = True
+    mirrored: ClassVar[bool] = True
+    ignored: ClassVar[dict[str, int]] = {}
 
-    def __init__(
-        self,
-        source: str,
-        split: str,
-        framing: decoding.Framing,
-        *,
-        data_dir: str | os.PathLike | None = None,
-        image_key: str = "image",
-        label_key: str = "label",
-    ) -> None:
+    source: str
+    split: str
+    framing: decoding.Framing
+    data_dir: str | os.PathLike | None = None
+    image_key: str = "image"
+    label_key: str = "label"
+
+    def __post_init__(self) -> None:
         import tensorflow_datasets as tfds  # slow to import
 
-        texts = {"image_key": image_key, "label_key": label_key, "data_dir": data_dir or ""}
-        for name, value in texts.items():
-            if not isinstance(value, (str, os.PathLike)):
+        for name in ("image_key", "label_key", "data_dir"):
+            value = getattr(self, name)
+            if not isinstance(value or "", (str, os.PathLike)):
                 raise ValueError(f"{name}={value!r} is not a text")
-        if data_dir:
-            data_dir = os.path.abspath(os.path.expanduser(data_dir))
-        self._reopened = functools.partial(
-            Records,
-            source,
-            split,
-            framing,
-            data_dir=data_dir,
-            image_key=image_key,
-            label_key=label_key,
-        )
-        self._directory = _find(source, data_dir)
+        if self.data_dir:
+            self.data_dir = os.path.abspath(os.path.expanduser(self.data_dir))
+        self._directory = _find(self.source, self.data_dir)
         try:
             self._builder = tfds.builder_from_directory(self._directory)
         except Exception as error:  # of TFDS and of protocol buffers, whatever damage they find
@@ -75,47 +66,44 @@ class Records:
                 f"the description of the data set in {self._directory} is damaged "
                 f"({exits.one_line(error)}): copy it again or prepare it again"
             ) from error
-        self._split, self._framing = split, framing
-        self._image_key, self._label_key = image_key, label_key
         features = self._builder.info.features
-        needed = ((image_key, tfds.features.Image), (label_key, tfds.features.ClassLabel))
-        for key, kind in needed:
+        image, label = tfds.features.Image, tfds.features.ClassLabel
+        for key, kind in ((self.image_key, image), (self.label_key, label)):
             if key not in features or not isinstance(features[key], kind):
                 found = {name: type(feature).__name__ for name, feature in features.items()}
                 raise ValueError(
                     f"{self._directory} has no {kind.__name__} feature {key!r}: set image_key and "
                     f"label_key to some of {found}"
                 )
-        self.class_names = imagenet.readable_names(features[label_key].names)
-        self.image_shape = framing.shape
-        self.ignored: dict[str, int] = {}
+        self.class_names = imagenet.readable_names(features[self.label_key].names)
+        self.image_shape = self.framing.shape
         self._check_split()
         try:
             # Encoded as they are: we decode pictures ourselves, and alike from every source.
-            self._data = self._builder.as_data_source(
-                split, decoders={image_key: tfds.decode.SkipDecoding()}
-            )
+            decoders = {self.image_key: tfds.decode.SkipDecoding()}
+            self._data = self._builder.as_data_source(self.split, decoders=decoders)
         except NotImplementedError as error:
             raise ValueError(
                 f"{self._directory} is prepared as {self._builder.info.file_format.value}, which "
-                f"TensorFlow alone can read: prepare it as array_record ({_advice(source)})"
+                f"TensorFlow alone can read: prepare it as array_record ({_advice(self.source)})"
             ) from error
 
-    def __reduce__(self) -> tuple[Callable[[], "Records"], tuple[()]]:
-        return self._reopened, ()  # files are opened anew
+    def __reduce__(self) -> tuple[type["Records"], tuple[Any, ...]]:
+        # Files are opened anew.
+        return Records, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def _check_split(self) -> None:
         splits = self._builder.info.splits
         try:
-            found = splits[self._split]
+            found = splits[self.split]
             number, instructions = found.num_examples, found.file_instructions
         except (KeyError, ValueError, AssertionError) as error:
             raise ValueError(
-                f"{self._directory} has no split {self._split!r}: it has {sorted(splits)}, and "
+                f"{self._directory} has no split {self.split!r}: it has {sorted(splits)}, and "
                 "slices of them such as 'train[:10%]'"
             ) from error
         if not number:
-            raise ValueError(f"{self._directory}: split {self._split!r} has no pictures")
+            raise ValueError(f"{self._directory}: split {self.split!r} has no pictures")
         for instruction in instructions:
             if not os.path.isfile(instruction.filename):
                 raise ValueError(
@@ -127,7 +115,7 @@ class Records:
         return len(self._data)
 
     def key(self, index: int) -> str:
-        return f"{self._split}[{decoding.checked(index, len(self))}]"
+        return f"{self.split}[{decoding.checked(index, len(self))}]"
 
     def load(self, index: int, seed: int | None = None) -> decoding.Example:
         key = self.key(index)
@@ -139,11 +127,11 @@ class Records:
             ) from error
         if name := record.get("file_name"):
             key = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name)
-        label = int(record[self._label_key])
+        label = int(record[self.label_key])
         if not 0 <= label < len(self.class_names):
             raise decoding.UnreadableImage(key, f"has no class: its label is {label}")
         with decoding.naming(key):
-            pixels = self._framing.pixels(record[self._image_key], seed)
+            pixels = self.framing.pixels(record[self.image_key], seed)
         return decoding.Example(pixels, label, key)
 
     def gather(
@@ -155,10 +143,10 @@ class Records:
         info = self._builder.info
         return {
             "source": f"tfds:{info.full_name}",  # name, config, version
-            "split": self._split,
-            "image_key": self._image_key,
-            "label_key": self._label_key,
-            **self._framing.identity(),
+            "split": self.split,
+            "image_key": self.image_key,
+            "label_key": self.label_key,
+            **self.framing.identity(),
             "num_examples": len(self),
             "bytes": int(info.dataset_size),
         }
