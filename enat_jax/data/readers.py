@@ -15,7 +15,7 @@ import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 from jaxtyping import Int
@@ -24,6 +24,10 @@ from enat_jax.data import decoding
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".tzst")
 _COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")  # gzip, xz, bzip2, zstandard
+_COMPRESSED_TAR = (
+    "is a compressed tar file, in which no picture can be read without all before it: unpack it (a "
+    "folder and an uncompressed .tar will do) or pack it as a .zip"
+)
 _LITTER = ("__macosx", "thumbs.db", "desktop.ini")  # beside what begins with a dot
 # What zipfile raises of damaged files, and of versions and names that it cannot read.
 _NOT_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error)
@@ -55,24 +59,27 @@ class _Listing:
         if key and not _is_litter(key):
             self._folders.add(key)
 
-    def add(self, key: str, where: tuple[int, ...], regular: bool = True) -> None:
-        """Takes a file; ``where`` is what reading it needs, beginning with its size.
+    def add(self, key: str, where: tuple[int, ...], regular: bool = True) -> bool:
+        """Takes a file and says whether it is a picture.
+
+        ``where`` is what reading it needs, beginning with its size.
 
         Raises:
             ValueError: there is a picture of this key already.
         """
         if _is_litter(key):
-            return
+            return False
         folder, _, name = key.rpartition("/")
         if folder:
             self._folders.add(folder)
         extension = os.path.splitext(name)[1].lower()
         if not regular or extension not in decoding.EXTENSIONS:
             self._ignored[extension] += 1
-        elif key in self._found:
+            return False
+        if key in self._found:
             raise ValueError(f"{self._source} holds two files named {key!r}: rename or remove one")
-        else:
-            self._found[key] = where
+        self._found[key] = where
+        return True
 
     def finish(self, reader: Reader, items: int) -> Int[np.ndarray, "n items"]:
         """Gives ``reader`` its attributes; returns ``where`` of each key, int64."""
@@ -109,17 +116,28 @@ class Folder(Reader):
         self._root = os.path.abspath(path)
         listing = _Listing(path)
         self._names = {}  # on disk, of files whose keys are spelled otherwise
-        for name, status in _walk(self._root):
-            key = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            if key != name and not stat.S_ISDIR(status.st_mode if status else 0):
-                self._names[key] = name
-            if status is None:
-                listing.add(key, (-1,))
-            elif stat.S_ISDIR(status.st_mode):
-                listing.add_folder(key)
-            else:
-                listing.add(key, (status.st_size,), stat.S_ISREG(status.st_mode))
+        for top, folders, names in os.walk(self._root, onerror=_raise, followlinks=True):
+            folders[:] = [x for x in folders if not _is_litter(x) and not self._in_circle(top, x)]
+            above = "" if top == self._root else f"{os.path.relpath(top, self._root)}/"
+            for name in folders:
+                listing.add_folder(_as_utf8(above + name))
+            for name in names:
+                key = _as_utf8(above + name)
+                if key != above + name:
+                    self._names[key] = above + name
+                try:
+                    status = os.stat(os.path.join(top, name))
+                except OSError:  # a link to nothing or to itself, or a file that is gone by now
+                    listing.add(key, (-1,))
+                else:
+                    listing.add(key, (status.st_size,), stat.S_ISREG(status.st_mode))
         listing.finish(self, items=1)
+
+    def _in_circle(self, top: str, name: str) -> bool:
+        """Says whether a folder is one that it lies in."""
+        folder = pathlib.Path(top, name)
+        parents = [x for x in folder.parents if x.is_relative_to(self._root)]
+        return any(map(folder.samefile, parents))
 
     def read(self, i: int) -> bytes:
         key = self.keys[i]
@@ -143,28 +161,12 @@ class Folder(Reader):
             raise FileNotFoundError(errno.ENOENT, gone, self._root) from error
 
 
-def _walk(root: str) -> Iterator[tuple[str, os.stat_result | None]]:
-    """Yields everything below a folder, in any order; a link to nothing has no status."""
-    top = os.stat(root)
-    left: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ((top.st_dev, top.st_ino),))]
-    while left:
-        folder, above = left.pop()
-        with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
-                if _is_litter(entry.name):
-                    continue
-                name = f"{folder}/{entry.name}" if folder else entry.name
-                try:
-                    status = entry.stat()
-                except OSError:  # a link to nothing or to itself, or a file that is gone by now
-                    status = None
-                if status is None or not stat.S_ISDIR(status.st_mode):
-                    yield name, status
-                    continue
-                inode = (status.st_dev, status.st_ino)
-                if inode not in above:
-                    yield name, status
-                    left.append((name, (*above, inode)))
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def _as_utf8(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class _File:
@@ -210,7 +212,7 @@ class Zip(Reader):
     def __init__(self, path: str | os.PathLike) -> None:
         self._file = _File(path)
         listing = _Listing(path)
-        for info in _zip_members(path):
+        for info in sorted(_zip_members(path), key=_zip_name):  # messages name the first one
             name = _zip_name(info)
             if "\\" in name:
                 raise _unsafe(path, name)
@@ -219,24 +221,21 @@ class Zip(Reader):
                 listing.add_folder(key)
                 continue
             linked = info.create_system == 3 and stat.S_ISLNK(info.external_attr >> 16)
-            where = (info.file_size, info.header_offset, info.compress_size)
-            listing.add(key, (*where, info.compress_type, info.CRC, info.flag_bits), not linked)
-        self._places = listing.finish(self, items=6)
-        method, flags = self._places[:, 3], self._places[:, 5]
-        locked = np.flatnonzero(flags & 1)
-        if len(locked):
-            key = self.keys[locked[0]]
-            raise ValueError(f"{path}: {key!r} is encrypted: pack it without a password")
-        others = np.flatnonzero(~np.isin(method, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
-        if len(others):
-            key = self.keys[others[0]]
-            raise ValueError(
-                f"{path}: {key!r} is compressed by an unsupported method ({method[others[0]]}): "
-                "pack it again, stored or deflated"
-            )
+            method = info.compress_type
+            where = (info.file_size, info.header_offset, info.compress_size, method, info.CRC)
+            if not listing.add(key, where, not linked):
+                continue
+            if info.flag_bits & 1:
+                raise ValueError(f"{path}: {key!r} is encrypted: pack it without a password")
+            if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(
+                    f"{path}: {key!r} is compressed by an unsupported method ({method}): pack it "
+                    "again, stored or deflated"
+                )
+        self._places = listing.finish(self, items=5)
 
     def read(self, i: int) -> bytes:
-        size, header, packed, method, crc, _ = map(int, self._places[i])
+        size, header, packed, method, crc = map(int, self._places[i])
         with decoding.naming(self.keys[i]):
             _check_size(max(size, packed))
             fixed = self._file.read(header, 30)
@@ -315,7 +314,7 @@ class Tar(Reader):
 def _tar_members(path: str | os.PathLike) -> Iterator[tarfile.TarInfo]:
     with open(path, "rb") as file:
         if file.read(6).startswith(_COMPRESSED):
-            raise _compressed_tar(path)
+            raise ValueError(f"{path} {_COMPRESSED_TAR}")
         file.seek(0)
         try:
             with tarfile.open(
@@ -350,8 +349,7 @@ def _member_key(path: str | os.PathLike, name: str) -> str:
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or "\0" in name:
         raise _unsafe(path, name)
-    key = "/".join(part for part in parts if part not in ("", "."))
-    return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return _as_utf8("/".join(part for part in parts if part not in ("", ".")))
 
 
 def _unsafe(path: str | os.PathLike, name: str) -> ValueError:
@@ -366,13 +364,6 @@ def _check_size(size: int) -> None:
         raise ValueError(f"is too large: {size:,} bytes, at most {decoding.MAX_BYTES:,} are read")
 
 
-def _compressed_tar(path: str | os.PathLike) -> ValueError:
-    return ValueError(
-        f"{path} is a compressed tar file, in which no picture can be read without all before it: "
-        "unpack it (a folder and an uncompressed .tar will do) or pack it as a .zip"
-    )
-
-
 def kind(path: pathlib.Path) -> Callable[[pathlib.Path], Reader] | None:
     """Returns the class that reads what is at ``path``, by its name; None if there is none.
 
@@ -385,6 +376,6 @@ def kind(path: pathlib.Path) -> Callable[[pathlib.Path], Reader] | None:
         return None
     name = path.name.lower()
     if name.endswith(COMPRESSED_TARS):
-        raise _compressed_tar(path)
+        raise ValueError(f"{path} {_COMPRESSED_TAR}")
     archives: dict[str, Callable[[pathlib.Path], Reader]] = {".zip": Zip, ".tar": Tar}
     return archives.get(os.path.splitext(name)[1])
