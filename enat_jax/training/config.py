@@ -220,9 +220,8 @@ class _ConfigParser(flags.ArgumentParser):
         for path, setting in known.items():
             section, *name = path.split(".")
             for shown in (section, *(old for old, new in old_names.items() if new == section)):
-                flag = settings.Flag(
-                    ".".join(["config", shown, *name]), setting, functools.partial(put, path)
-                )
+                full = ".".join(["config", shown, *name])
+                flag = settings.flag(full, setting, functools.partial(put, path))
                 # Among the program's own flags, so that --config FILE --help shows them.
                 flags.DEFINE_flag(flag, self._values, module_name=sys.argv[0])
         return config

@@ -60,32 +60,29 @@ def refuse_unknown(where: str, given: Iterable[str], known: Iterable[str]) -> No
             raise ValueError(f"{where}: {name!r} is unknown; did you mean {', '.join(near)}?")
 
 
-class Flag(flags.Flag):
-    """A flag for a setting, whose value is handed to ``put`` as soon as it is parsed."""
-
-    def __init__(self, name: str, setting: inspect.Parameter, put: Callable[[Any], None]):
-        self._put = put
-        text = words(setting)
-        if setting.default is not setting.empty:
-            text += f"; by default {setting.default}"
-        scalar = _kinds(setting)[0] in _SCALARS
-        super().__init__(
-            *(_Parser(setting), flags.ArgumentSerializer(), name, None, text),
-            boolean=setting.annotation is bool,
-            allow_override=True,  # by the settings of another file, if --config is given twice
-            allow_overwrite=scalar,
-        )
-
-    def parse(self, argument: str) -> None:
-        super().parse(argument)
-        self._put(self.value)
+def flag(name: str, setting: inspect.Parameter, put: Callable[[Any], None]) -> flags.Flag:
+    """Returns a flag for a setting, whose value is handed to ``put`` as soon as it is parsed."""
+    text = words(setting)
+    if setting.default is not setting.empty:
+        text += f"; by default {setting.default}"
+    return flags.Flag(
+        *(_Parser(setting, put), flags.ArgumentSerializer(), name, None, text),
+        boolean=setting.annotation is bool,
+        allow_override=True,  # by the settings of another file, if --config is given twice
+        allow_overwrite=_kinds(setting)[0] in _SCALARS,
+    )
 
 
 class _Parser(flags.ArgumentParser):
-    def __init__(self, setting: inspect.Parameter):
-        self._setting = setting
+    def __init__(self, setting: inspect.Parameter, put: Callable[[Any], None]):
+        self._setting, self._put = setting, put
 
     def parse(self, argument: str) -> Any:
+        value = self._value(argument)
+        self._put(value)
+        return value
+
+    def _value(self, argument: str) -> Any:
         kinds = _kinds(self._setting)
         if argument == "None" and types.NoneType in kinds:
             return None
