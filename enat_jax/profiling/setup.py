@@ -1,7 +1,5 @@
 """What is measured, from the files of configs: models and tasks without their data."""
 
-import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +8,10 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import PyTree
 
-from enat_jax.inference import sampling
 from enat_jax.models import transformers, vqgan
 from enat_jax.models.transformers import Transformer
-from enat_jax.schedules import costs, reveal, shape_buckets
 from enat_jax.training import config as train_config
-from enat_jax.training import enat_task, optim
+from enat_jax.training import enat_task
 
 
 def load_config(
@@ -82,23 +78,11 @@ def make_task(
     if batch_size < 1:
         raise ValueError(f"{batch_size=} must be at least 1")
     config = train_config.complete(config)
-    model = make_model(config, dtype)
-    loss = enat_task.Loss(**config.loss)
-    splits = reveal.SplitDistribution(**config.mask)
-    optimizer = optim.Optimizer(**config.optimizer)
-    cost = functools.partial(costs.training_cost, costs.dims_of(model))
-    shapes = loss.max_shapes if max_shapes is None else max_shapes
+    config.loss.words_from_codebook = False  # there is no codebook
+    if max_shapes is not None:
+        config.loss.max_shapes = max_shapes
     no_data: Any = None
-    return enat_task.Task(
-        model=model,
-        tokens=no_data,
-        held_out=None,
-        tokenizer=no_data,
-        optimizer=optimizer.make(config.train.num_steps),
-        loss=dataclasses.replace(loss, words_from_codebook=False),  # there is no codebook
-        splits=splits,
-        buckets=shape_buckets.choose(model.num_tokens, splits, shapes, cost),
-        sampler=sampling.Settings(),
-        seed=config.seed,
-        batch_size=batch_size,
+    model = make_model(config, dtype)
+    return enat_task.assemble(
+        config, model, batch_size, tokens=no_data, held_out=None, tokenizer=no_data
     )

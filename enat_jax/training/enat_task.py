@@ -296,7 +296,6 @@ def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Ta
         FileNotFoundError: the tokens or the tokenizer are not there.
         ValueError: settings, tokens and tokenizer do not fit together.
     """
-    loss = Loss(**config.loss.to_dict())
     data = token_data.Data(**config.data.to_dict())
     codec = Tokenizer.load(data.tokenizer)
     settings = config.model.to_dict()
@@ -310,10 +309,9 @@ def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Ta
     model = transformers.MODELS[kind](
         **token_data.sizes(token_set) | {k: v for k, v in settings.items() if v is not None}
     )
-    splits = reveal.SplitDistribution(**config.mask.to_dict())
-    if splits.reuse_probability and not model.reuse:
+    if config.mask.reuse_probability and not model.reuse:
         raise ValueError(
-            f"mask.reuse_probability={splits.reuse_probability} needs a model that reuses "
+            f"mask.reuse_probability={config.mask.reuse_probability} needs a model that reuses "
             "features; set it to 0"
         )
     for found, directory in ((token_set, data.tokens), (held_out, data.held_out_tokens)):
@@ -328,18 +326,42 @@ def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Ta
         raise ValueError(f"{data.held_out_tokens} has other classes than {data.tokens}")
     if data.in_memory:
         token_set = token_set.in_memory()
-    cost = functools.partial(costs.training_cost, costs.dims_of(model))
-    return Task(
-        model=model,
+    return assemble(
+        config,
+        model,
+        batch_size or config.train.batch_size,
         tokens=token_set,
         held_out=held_out,
         tokenizer=codec,
+        quality=during_training.make(config.evaluation, codec),
+    )
+
+
+def assemble(
+    config: ml_collections.ConfigDict, model: Transformer, batch_size: int, **data: Any
+) -> Task:
+    """Makes the task of a complete config for its model.
+
+    Args:
+        config: the complete config.
+        model: of the config.
+        batch_size: of a micro-batch.
+        data: the other fields of ``Task``.
+
+    Raises:
+        ValueError: a setting is wrong.
+    """
+    loss = Loss(**config.loss.to_dict())
+    splits = reveal.SplitDistribution(**config.mask.to_dict())
+    cost = functools.partial(costs.training_cost, costs.dims_of(model))
+    return Task(
+        model=model,
         optimizer=optim.Optimizer(**config.optimizer.to_dict()).make(config.train.num_steps),
         loss=loss,
         splits=splits,
         buckets=shape_buckets.choose(model.num_tokens, splits, loss.max_shapes, cost),
         sampler=sampling.Settings(**config.sampler.to_dict()),
         seed=config.seed,
-        batch_size=batch_size or config.train.batch_size,
-        quality=during_training.make(config.evaluation, codec),
+        batch_size=batch_size,
+        **data,
     )
