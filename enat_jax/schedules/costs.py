@@ -11,7 +11,7 @@ which broadcast; then the result is an array of their common shape.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,17 +44,6 @@ class Dims:
     codebook_size: int = 1024
     mlp_ratio: int = 4
     reuse: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizerDims:
-    """Sizes of a VQGAN, named as its fields; the defaults are the f16 tokenizer of ImageNet."""
-
-    channels: int = 128
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 2
-    embed_dim: int = 256
-    image_channels: int = 3
 
 
 def dims_of(model: Any) -> Dims:
@@ -201,12 +190,7 @@ def exact_sampling_cost(
     steps = reveal.sampling_steps(dims.num_tokens, num_steps, dims.reuse)
     if np.ndim(guided) == 0:
         guided = (np.arange(num_steps) > 0) & guided
-    guided = np.asarray(guided, bool)
-    guided_later = np.logical_or.accumulate(guided[::-1])[::-1]
-    total = step_cost(
-        dims, *steps.sizes, encode_branches=1 + guided_later, decode_branches=1 + guided
-    ).sum()
-    return int(batch_size * total + modulation_cost(dims, batch_size + int(guided.any())))
+    return _sampling_cost(dims, steps.sizes, np.asarray(guided), 1, batch_size)
 
 
 def padded_sampling_cost(
@@ -228,17 +212,23 @@ def padded_sampling_cost(
     Returns:
         Multiply-adds of the whole batch.
     """
-    total = sum(
-        (segment.stop - segment.start)
-        * step_cost(
-            dims,
-            *segment.windows,
-            encode_branches=1 + any(guided[i:]),
-            decode_branches=1 + bool(guided[i]),
-        )
-        for i, segment in enumerate(segments)
-    )
-    return int(batch_size * total + modulation_cost(dims, batch_size + any(guided)))
+    sizes = np.array([segment.windows for segment in segments]).T
+    num_steps = np.array([segment.stop - segment.start for segment in segments])
+    return _sampling_cost(dims, sizes, np.asarray(guided), num_steps, batch_size)
+
+
+def _sampling_cost(
+    dims: Dims,
+    sizes: Iterable[Size],
+    guided: Bool[np.ndarray, " n"],
+    times: Size,
+    batch_size: int,
+) -> int:
+    """Counts a call of the sampler of steps with these window sizes, each run so many times."""
+    guided_later = np.logical_or.accumulate(guided[::-1])[::-1]
+    steps = step_cost(dims, *sizes, encode_branches=1 + guided_later, decode_branches=1 + guided)
+    modulation = modulation_cost(dims, batch_size + int(guided.any()))
+    return int(batch_size * (times * steps).sum() + modulation)
 
 
 def paper_cost(dims: Dims, num_steps: int) -> int:
@@ -314,7 +304,7 @@ def image_decoder_cost(tokenizer: Any, grid_height: int, grid_width: int) -> int
     """Counts a VQGAN's decoder from a grid of codes to one image; padding counts as pixels.
 
     Args:
-        tokenizer: ``TokenizerDims``, or a ``vqgan.VQGAN`` module, which has the same fields.
+        tokenizer: a ``vqgan.VQGAN`` module.
         grid_height, grid_width: tokens along each side.
 
     Returns:

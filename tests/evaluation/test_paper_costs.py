@@ -3,6 +3,7 @@
 import pytest
 
 from enat_jax.evaluation import paper_costs
+from enat_jax.models import vqgan
 from enat_jax.schedules import costs
 
 ROWS = {(row["model"], row["num_steps"]): row for row in paper_costs.rows()}
@@ -18,7 +19,7 @@ def test_the_ablations_agree_to_a_percent_or_two():
 
 
 def test_the_systems_include_the_image_decoder_and_agree_in_their_one_digit():
-    decoder = costs.image_decoder_cost(costs.TokenizerDims(), 16, 16)
+    decoder = costs.image_decoder_cost(vqgan.VQGAN(), 16, 16)
     large = ROWS["ENAT-L", 4]
     assert large["recount"] == costs.paper_cost(costs.Dims(1024, 22, 2), 4) + decoder
     assert large["difference"] == pytest.approx(0.208, abs=1e-3)
