@@ -17,6 +17,7 @@ bfloat16 in float32. ``Collective.on_accelerator`` undoes both, where the text s
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -211,23 +212,16 @@ def _along(axes: dict[str, int], ids: Int[np.ndarray, " devices"], names: str) -
         names: "'a','b'" are whole axes; the part "'a':(before)size" is the middle dimension of
             axis a, cut into [before, size, rest].
     """
+    named = re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", names)
+    parts = [(name, int(before or 1), int(size or axes[name])) for name, before, size in named]
     shape: list[int] = []
-    wanted: dict[int, int] = {}
-    parts: dict[str, list[tuple[int, int, int]]] = {}
-    for place, (name, before, size) in enumerate(
-        re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", names)
-    ):
-        parts.setdefault(name, []).append((int(before or 1), int(size or axes[name]), place))
-    for name, total in axes.items():
-        done = 1
-        for before, size, place in sorted(parts.get(name, [])):
-            if before > done:
-                shape.append(before // done)
-            wanted[place] = len(shape)
-            shape.append(size)
-            done = before * size
-        shape.append(total // done)
-    order = [wanted[place] for place in sorted(wanted)]
+    places: dict[tuple[str, int], int] = {}
+    for axis, total in axes.items():
+        ends = {end for name, *part in parts if name == axis for end in (part[0], math.prod(part))}
+        for start, stop in itertools.pairwise(sorted({1, total} | ends)):
+            places[axis, start] = len(shape)
+            shape.append(stop // start)
+    order = [places[name, before] for name, before, size in parts if size > 1]
     rest = [d for d in range(len(shape)) if d not in order]
     size = math.prod(shape[d] for d in order)
     devices = ids.reshape(shape).transpose(rest + order).reshape(-1, size)

@@ -101,21 +101,13 @@ class Module:
 
     def users(self, instruction: Instruction) -> list[Instruction]:
         """Returns the instructions that have this one among their operands."""
-        return self._users.get((instruction.computation, instruction.name), [])
+        found = self.computations[instruction.computation].values()
+        return [x for x in found if instruction.name in x.operands]
 
     def caller(self, computation: str) -> Instruction | None:
         """Returns the instruction that calls a computation; None if there is not exactly one."""
         callers = self._callers.get(computation, [])
         return callers[0] if len(callers) == 1 else None
-
-    @functools.cached_property
-    def _users(self) -> dict[tuple[str, str], list[Instruction]]:
-        users: dict[tuple[str, str], list[Instruction]] = {}
-        for name, instructions in self.computations.items():
-            for instruction in instructions.values():
-                for operand in dict.fromkeys(instruction.operands):
-                    users.setdefault((name, operand), []).append(instruction)
-        return users
 
     @functools.cached_property
     def _callers(self) -> dict[str, list[Instruction]]:
@@ -127,7 +119,9 @@ class Module:
         return callers
 
 
-_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
+_COMPUTATION = re.compile(
+    r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{\n((?:.*\n)*?)\}", re.MULTILINE
+)
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\]")
 _TRIP_COUNT = re.compile(r'"?known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)"?\}')
@@ -144,19 +138,10 @@ def parse(text: str) -> Module:
     found = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
     computations: dict[str, dict[str, Instruction]] = {}
     entry: str | None = None
-    current: str | None = None
-    for line in text.splitlines():
-        if current is None:
-            started = _COMPUTATION.match(line)
-            if started:
-                current = started.group(2)
-                computations[current] = {}
-                entry = current if started.group(1) else entry
-        elif line.startswith("}"):
-            current = None
-        elif line.strip():
-            instruction = _instruction(line, current)
-            computations[current][instruction.name] = instruction
+    for is_entry, name, body in _COMPUTATION.findall(text):
+        instructions = [_instruction(line, name) for line in body.splitlines() if line.strip()]
+        computations[name] = {x.name: x for x in instructions}
+        entry = name if is_entry else entry
     if entry is None:
         raise ValueError("this program has no ENTRY computation")
     return Module(computations, entry, int(found.group(1)) if found else 1)
