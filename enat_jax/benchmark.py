@@ -24,14 +24,13 @@ import os
 import pathlib
 import sys
 import tempfile
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from enat_jax.checkpoints import model_files
 from enat_jax.inference import sampling
-from enat_jax.models import nat
 from enat_jax.models.transformers import Transformer
 from enat_jax.profiling import (
     arguments,
@@ -45,6 +44,7 @@ from enat_jax.profiling import (
     timing,
 )
 from enat_jax.runtime import cli, files
+from enat_jax.schedules import costs
 from enat_jax.training import enat_task
 
 
@@ -149,13 +149,13 @@ def _say_timed(
     if fit is not None:
         result["fit"] = fit.json()
     of = result["machine"]
-    print(
+    _report(
+        options,
         f"{title}; {_describe(config, model)}\n"
         f"one device: {of['backend']} {of['device']}, jax {of['jax']}\n\n{text}\n\n"
         + reports.timed_legend(model.dtype, options.repeats, first.peak_of),
-        file=_stream(options),
+        result,
     )
-    _write(result, options.json)
 
 
 # --- the machine ----------------------------------------------------------------------------
@@ -165,12 +165,12 @@ def _machine(options: argparse.Namespace) -> None:
     """Measures what ``profile`` says about the machine above its tables."""
     found = machine.describe(options.dtype)
     of = found["machine"]
-    print(
+    _report(
+        options,
         f"{of['backend']} {of['device']}, jax {of['jax']}\n"
         f"{found['matrix_rate'] / 1e9:.4g} GMA/s of {options.dtype} in matrix products",
-        file=_stream(options),
+        {"benchmark": "machine"} | found,
     )
-    _write({"benchmark": "machine"} | found, options.json)
 
 
 def _profile(options: argparse.Namespace, overrides: list[str]) -> None:
@@ -218,19 +218,19 @@ def _loader(options: argparse.Namespace) -> None:
             )
         if options.compare:
             formats = loader_timing.compare_formats(made, directory, options.batch, options.repeats)
-    print(
-        f"loader: shuffled batches of {options.batch} x {options.tokens} tokens from disk, "
-        f"{options.workers} worker processes, {os.cpu_count()} cores\n\n"
-        + reports.loader_text(found, formats),
-        file=_stream(options),
-    )
     result = {
         "benchmark": "loader",
         "batch_size": options.batch,
         "rows": [dataclasses.asdict(row) for row in found],
         "formats": formats,
     }
-    _write(result, options.json)
+    _report(
+        options,
+        f"loader: shuffled batches of {options.batch} x {options.tokens} tokens from disk, "
+        f"{options.workers} worker processes, {os.cpu_count()} cores\n\n"
+        + reports.loader_text(found, formats),
+        result,
+    )
 
 
 def _scaling(config: ConfigDict, options: argparse.Namespace) -> None:
@@ -239,7 +239,10 @@ def _scaling(config: ConfigDict, options: argparse.Namespace) -> None:
         config.model.attention = "xla"  # the same products and collectives; this one compiles here
     task = setup.make_task(config, options.batch or config.train.batch_size)
     rules = enat_task.RULES if config.sharding.rules is None else config.sharding.rules
-    layouts = options.layouts or [x for n in options.devices for x in scaling.layouts_of(n)]
+    if options.layouts is None:
+        layouts = [x for n in options.devices for x in scaling.layouts_of(n)]
+    else:
+        layouts = scaling.parse_layouts(options.layouts)
     assumptions = scaling.Assumptions(options.of_flops, options.of_bandwidth)
     scaling.cpu_devices(max(math.prod(sizes.values()) for sizes in layouts))
     found = []
@@ -247,10 +250,7 @@ def _scaling(config: ConfigDict, options: argparse.Namespace) -> None:
         found.append(scaling.compile_layout(task, rules, sizes, shapes_of_each=options.shapes))
         print(f"compiled for {found[-1].name}", file=sys.stderr)
     text = reports.scaling_text(found, scaling.HARDWARE, assumptions)
-    print(
-        f"scaling: batch {task.batch_size}; {_describe(config, task.model)}\n\n{text}",
-        file=_stream(options),
-    )
+    title = f"scaling: batch {task.batch_size}; {_describe(config, task.model)}"
     result = {
         "benchmark": "scaling",
         "batch_size": task.batch_size,
@@ -260,23 +260,21 @@ def _scaling(config: ConfigDict, options: argparse.Namespace) -> None:
         "assumptions": dataclasses.asdict(assumptions),
         "layouts": [layout.json() for layout in found],
     }
-    _write(result, options.json)
+    _report(options, f"{title}\n\n{text}", result)
 
 
 # --- results --------------------------------------------------------------------------------
 
 
-def _stream(options: argparse.Namespace) -> TextIO:
-    """Returns where words for people go: beside the JSON, if that goes to stdout."""
-    return sys.stderr if options.json == "-" else sys.stdout
-
-
-def _write(result: dict[str, Any], path: str | None) -> None:
-    """Writes results for programs to a file, or to stdout for "-"; None: not at all."""
-    if path == "-":
+def _report(options: argparse.Namespace, text: str, result: dict[str, Any]) -> None:
+    """Prints words for people, on stderr if the JSON goes to stdout, and writes the JSON."""
+    if options.json == "-":
+        print(text, file=sys.stderr)
         print(json.dumps(result, indent=2))
-    elif path:
-        files.write_json(path, result)
+        return
+    print(text)
+    if options.json:
+        files.write_json(options.json, result)
 
 
 def _model(config: ConfigDict, model: Transformer) -> dict[str, Any]:
@@ -284,10 +282,8 @@ def _model(config: ConfigDict, model: Transformer) -> dict[str, Any]:
 
 
 def _describe(config: ConfigDict, model: Transformer) -> str:
-    if isinstance(model, nat.NAT):
-        layers = f"{model.num_layers}"
-    else:
-        layers = f"{model.encoder_layers}+{model.decoder_layers}"
+    dims = costs.dims_of(model)
+    layers = dims.mixed_layers or f"{dims.encoder_layers}+{dims.decoder_layers}"
     return (
         f"{config.model.kind} of {layers} layers, width {model.width}, {model.num_tokens} tokens; "
         f"{model.dtype}"

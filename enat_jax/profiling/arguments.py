@@ -2,12 +2,9 @@
 
 import argparse
 
-from enat_jax.profiling import scaling
 from enat_jax.runtime import cli
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-
 Programs = argparse._SubParsersAction
 
 
@@ -54,7 +51,7 @@ def _add_scaling(programs: Programs) -> None:
     add("--config", required=True, help="file of a transformer's config")
     where = program.add_mutually_exclusive_group()
     where.add_argument("--devices", type=_numbers, default=(8,), help="such as 1,2,4,8 (8)")
-    where.add_argument("--layouts", type=_layouts, help='such as "data=8;data=4,fsdp=2"')
+    where.add_argument("--layouts", help='such as "data=8;data=4,fsdp=2"')
     add("--batch", type=cli.at_least_one, help="images of a step (default: the config's)")
     add(
         "--shapes",
@@ -101,13 +98,6 @@ def _add_loader(programs: Programs) -> None:
 
 def _batch(text: str) -> int | str:
     return text if text == "fit" else cli.at_least_one(text)
-
-
-def _layouts(text: str) -> list[dict[str, int]]:
-    try:
-        return scaling.parse_layouts(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _numbers(text: str) -> tuple[int, ...]:

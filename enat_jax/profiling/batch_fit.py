@@ -182,24 +182,20 @@ def fit(
     if not 1 <= first <= most:
         raise ValueError(f"{first=} must lie between 1 and {most=}")
     tries: list[Try] = []
-    best: tuple[int, Any] | None = None
-    batch, failed = first, None
-    while True:
+    best, best_result = 0, None
+    batch = first
+    while batch > best:
         result, found, growth = _try(attempt, batch, Check(free))
         tries.append(found)
         report(f"batch {batch}: {'fits' if found.fits else found.reason}")
         if found.fits:
-            best = batch, result
+            best, best_result = batch, result
             batch = min(batch * growth, most)
-            if failed is not None:
-                batch = min(batch, failed // 2)
         else:
-            failed, batch = batch, batch // 2
-        if batch <= (best[0] if best else 0):
-            break
-    if best is None:
+            most = batch = batch // 2
+    if not best:
         raise ValueError(f"not even a batch of 1 fits: {found.reason}")
-    return Fit(*best, tuple(tries))
+    return Fit(best, best_result, tuple(tries))
 
 
 def _try(attempt: Attempt, batch: int, check: Check) -> tuple[Any, Try, int]:
@@ -276,22 +272,23 @@ def fit_training(
     largest = int(np.argmax(timing.padded_work(task)))
     state = jax.eval_shape(task.init, jax.random.key(0))
 
-    def time_batch(batch: int, check: Check, **which: Any) -> timing.TrainingMeasurement:
+    def attempt(batch: int, check: Check, **which: Any) -> tuple[timing.TrainingMeasurement, float]:
         check.arrays(state)
         resized = dataclasses.replace(task, batch_size=batch)
-        return timing.time_training(resized, check=check, **which, **how)
+        found = timing.time_training(resized, check=check, **which, **how)
+        (rate, *_) = found.timed[0].images_per_second
+        return found, rate if "chosen" in which else found.images_per_second
 
-    def attempt_largest(batch: int, check: Check) -> tuple[timing.Measurement, float]:
-        (found,) = time_batch(batch, check, chosen=[largest]).timed
-        return found, found.images_per_second[0]
-
-    def attempt_probable(batch: int, check: Check) -> tuple[timing.TrainingMeasurement, float]:
-        found = time_batch(batch, check, max_timed=max_timed)
-        return found, found.images_per_second
-
-    in_largest = fit(attempt_largest, first=first, most=most, report=report, free=free)
+    in_largest = fit(
+        functools.partial(attempt, chosen=[largest]),
+        first=first,
+        most=most,
+        report=report,
+        free=free,
+    )
     batch = in_largest.batch
-    final = fit(attempt_probable, first=batch, most=batch, free=free)
+    probable = functools.partial(attempt, max_timed=max_timed)
+    final = fit(probable, first=batch, most=batch, free=free)
     return dataclasses.replace(final, tries=in_largest.tries + final.tries)
 
 

@@ -8,6 +8,7 @@ the device. Rows are kept as they come, and rows that are there already are not 
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -31,8 +32,7 @@ TASKS = ("train", "sampler")
 SEGMENTS = (1, 2, 4)
 # Of the device's memory, for arrays; jax's default of 0.75 would say what fits in three quarters.
 MEMORY_SHARE = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
-# Calls ``benchmark`` with arguments, for so many seconds at most; see ``run``.
-Call = Callable[[Sequence[str], float], dict[str, Any]]
+Call = Callable[..., dict[str, Any]]  # takes what ``run`` takes
 _ERROR = re.compile(r"error: |[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b")
 
 
@@ -184,59 +184,54 @@ def profile(
     """
     path = pathlib.Path(out) / "profile.json"
     end = float("inf") if minutes is None else clock() + 60 * minutes
-    saved = _begin(path, call(["machine", "--dtype", dtype], 60 * row_minutes))
+    call = functools.partial(call, seconds=60 * row_minutes)
+    saved = _begin(path, call(["machine", "--dtype", dtype]))
+    known = {tuple(x["arguments"]): x for x in saved["rows"]}
     batches: dict[tuple[str, str], int] = {}  # of baselines, with which the others begin
     for row in rows:
-        done = _find(saved["rows"], row)
+        done = known.get(row.arguments)
         if done is None and clock() < end:
             first = batches.get((row.config, row.task))
             print(f"{row.task} {pathlib.Path(row.config).stem}: {row.setting}", file=sys.stderr)
             start, date = clock(), _now()
-            done = dataclasses.asdict(row) | _measure_row(row, first, 60 * row_minutes, call)
+            done = dataclasses.asdict(row) | _measure_row(row, first, call)
             done |= {"arguments": list(row.arguments), "seconds": clock() - start, "date": date}
             saved["rows"].append(done)
-        saved["left"] = sum(_find(saved["rows"], x) is None for x in rows)
+            known[row.arguments] = done
+        saved["left"] = sum(x.arguments not in known for x in rows)
         _write(path, saved)
         if done is not None and row.setting == "baseline" and "failed" not in done:
             batches[row.config, row.task] = done["batch"]
     if trace is not None and not saved["left"]:
-        _trace(saved, pathlib.Path(trace), end, 60 * row_minutes, call, clock)
+        for fastest in reports.best(saved["rows"]):
+            name = fastest["config"]
+            if fastest["task"] == "train" and name not in saved["traces"] and clock() < end:
+                directory = pathlib.Path(trace) / pathlib.Path(name).stem
+                saved["traces"][name] = _trace(fastest, str(directory), call)
         _write(path, saved)
     return saved
 
 
-def _measure_row(row: Row, first: int | None, seconds: float, call: Call) -> dict[str, Any]:
+def _measure_row(row: Row, first: int | None, call: Call) -> dict[str, Any]:
     """Returns figures of a row; ``first`` is the batch to begin with, None: the default."""
     start = [] if first is None else ["--first", str(first)]
-    result = call([*row.arguments, "--batch", "fit", *start], seconds)
+    result = call([*row.arguments, "--batch", "fit", *start])
     if "failed" in result:
         return result
     fit = result["fit"]
     if not fit["own_peak"]:  # the peak would be that of the batch that ran out of memory
-        result = call([*row.arguments, "--batch", str(fit["batch"])], seconds)
+        result = call([*row.arguments, "--batch", str(fit["batch"])])
         if "failed" in result:
             return result | {"fit": fit}
     return figures(result) | {"fit": fit}
 
 
-def _trace(
-    saved: dict[str, Any],
-    directory: pathlib.Path,
-    end: float,
-    seconds: float,
-    call: Call,
-    clock: Callable[[], float],
-) -> None:
-    """Adds traces that are not there yet to ``saved``, until the clock says ``end``."""
-    for best in reports.best(saved["rows"]):
-        if best["task"] == "train" and best["config"] not in saved["traces"] and clock() < end:
-            place = str(directory / pathlib.Path(best["config"]).stem)
-            how = ["--batch", str(best["batch"]), "--trace", place]
-            result = call([*best["arguments"], *how], seconds)
-            found = {k: best[k] for k in ("setting", "batch")} | {"directory": place}
-            if "failed" in result:
-                found["failed"] = result["failed"]
-            saved["traces"][best["config"]] = found
+def _trace(row: dict[str, Any], directory: str, call: Call) -> dict[str, Any]:
+    """Traces a measured row of training, and returns what ``profile.json`` says about it."""
+    how = ["--batch", str(row["batch"]), "--trace", directory]
+    result = call([*row["arguments"], *how])
+    found = {name: row[name] for name in ("setting", "batch")} | {"directory": directory}
+    return found | {name: result[name] for name in ("failed",) if name in result}
 
 
 def figures(result: dict[str, Any]) -> dict[str, Any]:
@@ -291,11 +286,6 @@ def _begin(path: pathlib.Path, measured: dict[str, Any]) -> dict[str, Any]:
             )
     keep = ("machine", "matrix_rate", "dtype")
     return saved | {name: measured[name] for name in keep} | {"date": _now(), "left": 0}
-
-
-def _find(rows: list[dict[str, Any]], row: Row) -> dict[str, Any] | None:
-    """Returns the measured row with the same arguments; None: there is none."""
-    return next((x for x in rows if x["arguments"] == list(row.arguments)), None)
 
 
 def _write(path: pathlib.Path, saved: dict[str, Any]) -> None:

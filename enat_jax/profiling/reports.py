@@ -1,5 +1,7 @@
 """What the benchmark found, in tables for people: text, and Markdown of ``benchmark profile``."""
 
+import itertools
+import operator
 import pathlib
 import statistics
 import textwrap
@@ -126,28 +128,19 @@ expectation over the most probable shapes; compile s: the mean of a shape. peak:
 ProfileRow = dict[str, Any]  # as ``profile.json`` has it
 
 
-def fastest(rows: Iterable[ProfileRow]) -> ProfileRow | None:
-    """Returns the row with the most images per second; None if all failed."""
-    worked = [x for x in rows if "failed" not in x]
-    return max(worked, key=lambda x: x["images_per_second"][0], default=None)
-
-
 def groups(rows: Iterable[ProfileRow]) -> dict[tuple[str, str], list[ProfileRow]]:
     """Returns the rows of each config and task, fastest first, failed ones last."""
-    found: dict[tuple[str, str], list[ProfileRow]] = {}
-    for row in rows:
-        found.setdefault((row["config"], row["task"]), []).append(row)
 
     def place(row: ProfileRow) -> tuple[bool, float, str]:
-        failed = "failed" in row
-        return failed, 0 if failed else -row["images_per_second"][0], row["setting"]
+        return "failed" in row, -row.get("images_per_second", [0])[0], row["setting"]
 
-    return {key: sorted(found[key], key=place) for key in sorted(found)}
+    key = operator.itemgetter("config", "task")
+    return {k: sorted(x, key=place) for k, x in itertools.groupby(sorted(rows, key=key), key)}
 
 
 def best(rows: Iterable[ProfileRow]) -> list[ProfileRow]:
     """Returns the fastest row of each config and task that has one that worked."""
-    return [x for x in map(fastest, groups(rows).values()) if x is not None]
+    return [x[0] for x in groups(rows).values() if "failed" not in x[0]]
 
 
 def profile_markdown(saved: dict[str, Any]) -> str:
@@ -155,8 +148,8 @@ def profile_markdown(saved: dict[str, Any]) -> str:
     parts = [f"# Profile of {saved['machine']['device']}", markdown.table(("", ""), _header(saved))]
     for (config, task), rows in groups(saved["rows"]).items():
         parts.append(f"## {pathlib.Path(config).stem}: {TASK_NAMES[task]}")
-        winner = fastest(rows)
-        if winner is None:
+        winner = rows[0]
+        if "failed" in winner:
             parts.append("No row worked.")
         else:
             parts.append(
@@ -193,12 +186,8 @@ def _header(saved: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _profile_cells(row: ProfileRow) -> list[str]:
     if "failed" in row:
-        return [
-            row["setting"],
-            "-",
-            f"failed: {row['failed']}",
-            *["-"] * (len(PROFILE_COLUMNS) - 3),
-        ]
+        rest = ["-"] * (len(PROFILE_COLUMNS) - 3)
+        return [row["setting"], "-", f"failed: {row['failed']}", *rest]
     return [text(row) for _, text in PROFILE_COLUMNS]
 
 
@@ -254,7 +243,7 @@ def scaling_text(
         for shape in layout.shapes
         for line in shape.rematerialized
     ]
-    return "\n\n".join([*parts, "\n".join(notes), *(["\n".join(warnings)] if warnings else [])])
+    return "\n\n".join(filter(None, [*parts, "\n".join(notes), "\n".join(warnings)]))
 
 
 def _program_columns(layouts: Sequence[Layout]) -> list[Column]:

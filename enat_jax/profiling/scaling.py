@@ -220,9 +220,9 @@ def layouts_of(num_devices: int) -> list[dict[str, int]]:
     if num_devices == 1:
         return [sizes]
     found = [sizes | {axis: num_devices} for axis in ("data", "fsdp")]
-    if num_devices % 2 == 0:
-        half = num_devices // 2
-        found += [sizes | {"tensor": 2, "fsdp": half}] if half > 1 else [sizes | {"tensor": 2}]
+    half, odd = divmod(num_devices, 2)
+    if not odd:
+        found.append(sizes | {"tensor": 2, "fsdp": half})
         found += [sizes | {"data": half, "fsdp": 2}] if half > 1 else []
     return found
 
@@ -253,11 +253,10 @@ def chosen_buckets(
         For each bucket its probability, and its expected exact multiply-adds an image.
     """
     shares, exact = timing.shape_shares(task)
+    ranked = [i for i in np.argsort(-shares, kind="stable") if shares[i] > 0]
     chosen = []
     for reuse in (False, True):
-        places = [i for i, bucket in enumerate(task.buckets) if bucket.reuse == reuse]
-        places = [i for i in sorted(places, key=lambda i: -shares[i]) if shares[i] > 0]
-        chosen += places[:shapes_of_each]
+        chosen += [i for i in ranked if task.buckets[i].reuse == reuse][:shapes_of_each]
     return [(task.buckets[i], float(shares[i]), float(exact[i])) for i in chosen]
 
 
@@ -351,20 +350,16 @@ def _stderr_lines(wanted: str) -> Iterator[list[str]]:
     """
     lines: list[str] = []
     sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with tempfile.TemporaryFile() as file:
-            os.dup2(file.fileno(), 2)
-            try:
-                yield lines
-            finally:
-                sys.stderr.flush()
-                os.dup2(kept, 2)
-                file.seek(0)
-                for line in file.read().decode(errors="replace").splitlines():
-                    if wanted in line:
-                        lines.append(line.strip())
-                    else:
-                        print(line, file=sys.stderr)
-    finally:
-        os.close(kept)
+    with tempfile.TemporaryFile() as file, os.fdopen(os.dup(2)) as kept:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept.fileno(), 2)
+            file.seek(0)
+            for line in file.read().decode(errors="replace").splitlines():
+                if wanted in line:
+                    lines.append(line.strip())
+                else:
+                    print(line, file=sys.stderr)

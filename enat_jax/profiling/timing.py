@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Float, PyTree
 
-from enat_jax.inference import sampling
+from enat_jax.inference import sampling, tokenizer
 from enat_jax.models.transformers import Transformer
 from enat_jax.models.vqgan import VQGAN
 from enat_jax.profiling import setup
@@ -176,15 +176,23 @@ def time_sampler(
     """
     if batch_size < 1:
         raise ValueError(f"{batch_size=} must be at least 1")
-    decode, codec_params, codec_cost = _decoder(model, codec)
+    side = math.isqrt(model.num_tokens)
+    codec_params = {} if codec is None else _init_codec(model, codec, side)
     params = jax.jit(functools.partial(setup.init_model, model))()
     index = jnp.arange(batch_size, dtype=jnp.int32)
     labels, key = index % model.num_classes, jax.random.key(0)
-    dims, decoded = costs.dims_of(model), batch_size * codec_cost
+    dims = costs.dims_of(model)
+    decoded = 0 if codec is None else batch_size * costs.image_decoder_cost(codec, side, side)
     guided = settings.guidance_weights() > 0
     exact = costs.exact_sampling_cost(
         dims, settings.num_steps, guided=guided, batch_size=batch_size
     )
+
+    def sample(static: sampling.Schedule, codec_params: PyTree, *arguments: Any) -> Array:
+        codes = sampling.sample_tokens(model, static, *arguments)
+        if codec is None:
+            return codes
+        return tokenizer.decode(codec, codec_params, codes.reshape(-1, side, side))
 
     def time_segments(num_segments: int) -> Measurement:
         static, inputs = sampling.make_schedule(
@@ -193,10 +201,9 @@ def time_sampler(
         padded = costs.padded_sampling_cost(
             dims, static.segments, static.guided, batch_size=batch_size
         )
-        sample = jax.jit(functools.partial(_sample, model, static, decode))
-        arguments = (params, codec_params, inputs, labels, index, key)
+        arguments = (codec_params, inputs, params, labels, index, key)
         return time_in_turns(
-            lambda: sample.lower(*arguments),
+            lambda: jax.jit(functools.partial(sample, static)).lower(*arguments),
             lambda compiled: compiled(*arguments),
             model.dtype,
             **how,
@@ -210,14 +217,8 @@ def time_sampler(
     return [time_segments(count) for count in counts]
 
 
-Decode = Callable[[PyTree, Int[Array, "b l"]], Array]
-
-
-def _decoder(model: Transformer, codec: VQGAN | None) -> tuple[Decode, PyTree, int]:
-    """Returns the function from codes to images, random parameters, multiply-adds an image."""
-    if codec is None:
-        return lambda params, codes: codes, {}, 0
-    side = math.isqrt(model.num_tokens)
+def _init_codec(model: Transformer, codec: VQGAN, side: int) -> PyTree:
+    """Returns random parameters of a codec that can decode the transformer's tokens."""
     if side**2 != model.num_tokens:
         raise ValueError(f"{model.num_tokens=} is not a square: cannot be decoded to an image")
     if codec.codebook_size != model.codebook_size:
@@ -227,33 +228,7 @@ def _decoder(model: Transformer, codec: VQGAN | None) -> tuple[Decode, PyTree, i
         )
     grid = jnp.zeros((1, side, side), jnp.int32)
     init = jax.jit(functools.partial(codec.init, method="decode_codes"))
-    params = init(jax.random.key(0), grid)["params"]
-    decode = functools.partial(_decode, codec, side)
-    return decode, params, costs.image_decoder_cost(codec, side, side)
-
-
-def _decode(
-    codec: VQGAN, side: int, params: PyTree, codes: Int[Array, "b l"]
-) -> UInt8[Array, "b height width channels"]:
-    apply: Callable[..., Any] = functools.partial(codec.apply, {"params": params})
-    images = apply(codes.reshape(-1, side, side), method="decode_codes")
-    return jnp.rint(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
-
-
-def _sample(
-    model: Transformer,
-    static: sampling.Schedule,
-    decode: Decode,
-    params: PyTree,
-    codec_params: PyTree,
-    inputs: sampling.StepInputs,
-    labels: Int[Array, " b"],
-    index: Int[Array, " b"],
-    key: Key[Array, ""],
-) -> Array:
-    """Draws the codes of a batch, and decodes them if there is a codec."""
-    codes = sampling.sample_tokens(model, static, inputs, params, labels, index, key)
-    return decode(codec_params, codes)
+    return init(jax.random.key(0), grid)["params"]
 
 
 # --- the training step ----------------------------------------------------------------------
