@@ -245,8 +245,9 @@ def make_reference(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
         before = loaded.description | {"kept": 0 if loaded.pool is None else len(loaded.pool)}
         now = {k: v for k, v in subject.description.items() if k != "versions"}
         now["kept"] = len(range(0, len(source), subject.spec.stride))
-        if found := files.differences({k: before.get(k) for k in now}, now):
-            name, was, wanted = found[0]
+        # In the order of what is wanted, which has what matters most first.
+        if found := files.differences(now, {k: before.get(k) for k in now}):
+            name, wanted, was = found[0]
             raise ValueError(
                 f"{path} holds other statistics: {name} is {was}, now it would be {wanted}: name "
                 "another file"
