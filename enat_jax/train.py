@@ -88,7 +88,6 @@ class _Run:
         skipped_in_a_row: of the steps that are done, the last so many were not finite.
     """
 
-    config: ml_collections.ConfigDict
     workdir: pathlib.Path
     loop: train_config.Loop
     optimizer: optim.Optimizer
@@ -109,7 +108,7 @@ class _Run:
 def _train(
     config: ml_collections.ConfigDict,
     workdir: pathlib.Path,
-    built: tuple,
+    built: tuple[train_config.Loop, sharding.Sharding, optim.Optimizer, Task],
     devices: Sequence[jax.Device] | None,
     from_step: int | None,
 ) -> TrainState:
@@ -121,7 +120,11 @@ def _train(
     steps = train_step.CompiledSteps(
         task, mesh, rules, seed=config.seed, accumulate=loop.accumulate
     )
-    checkpointer = _checkpointer(workdir, loop)
+    best = checkpoint.Best(loop.best_metric, loop.best_mode) if loop.best_metric else None
+    checkpointer = checkpoint.Checkpointer(
+        *(workdir / "checkpoints", loop.save_every, loop.keep, loop.keep_every, best),
+        complete=train_config.complete_identity,
+    )
     meta = train_config.identity(config, task)
     restored = checkpointer.restore(steps.abstract_state, meta, from_step)
     state, start = (steps.init(), 0) if restored is None else restored
@@ -141,7 +144,10 @@ def _train(
     put = functools.partial(sharding.global_batch, mesh=mesh)
     share = sharding.process_share(mesh)
     batches = loader.prefetch(task.batches(start * loop.accumulate, share), put)
-    monitor = monitoring.Monitor(loop.batch_size, _matrix_rate(loop, task, mesh))
+    rate = None  # of all devices
+    if loop.matrix_rate and isinstance(task, Shaped):
+        rate = jax.process_count() * matrix_rate.matrix_rate(task.model.dtype, mesh.local_devices)
+    monitor = monitoring.Monitor(loop.batch_size, rate)
     wandb = {"project": loop.wandb_project} if loop.wandb_project else None
     with (
         checkpointer,
@@ -151,8 +157,8 @@ def _train(
         distributed.Watchdog(loop.hang_timeout) as watchdog,
     ):
         run = _Run(
-            *(config, workdir, loop, optimizer, task, meta, mesh, steps, checkpointer, writer),
-            *(bar, preemption, watchdog, monitor, collections.deque()),
+            *(workdir, loop, optimizer, task, meta, mesh, steps, checkpointer, writer, bar),
+            *(preemption, watchdog, monitor, collections.deque()),
         )
         steps.compiling = functools.partial(_compiling, run)
         again = exits.AGAIN if from_step is None else "to go on, start without --from_step"
@@ -209,21 +215,6 @@ def _loop(
     return state
 
 
-def _checkpointer(workdir: pathlib.Path, loop: train_config.Loop) -> checkpoint.Checkpointer:
-    best = checkpoint.Best(loop.best_metric, loop.best_mode) if loop.best_metric else None
-    return checkpoint.Checkpointer(
-        *(workdir / "checkpoints", loop.save_every, loop.keep, loop.keep_every, best),
-        complete=train_config.complete_identity,
-    )
-
-
-def _matrix_rate(loop: train_config.Loop, task: Task, mesh: jax.sharding.Mesh) -> float | None:
-    """Multiply-adds per second of all devices; None where the share of it is not asked for."""
-    if not (loop.matrix_rate and isinstance(task, Shaped)):
-        return None
-    return jax.process_count() * matrix_rate.matrix_rate(task.model.dtype, mesh.local_devices)
-
-
 @contextlib.contextmanager
 def _compiling(run: _Run) -> Iterator[None]:
     _log(f"compiling a step of shape number {len(run.steps.compiled) + 1}")
@@ -244,11 +235,7 @@ def _log_metrics(run: _Run, state: TrainState, step: int) -> None:
 def _save_and_stop(
     run: _Run, state: TrainState, step: int, evaluation: dict[str, float], again: str
 ) -> NoReturn:
-    """Ends the run on request, after saving.
-
-    Raises:
-        cli.Stop: always.
-    """
+    """Saves, and ends the run by ``cli.Stop``."""
     with run.watchdog.paused():
         if run.monitor.num_steps:
             _log_metrics(run, state, step)
