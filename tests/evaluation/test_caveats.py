@@ -4,27 +4,12 @@ import re
 import types
 
 import pytest
+from image_description import DESCRIPTION
 
 from enat_jax.evaluation import caveats
 
 INCEPTION = types.SimpleNamespace(is_inception=True, origin={"published": True})
 OTHER = types.SimpleNamespace(is_inception=False)
-DESCRIPTION = {
-    "features": {
-        "kind": "inception",
-        "label": "FID",
-        "network": "Inception-v3 of 2015-12-05",
-        "resize": "adm",
-        "input_size": 299,
-        "fingerprint": "ab" * 32,
-    },
-    "source": {"source": "files", "split": "train", "listing": "cd" * 32},
-    "resolution": [256, 256],
-    "crop": "center",
-    "num_images": 50_000,
-    "class_counts": [25_000, 25_000],
-    "versions": {"numpy": "2.0"},
-}
 
 
 def compared(own=None, reference=None):

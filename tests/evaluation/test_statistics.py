@@ -5,6 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 import scipy.linalg
+from image_description import DESCRIPTION
 
 from enat_jax.data import images
 from enat_jax.evaluation import caveats, features
@@ -14,23 +15,6 @@ from enat_jax.metrics import fid
 from enat_jax.metrics.moments import Moments
 
 CIFAR10 = pathlib.Path(__file__).parents[3] / "shared" / "data" / "cifar10_train.zip"
-
-DESCRIPTION = {
-    "features": {
-        "kind": "inception",
-        "label": "FID",
-        "network": "Inception-v3 of 2015-12-05",
-        "resize": "adm",
-        "input_size": 299,
-        "fingerprint": "ab" * 32,
-    },
-    "source": {"source": "files", "split": "train", "listing": "cd" * 32},
-    "resolution": [256, 256],
-    "crop": "center",
-    "num_images": 50_000,
-    "class_counts": [25_000, 25_000],
-    "versions": {"numpy": "2.0"},
-}
 
 
 def statistics(seed=0, with_pool=True, **description):
