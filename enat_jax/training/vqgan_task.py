@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from enat_jax.inference import tokenizer
 from enat_jax.models import vqgan
+from enat_jax.runtime import png
 from enat_jax.training import image_task
 from enat_jax.training import task as tasks
 from enat_jax.training.task import Metrics, TrainState
@@ -208,7 +209,7 @@ class Task(image_task.ImageTask):
             originals = self.held_out.gather(indices)["images"]
             reconstruction, _ = self._reconstructed(state.params, originals, mesh)
             pictures += [originals, np.asarray(tokenizer.to_uint8(jnp.asarray(reconstruction)))]
-        yield "reconstructions", np.concatenate([np.concatenate(list(p), 1) for p in pictures], 0)
+        yield "reconstructions", png.grid(np.concatenate(pictures), columns, pad=0)
 
     def _reconstructed(
         self, params: PyTree, originals: UInt8[np.ndarray, "b h w c"], mesh: jax.sharding.Mesh
