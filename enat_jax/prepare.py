@@ -80,7 +80,12 @@ def prepare(
             shards = {}
             for split, tar in tar_files.items():
                 pictures = _scanned(tar, split, unfinished / f"index-{split}.npz")
-                _check_number(tar, split, len(pictures), allow_incomplete)
+                expected = imagenet.NUM_PICTURES[split]
+                if len(pictures) != expected and not allow_incomplete:
+                    raise ValueError(
+                        f"{tar} holds {len(pictures)} pictures, not {expected}: get the file "
+                        "again, or say --allow-incomplete"
+                    )
                 shards[split] = imagenet_records.plan_shards(
                     split, tar, pictures, directory, num_shards
                 )
@@ -149,15 +154,6 @@ def _scanned(tar: pathlib.Path, split: str, cache: pathlib.Path) -> np.recarray:
     pictures = imagenet.scan(tar, split, imagenet_records.validation_ids())
     files.write_npz(cache, {"stamp": stamp} | {x: pictures[x] for x in imagenet.FIELDS})
     return pictures
-
-
-def _check_number(tar: pathlib.Path, split: str, found: int, allow_incomplete: bool) -> None:
-    expected = imagenet.NUM_PICTURES[split]
-    if found != expected and not allow_incomplete:
-        raise ValueError(
-            f"{tar} holds {found} pictures, not {expected}: get the file again, or say "
-            "--allow-incomplete"
-        )
 
 
 def _keep_plan(unfinished: pathlib.Path, shards: dict[str, list[imagenet_records.Shard]]) -> None:

@@ -11,8 +11,10 @@ has the settings of its training, the share held out too, but for what ``--set``
 """
 
 import argparse
+import contextlib
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -42,16 +44,14 @@ def make_spec(
             f"images of {source.image_shape} do not suit this tokenizer: it takes {needed}: "
             "height, width, channels; --set size=... and channels=... change them"
         )
-    flips = flags.flips
-    if flips is None:
-        flips = source.mirrored and flags.split.startswith("train")
+    by_default = source.mirrored and flags.split.startswith("train")
     preprocessing = {"source": source.identity(), "ignored_files": source.ignored}
     if flags.copies > 1:
         preprocessing["augmentation_seed"] = tokenization.SEED
     return tokens.TokenSetSpec(
         num_images=len(source),
         copies=flags.copies,
-        flips=flips,
+        flips=by_default if flags.flips is None else flags.flips,
         batch_size=flags.batch_size or min(64, max(1, PIXELS // (height * width))),
         grid=model.grid,
         codebook_size=model.model.codebook_size,
@@ -80,25 +80,11 @@ def _refuse_within(out: pathlib.Path, source: str) -> None:
         )
 
 
-def _tokenize(
-    model: tokenizer.Tokenizer,
-    source: images.Source,
-    spec: tokens.TokenSetSpec,
-    flags: argparse.Namespace,
-    host_index: int,
-    num_hosts: int,
-) -> tokenization.Times:
-    """Calls ``tokenization.tokenize``; the messages of its errors name the flags that help."""
+@contextlib.contextmanager
+def _naming_flags(batch_size: int) -> Iterator[None]:
+    """Lets the messages of errors name the flags that help."""
     try:
-        return tokenization.tokenize(
-            model,
-            source,
-            spec,
-            flags.out,
-            skip_errors=flags.on_error == "skip",
-            host_index=host_index,
-            num_hosts=num_hosts,
-        )
+        yield
     except images.UnreadableImage as error:
         advice = (
             "start again with --on-error skip to leave it out, or mend it (then everything is made "
@@ -108,7 +94,7 @@ def _tokenize(
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise ValueError(
-                f"{spec.batch_size} images a device do not fit into memory: choose a smaller "
+                f"{batch_size} images a device do not fit into memory: choose a smaller "
                 "--batch-size and another --out"
             ) from error
         raise
@@ -201,8 +187,9 @@ def main(arguments: list[str]) -> None:
         f"{' and their mirror images' if spec.flips else ''} into {flags.out}: "
         f"{len(unfinished)} of {spec.num_shards} shards to do"
     )
-    times = _tokenize(model, source, spec, flags, host_index, num_hosts)
-    print(times)
+    with _naming_flags(spec.batch_size):
+        skip = flags.on_error == "skip"
+        print(tokenization.tokenize(model, source, spec, flags.out, skip, host_index, num_hosts))
     if tokens.finish(flags.out, spec):
         print(token_inspection.summary(flags.out))
     else:

@@ -213,7 +213,7 @@ def test_a_batch_that_does_not_fit_into_memory(model, finished, tmp_path, capsys
     def too_large(*arguments, **settings):
         raise MemoryError
 
-    monkeypatch.setattr(tokenization, "_batches", too_large)
+    monkeypatch.setattr(tokenization, "_encoder", too_large)
     source = finished.parent / "pictures"
     refused(command(model, tmp_path / "out", "--source", source), ["--batch-size"], capsys)
 

@@ -188,31 +188,19 @@ def open_source(source: str, split: str, **settings: Any) -> Source:
         ValueError: the source, the split or a setting is unknown, or the class refuses it.
         OSError: files cannot be listed or opened.
     """
-    if kind(source) == "digits":
-        _refuse_unknown(source, settings)
-        return Digits(split=split, **settings)
-    if kind(source) == "tfds":
-        framing, others = _framing(source, settings)
-        return tfds_records.Records(source, split, framing, **others)
-    path = pathlib.Path(source).expanduser()
-    reader = readers.kind(path)
-    if reader is None:
+    found, path = kind(source), pathlib.Path(source).expanduser()
+    reader = readers.kind(path) if found == "files" else None
+    if found == "files" and reader is None:
         reason = "is none of these" if path.exists() else "does not exist"
         raise ValueError(f"{source=} {reason}: {KINDS}")
-    framing, others = _framing(source, settings)
-    return Files(path, reader(path), split, framing, **others)
-
-
-def _framing(source: str, settings: dict) -> tuple[decoding.Framing, dict]:
-    _refuse_unknown(source, settings)
+    if unknown := sorted(set(settings) - set(SETTINGS[found])):
+        raise ValueError(f"{source=} has no settings {unknown}: it has {sorted(SETTINGS[found])}")
+    if found == "digits":
+        return Digits(split=split, **settings)
     if "size" not in settings:
         raise ValueError(f"{source=} needs a setting size, the pixels of a side of its images")
-    names = {field.name for field in dataclasses.fields(decoding.Framing)}
-    framing = decoding.Framing(**{k: v for k, v in settings.items() if k in names})
-    return framing, {k: v for k, v in settings.items() if k not in names}
-
-
-def _refuse_unknown(source: str, settings: dict) -> None:
-    known = SETTINGS[kind(source)]
-    if unknown := sorted(set(settings) - set(known)):
-        raise ValueError(f"{source=} has no settings {unknown}: it has {sorted(known)}")
+    names = settings.keys() & {field.name for field in dataclasses.fields(decoding.Framing)}
+    framing = decoding.Framing(**{name: settings.pop(name) for name in names})
+    if reader is None:
+        return tfds_records.Records(source, split, framing, **settings)
+    return Files(path, reader(path), split, framing, **settings)

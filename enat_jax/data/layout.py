@@ -203,9 +203,8 @@ def _members(
         raise ValueError(
             f"{where} has a folder {tests[0]!r} to test on, so held_out={held_out} must be 0"
         )
-    named: dict[str, str] = {"test": tests[0]} if tests else {}
-    named |= {part: part for part in parts if tests}
-    possible = sorted({"all", *named} if tests else {"all", "train", "test"})
+    named = {"test": tests[0]} | {part: part for part in parts} if tests else {}
+    possible = sorted({"all", *(named or ("train", "test"))})
     if split not in possible:
         raise ValueError(f"{where} has no split {split!r}: choose one of {possible}")
     if split == "all":

@@ -131,12 +131,9 @@ class Files:
                 raise ValueError(f"{self.paths[files[i]]} was cut off while it was in use")
         return out
 
-    def __getstate__(self) -> tuple[list[pathlib.Path], list[int], np.dtype]:
+    def __reduce__(self) -> tuple[type["Files"], tuple[list[pathlib.Path], list[int], np.dtype]]:
         # File descriptors cannot be pickled: each of Grain's workers opens the files again.
-        return self.paths, self._lengths.tolist(), self._record
-
-    def __setstate__(self, state: tuple[list[pathlib.Path], list[int], np.dtype]) -> None:
-        Files.__init__(self, *state)
+        return Files, (self.paths, self._lengths.tolist(), self._record)
 
 
 class Reference:

@@ -421,16 +421,10 @@ def _short(value: Any) -> str:
 
 def _refuse_other_files(directory: pathlib.Path) -> None:
     """Raises ValueError if there is anything that no beginning of a token set leaves behind."""
-    try:
-        # A process that was killed leaves a temporary file; another may write its plan just now.
-        others = [
-            p for p in directory.iterdir() if p.name != "plan.json" and not files.is_unfinished(p)
-        ]
-    except FileNotFoundError:
-        return
-    except NotADirectoryError:
-        others = [directory]
-    if others:
+    found = directory.iterdir() if directory.is_dir() else [directory]
+    # A process that was killed leaves a temporary file; another may write its plan just now.
+    others = [p for p in found if p.name != "plan.json" and not files.is_unfinished(p)]
+    if directory.exists() and others:
         raise ValueError(
             f"{directory} exists and is no token set: choose another directory (it holds "
             f"{min(others).name!r}, but no plan.json)"

@@ -131,7 +131,7 @@ def _even_selection(token_set: tokens.TokenSet, metadata: dict[str, Any]) -> np.
     """Returns records of unchanged images, evenly over the set and so over its classes."""
     step = metadata["copies"] * (1 + metadata["flips"])  # the plain record comes first
     plain = np.arange(0, len(token_set), step)
-    chosen = plain[np.linspace(0, len(plain) - 1, min(MEASURED, len(plain))).astype(np.int64)]
+    chosen = plain[records.evenly(len(plain), MEASURED)]
     # In a fixed random order, so that the first few are of all classes, too.
     return token_set.rows[np.random.default_rng(0).permutation(chosen)]
 
@@ -145,9 +145,7 @@ def _originals(metadata: dict[str, Any], indices: np.ndarray) -> np.ndarray:
 
 def _interleaved(originals: np.ndarray, decoded: np.ndarray) -> np.ndarray:
     """Returns rows of originals, each followed by the row of their reconstructions."""
-    rows = []
-    for start in range(0, len(originals), COLUMNS):
-        if len(originals) - start < min(COLUMNS, len(originals)):
-            break  # no half rows
-        rows += [originals[start : start + COLUMNS], decoded[start : start + COLUMNS]]
-    return np.concatenate(rows)
+    columns = min(COLUMNS, len(originals))
+    whole = len(originals) // columns * columns  # no half rows
+    pairs = [x[:whole].reshape(-1, columns, *x.shape[1:]) for x in (originals, decoded)]
+    return np.stack(pairs, 1).reshape(-1, *originals.shape[1:])

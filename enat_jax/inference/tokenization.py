@@ -71,7 +71,6 @@ def tokenize(
     source: images.Source,
     spec: tokens.TokenSetSpec,
     directory: pathlib.Path,
-    *,
     skip_errors: bool = False,
     host_index: int = 0,
     num_hosts: int = 1,
