@@ -24,7 +24,7 @@ from enat_jax.inference import masked_scores, sampling
 from enat_jax.inference.tokenizer import Tokenizer
 from enat_jax.models import transformers
 from enat_jax.models.transformers import Transformer
-from enat_jax.runtime import sharding
+from enat_jax.runtime import png, sharding
 from enat_jax.schedules import costs, reveal, shape_buckets
 from enat_jax.training import masked_tokens, optim
 from enat_jax.training import task as tasks
@@ -121,13 +121,7 @@ class Task:
         ``share``: (i, n), see ``sharding.process_share``.
         """
         return loader.train_batches(
-            self.tokens.gather,
-            len(self.tokens),
-            self.batch_size,
-            seed=self.seed,
-            start_step=start,
-            process_index=share[0],
-            process_count=share[1],
+            self.tokens, self.batch_size, seed=self.seed, start_step=start, share=share
         )
 
     def data_identity(self) -> dict[str, Any]:
@@ -260,8 +254,7 @@ class Task:
         classes = min(self.model.num_classes, 10)
         labels = np.repeat(np.arange(classes, dtype=np.int32), 10)
         pictures = self._draw(state, mesh, labels, np.arange(len(labels), dtype=np.int32))
-        rows = pictures.reshape(classes, 10, *pictures.shape[1:])
-        yield "samples", np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
+        yield "samples", png.grid(pictures, columns=10, pad=0)
 
     def _draw(
         self,
