@@ -77,13 +77,16 @@ os._exit(0)
 class Slow:
     """Examples that take a while, and tell which process made them."""
 
-    def __call__(self, indices, seeds):
+    def __len__(self):
+        return 10
+
+    def gather(self, indices, seeds):
         time.sleep(0.05)
         return {"index": indices, "process": np.full(len(indices), os.getpid())}
 
 
 def slow_batches():
-    return loader.train_batches(Slow(), 10, 4, seed=0, workers=1)
+    return loader.train_batches(Slow(), 4, seed=0, workers=1)
 
 
 def test_workers_go_on_after_the_signals_that_ask_for_a_stop():

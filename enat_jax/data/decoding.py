@@ -19,6 +19,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from enat_jax.runtime import files
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")  # in any case
 MAX_PIXELS = 89_478_485  # of one picture: a quarter of a GiB of RGB
@@ -102,9 +104,7 @@ class Framing:
 
     def identity(self) -> dict[str, object]:
         """Returns the settings as JSON values."""
-        settings = dataclasses.asdict(self)
-        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
-        return {"plain_crop": PLAIN_CROP, **settings}
+        return {"plain_crop": PLAIN_CROP} | files.as_json(dataclasses.asdict(self))
 
     def pixels(self, data: bytes, seed: int | None = None) -> UInt8[np.ndarray, "size size c"]:
         """Returns the pixels of an encoded picture.

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, UInt8
 from scipy import ndimage
 
 from enat_jax.data import decoding
+from enat_jax.runtime import files
 
 SPLITS = ("train", "test")
 _TEST_SHARE = 0.2
@@ -79,8 +80,7 @@ class Digits:
 
     def identity(self) -> dict[str, object]:
         """Returns all settings as JSON values."""
-        settings = dataclasses.asdict(self) | {"threshold": list(self.threshold)}
-        return {"source": "digits", **settings}
+        return {"source": "digits"} | files.as_json(dataclasses.asdict(self))
 
     def key(self, index: int) -> str:
         """Returns the digit's place in scikit-learn's data, such as "digits/17"."""

@@ -7,10 +7,11 @@ batch is the same however many processes share it.
 
 import collections
 import dataclasses
+import functools
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import grain
 import numpy as np
@@ -20,7 +21,6 @@ from jaxtyping import Int
 from enat_jax.data.decoding import Batch
 from enat_jax.runtime import exits
 
-Gather = Callable[[Int[np.ndarray, " b"], Int[np.ndarray, " b"]], Batch]  # of indices and seeds
 Taken = TypeVar("Taken")
 Placed = TypeVar("Placed")
 
@@ -39,25 +39,34 @@ def shuffled(start: int, count: int, n: int, seed: int) -> Int[np.ndarray, " cou
     Returns:
         Examples in [0, n), int64.
     """
-    out = np.empty(count, np.int64)
-    at = 0
-    while at < count:
-        epoch, place = divmod(start + at, n)
-        key = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-        for i in range(min(count - at, n - place)):
-            out[at + i] = grain.experimental.index_shuffle(
-                place + i, max_index=n - 1, seed=key, rounds=4
-            )
-        at += min(count - at, n - place)
-    return out
+
+    @functools.cache
+    def key(epoch: int) -> int:
+        return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+
+    def example(position: int) -> int:
+        epoch, place = divmod(position, n)
+        return grain.experimental.index_shuffle(place, max_index=n - 1, seed=key(epoch), rounds=4)
+
+    return np.fromiter(map(example, range(start, start + count)), np.int64, count)
+
+
+class Examples(Protocol):
+    """What can be trained on: a token set or a source of images."""
+
+    def __len__(self) -> int: ...
+
+    def gather(
+        self, indices: Int[np.ndarray, " b"], seeds: Int[np.ndarray, " b"] | None = None
+    ) -> Batch:
+        """Returns a whole batch, which is many times faster than fetching single examples."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Fetch(grain.transforms.RandomMap):
     """Maps a step to this process's part of its global batch."""
 
-    gather: Gather
-    n: int
+    examples: Examples
     size: int
     seed: int
     part: slice
@@ -66,19 +75,17 @@ class _Fetch(grain.transforms.RandomMap):
         # Seeds are drawn for the global batch and then cut, or they would depend on the hosts.
         seeds = rng.integers(0, 1 << 63, self.size)[self.part]
         first = int(element) * self.size + self.part.start
-        indices = shuffled(first, self.part.stop - self.part.start, self.n, self.seed)
-        return self.gather(indices, seeds)
+        indices = shuffled(first, self.part.stop - self.part.start, len(self.examples), self.seed)
+        return self.examples.gather(indices, seeds)
 
 
 def train_batches(
-    gather: Gather,
-    n: int,
+    examples: Examples,
     global_batch: int,
     *,
     seed: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: tuple[int, int] = (0, 1),
     workers: int = 0,
 ) -> Iterator[Batch]:
     """Yields this process's part of the batches from ``start_step`` on, without end.
@@ -87,20 +94,19 @@ def train_batches(
     first.
 
     Args:
-        gather: fetches a whole batch by indices in [0, n) and seeds of the augmentation, which is
-            many times faster than fetching single examples.
-        n: number of examples.
+        examples: that the batches are taken from.
         global_batch: examples of a batch of all processes together.
         seed: of the order and the augmentation.
         start_step: number of the first batch.
-        process_index: of this process.
-        process_count: that share each batch.
-        workers: other processes that call ``gather``, which must be picklable; 0: a thread of this
-            one does. The batches are the same.
+        share: (i, n), part i of n of every batch; see ``sharding.process_share``.
+        workers: other processes that gather, for which ``examples`` must be picklable; 0: a thread
+            of this one does. The batches are the same.
 
     Raises:
         ValueError: there are no examples, or the batch does not divide among the processes.
     """
+    n = len(examples)
+    process_index, process_count = share
     if not 1 <= n <= 1 << 31:
         raise ValueError(f"{n=}: there must be between 1 and 2**31 examples to train on")
     if global_batch < 1 or global_batch % process_count:
@@ -112,7 +118,7 @@ def train_batches(
     b = global_batch // process_count
     part = slice(process_index * b, (process_index + 1) * b)
     steps = grain.MapDataset.range(sys.maxsize // global_batch).seed(seed)
-    batches = steps.random_map(_Fetch(gather, n, global_batch, seed, part))[start_step:]
+    batches = steps.random_map(_Fetch(examples, global_batch, seed, part))[start_step:]
     if not workers:
         # The default would buffer 500 whole batches.
         return iter(batches.to_iter_dataset(grain.ReadOptions(1, prefetch_buffer_size=4)))

@@ -59,11 +59,10 @@ class TokenSetSpec:
     shard_items: int | None = None  # None: as many as give at most MAX_SHARDS shards
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "copies", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.shard_items is not None and self.shard_items < 1:
-            raise ValueError(f"shard_items={self.shard_items} must be at least 1")
+        for name in ("num_images", "copies", "batch_size", "shard_items"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
 
     @property
     def num_items(self) -> int:

@@ -85,9 +85,7 @@ def _time_loader(
     directory: pathlib.Path, batch_size: int, repeats: int, workers: int, seconds: float
 ) -> LoaderMeasurement:
     token_set = tokens.TokenSet.open(directory)
-    batches = loader.train_batches(
-        token_set.gather, len(token_set), batch_size, seed=0, workers=workers
-    )
+    batches = loader.train_batches(token_set, batch_size, seed=0, workers=workers)
     next(batches)  # what is read ahead must not count as read in no time
     rates = tuple(_rate(batches, batch_size, seconds) for _ in range(repeats))
     record = records.dtype(token_set.grid[0] * token_set.grid[1], token_set.codebook_size)

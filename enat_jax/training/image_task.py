@@ -51,13 +51,11 @@ class ImageTask:
     def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Yields part i of n, ``share``, of every augmented batch from number ``start`` on."""
         return loader.train_batches(
-            self.source.gather,
-            len(self.source),
+            self.source,
             self.batch_size,
             seed=self.seed,
             start_step=start,
-            process_index=share[0],
-            process_count=share[1],
+            share=share,
             workers=self.workers,
         )
 

@@ -13,12 +13,18 @@ from enat_jax.data import images, loader, tokens
 class Echo:
     """Examples that can be sent to other processes."""
 
-    def __call__(self, indices, seeds):
+    def __init__(self, n):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def gather(self, indices, seeds):
         return {"index": indices, "seed": seeds}
 
 
 def take(count, n=10, global_batch=4, **settings):
-    stream = loader.train_batches(Echo(), n, global_batch, **{"seed": 0} | settings)
+    stream = loader.train_batches(Echo(n), global_batch, **{"seed": 0} | settings)
     return list(itertools.islice(stream, count))
 
 
@@ -86,7 +92,7 @@ def test_batches_are_put_ahead_and_in_order():
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_share_the_same_global_batches(hosts):
-    parts = [take(6, process_index=i, process_count=hosts) for i in range(hosts)]
+    parts = [take(6, share=(i, hosts)) for i in range(hosts)]
     for batch, *shares in zip(take(6), *parts, strict=True):
         for name in batch:
             joined = np.concatenate([share[name] for share in shares])
@@ -103,8 +109,8 @@ def test_a_batch_may_be_larger_than_the_data():
     [
         ({"n": 0}, "n=0"),
         ({"workers": -1}, "workers=-1"),
-        ({"process_count": 3}, "global_batch=4 is not divisible"),
-        ({"process_index": 2, "process_count": 2}, "process_index=2"),
+        ({"share": (0, 3)}, "global_batch=4 is not divisible"),
+        ({"share": (2, 2)}, "process_index=2"),
     ],
 )
 def test_what_cannot_be_is_refused(settings, message):
@@ -125,9 +131,6 @@ def test_token_sets_and_images_are_read_by_workers(tmp_path):
         Image.fromarray(pixels).save(tmp_path / "pictures" / str(i % 2) / f"{i}.png")
     pictures = images.open_source(str(tmp_path / "pictures"), "train", size=8)
     for source in (token_set, pictures):
-        streams = [
-            loader.train_batches(source.gather, 20, 8, seed=0, workers=workers)
-            for workers in (0, 1)
-        ]
+        streams = [loader.train_batches(source, 8, seed=0, workers=workers) for workers in (0, 1)]
         for threaded, remote, _ in zip(*streams, range(4), strict=False):
             np.testing.assert_equal(remote, threaded)
