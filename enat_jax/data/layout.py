@@ -82,8 +82,8 @@ def arrange(
     top = tree.single_top() if packed else ""
     parts = tree.split_folders(top)
     names, labels, part_of = _classify(keys, top, parts, classes, where)
-    if names is None:
-        names, labels = (ONLY_CLASS,), np.zeros(len(keys), np.int32)
+    if names == ("",):
+        names = (ONLY_CLASS,)
     elif classes != "none":
         _refuse_empty_folders(tree, top, parts, classes, where)
     for i, part in enumerate(parts):
@@ -140,10 +140,10 @@ def _upwards(folder: str) -> list[str]:
 
 def _classify(
     keys: Sequence[str], top: str, parts: tuple[str, ...], classes: str, where: object
-) -> tuple[tuple[str, ...] | None, Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+) -> tuple[tuple[str, ...], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """Returns the classes' sorted folder names, labels, and the number of each split folder.
 
-    The names are None if there are no classes.
+    A picture that lies in no class folder has the name "".
     """
     found = []
     part_of = np.zeros(len(keys), np.int32)
@@ -156,9 +156,7 @@ def _classify(
     names = tuple(sorted(set(found)))
     number = {name: i for i, name in enumerate(names)}
     labels = np.array([number[folder] for folder in found], np.int32)
-    if names == ("",):
-        return None, labels, part_of
-    if "" in names:
+    if "" in names and len(names) > 1:
         inside, outside = (keys[int(np.argmax(x))] for x in (labels > 0, labels == 0))
         raise ValueError(
             f"{where} holds pictures in class folders, such as {inside}, and outside of them, such "
