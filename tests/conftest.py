@@ -1,6 +1,8 @@
 """What must hold before the first test: devices, flags, and which tests this machine can run."""
 
 import atexit
+import ctypes
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -29,6 +31,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+
 # Grain reads absl flags in its worker processes, and nobody parses a command line here.
 flags.FLAGS.mark_as_parsed()
 
@@ -48,6 +52,9 @@ def forget_compiled_programs():
     """Programs stay in memory as long as jax remembers them: no module needs another one's."""
     yield
     jax.clear_caches()
+    gc.collect()
+    if _TRIM is not None:  # what is free goes back to the system
+        _TRIM(0)
 
 
 @pytest.fixture(scope="module")
