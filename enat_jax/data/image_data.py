@@ -9,7 +9,7 @@ from enat_jax.data import images
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Where the images of a run are; see ``images.open_source``.
+    """The section ``data`` of a config that trains on images; see ``images.open_source``.
 
     Attributes:
         source: "digits", a folder, an archive or a TFDS data set.

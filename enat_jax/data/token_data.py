@@ -10,7 +10,7 @@ from enat_jax.data import imagenet, tokens
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Where the tokens of a run are.
+    """The section ``data`` of a config that trains on tokens.
 
     Attributes:
         tokens: directory of the token set to train on, or a feature file (.npy) of the reference.

@@ -71,7 +71,7 @@ def similarities(
         tokens, step = step_similarity.draw(
             network, model.params, settings, part, start + np.arange(size, dtype=np.int32), seed
         )
-        found = step_similarity.measure(
+        found = step_similarity.similarities_of_passes(
             network, model.params, tokens, step, part, settings.num_steps
         )
         kept = slice(0, min(size, num - start))

@@ -88,7 +88,7 @@ def draw(
     return np.asarray(trace.tokens[-1]), np.asarray(trace.visible).argmax(axis=0).astype(np.int32)
 
 
-def measure(
+def similarities_of_passes(
     model: Transformer,
     params: PyTree,
     tokens: Int[np.ndarray, "b l"],

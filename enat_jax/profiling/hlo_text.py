@@ -57,7 +57,7 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Where in the traced function it comes from; "" if XLA does not say."""
+        """The place in the traced function that it comes from; "" if XLA does not say."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found.group(1) if found else ""
 

@@ -1,4 +1,4 @@
-"""From a sharding policy, which is data, to a mesh and the shardings of states and batches."""
+"""Makes a mesh, and shardings of states and batches, of a sharding policy, which is data."""
 
 import dataclasses
 import math

@@ -71,27 +71,27 @@ class Monitor:
         self._seconds = dict.fromkeys((*_TRAINING, *_APART), 0.0)
 
     def waiting(self) -> contextlib.AbstractContextManager[None]:
-        """Around getting the next batch."""
+        """Returns a context for getting the next batch."""
         return self._spending("data_wait")
 
     def dispatching(self) -> contextlib.AbstractContextManager[None]:
-        """Around the call of the compiled step, which returns before the devices are done."""
+        """Returns a context for calling the compiled step, which returns before it is done."""
         return self._spending("dispatch")
 
     def compiling(self) -> contextlib.AbstractContextManager[None]:
-        """Around compiling, within ``dispatching`` if that is where it happens."""
+        """Returns a context for compiling, within ``dispatching`` if that is where it happens."""
         return self._spending("compilation")
 
     def evaluating(self) -> contextlib.AbstractContextManager[None]:
-        """Around evaluation and making pictures."""
+        """Returns a context for evaluation and making pictures."""
         return self._spending("evaluation")
 
     def saving(self) -> contextlib.AbstractContextManager[None]:
-        """Around saving a checkpoint; what is written while training goes on is not seen."""
+        """Returns a context for saving a checkpoint; writing beside training is not counted."""
         return self._spending("saving")
 
     def logging(self) -> contextlib.AbstractContextManager[None]:
-        """Around making and writing a summary, whose time is in the summary after it."""
+        """Returns a context for writing a summary; its time is in the summary after it."""
         return self._spending("logging")
 
     @contextlib.contextmanager

@@ -145,7 +145,7 @@ class CompiledSteps:
 
     @contextlib.contextmanager
     def _noting_compilations(self, shapes: Iterable[Hashable]) -> Iterator[None]:
-        """Around a step, whose calls compile for the shapes that they see for the first time."""
+        """Times a step that compiles, because it sees one of the shapes for the first time."""
         new = [static for static in dict.fromkeys(shapes) if static not in self.compiled]
         if not new:
             yield
@@ -188,7 +188,7 @@ class CompiledSteps:
     def _gradients(
         self, static: Hashable, state: TrainState, batch: Batch, traced: Traced
     ) -> Total:
-        """Of one micro-batch."""
+        """Returns what is summed over micro-batches, for one of them."""
         for name, expected in self._task.batch_spec().items():
             sizes = {f"axis{i}": size for i, size in enumerate(expected.shape)}
             shapes.check(f'batch["{name}"]', batch[name], **sizes)

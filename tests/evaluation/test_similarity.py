@@ -30,7 +30,7 @@ def by_hand(model, labels, first):
     index = first + np.arange(2)
     args = model.model, model.params
     tokens, step = step_similarity.draw(*args, model.settings, labels, index, seed=3)
-    return tokens, step_similarity.measure(*args, tokens, step, labels, 3)
+    return tokens, step_similarity.similarities_of_passes(*args, tokens, step, labels, 3)
 
 
 def test_numbers_are_of_all_samples_and_classes_take_turns(model, measured):

@@ -28,12 +28,16 @@ def random_params(model):
 
 @pytest.fixture(scope="module")
 def of_enat():
-    return step_similarity.measure(ENAT, random_params(ENAT), TOKENS, STEP, LABELS, num_steps=3)
+    return step_similarity.similarities_of_passes(
+        ENAT, random_params(ENAT), TOKENS, STEP, LABELS, num_steps=3
+    )
 
 
 @pytest.fixture(scope="module")
 def of_nat():
-    return step_similarity.measure(NAT, random_params(NAT), TOKENS, STEP, LABELS, num_steps=3)
+    return step_similarity.similarities_of_passes(
+        NAT, random_params(NAT), TOKENS, STEP, LABELS, num_steps=3
+    )
 
 
 def expected_features(model, tokens, visible, cache=None):
@@ -116,7 +120,9 @@ def test_predictions_with_and_without_reuse_overlap(of_enat):
 def test_a_model_without_reuse_has_nothing_to_say_of_it(of_nat):
     assert of_nat.reused is None and of_nat.overlap is None and of_nat.same_code is None
     params = random_params(DISENTANGLED)
-    found = step_similarity.measure(DISENTANGLED, params, TOKENS, STEP, LABELS, num_steps=3)
+    found = step_similarity.similarities_of_passes(
+        DISENTANGLED, params, TOKENS, STEP, LABELS, num_steps=3
+    )
     assert found.reused is None and np.isfinite(found.adjacent).all()
 
 
@@ -135,6 +141,6 @@ def test_drawn_images_are_the_samplers():
 def test_other_numbers_of_steps_are_refused():
     params = random_params(ENAT)
     with pytest.raises(ValueError, match="num_steps=1: a similarity of adjacent steps needs two"):
-        step_similarity.measure(ENAT, params, TOKENS, STEP, LABELS, num_steps=1)
+        step_similarity.similarities_of_passes(ENAT, params, TOKENS, STEP, LABELS, num_steps=1)
     with pytest.raises(ValueError, match="not revealed in 4 steps"):
-        step_similarity.measure(ENAT, params, TOKENS, STEP, LABELS, num_steps=4)
+        step_similarity.similarities_of_passes(ENAT, params, TOKENS, STEP, LABELS, num_steps=4)
