@@ -40,9 +40,9 @@ run() {
 }
 
 failed=0
-# A test mostly compiles, on one core: a process for each. Slow ones have processes of their own.
+# A test mostly compiles, on one core: a process for each.
 run "not slow" --numprocesses logical --dist worksteal "$@"
 if [[ -n "$all" ]]; then
-  run slow "$@"
+  run slow --numprocesses logical --dist worksteal "$@"
 fi
 exit "$failed"
