@@ -120,11 +120,7 @@ def _train(
     steps = train_step.CompiledSteps(
         task, mesh, rules, seed=config.seed, accumulate=loop.accumulate
     )
-    best = checkpoint.Best(loop.best_metric, loop.best_mode) if loop.best_metric else None
-    checkpointer = checkpoint.Checkpointer(
-        *(workdir / "checkpoints", loop.save_every, loop.keep, loop.keep_every, best),
-        complete=train_config.complete_identity,
-    )
+    checkpointer = _checkpointer(workdir, loop)
     meta = train_config.identity(config, task)
     restored = checkpointer.restore(steps.abstract_state, meta, from_step)
     state, start = (steps.init(), 0) if restored is None else restored
@@ -144,10 +140,7 @@ def _train(
     put = functools.partial(sharding.global_batch, mesh=mesh)
     share = sharding.process_share(mesh)
     batches = loader.prefetch(task.batches(start * loop.accumulate, share), put)
-    rate = None  # of all devices
-    if loop.matrix_rate and isinstance(task, Shaped):
-        rate = jax.process_count() * matrix_rate.matrix_rate(task.model.dtype, mesh.local_devices)
-    monitor = monitoring.Monitor(loop.batch_size, rate)
+    monitor = monitoring.Monitor(loop.batch_size, _matrix_rate(loop, task, mesh))
     wandb = {"project": loop.wandb_project} if loop.wandb_project else None
     with (
         checkpointer,
@@ -170,6 +163,21 @@ def _train(
             finished.save(config, task, params, loop.num_steps, workdir / "model")
     _log(f"done: {loop.num_steps} steps, model in {workdir / 'model'}")
     return state
+
+
+def _checkpointer(workdir: pathlib.Path, loop: train_config.Loop) -> checkpoint.Checkpointer:
+    best = checkpoint.Best(loop.best_metric, loop.best_mode) if loop.best_metric else None
+    return checkpoint.Checkpointer(
+        *(workdir / "checkpoints", loop.save_every, loop.keep, loop.keep_every, best),
+        complete=train_config.complete_identity,
+    )
+
+
+def _matrix_rate(loop: train_config.Loop, task: Task, mesh: jax.sharding.Mesh) -> float | None:
+    """Multiply-adds per second of all devices; None where the share of it is not asked for."""
+    if not (loop.matrix_rate and isinstance(task, Shaped)):
+        return None
+    return jax.process_count() * matrix_rate.matrix_rate(task.model.dtype, mesh.local_devices)
 
 
 def _loop(
