@@ -325,7 +325,8 @@ def main(argv: list[str]) -> None:
         raise ValueError("give --config FILE and --workdir DIR; see --help")
     for name, level in (("absl", logging.ERROR), ("jax", logging.WARNING)):
         logging.getLogger(name).setLevel(level)
-    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # jax adds it
+    options: Any = jax.config  # whose options are added at run time
+    if not options.jax_compilation_cache_dir:
         cache = pathlib.Path(_WORKDIR.value).absolute() / "compilation_cache"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     distributed.initialize(_DISTRIBUTED.value)

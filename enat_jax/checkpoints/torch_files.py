@@ -31,7 +31,7 @@ MAX_PICKLE = 2**24  # bytes; two hundred describe a tensor, and each takes up to
 _MAX_DEPTH = 8  # of dictionaries in dictionaries
 _COPIES = 4  # of the file's size that its tensors may take together: tied weights count twice
 
-_TYPES = {
+_TYPES: dict[str, np.dtype] = {
     "Double": np.dtype(np.float64),
     "Float": np.dtype(np.float32),
     "Half": np.dtype(np.float16),
@@ -374,7 +374,7 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**62
 
 
-def _storage_of(reference: Any) -> tuple[np.dtype, str, int]:
+def _storage_of(reference: Any) -> tuple[np.dtype, str, Any]:
     """Returns type, key and number of elements of the storage that a pickle refers to."""
     found = reference.id if isinstance(reference, Persistent) else None
     if not isinstance(found, tuple) or len(found) not in (5, 6) or found[0] != "storage":

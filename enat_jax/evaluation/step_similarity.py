@@ -164,7 +164,7 @@ def _compare_passes(
     slot = jnp.arange(l)
     features = functools.partial(_features, apply, model, order, modulation)
 
-    def compare(carry: Any, count: tuple[Array, Array]) -> tuple[Any, tuple]:
+    def compare(carry: Any, count: tuple[Array, ...]) -> tuple[Any, tuple]:
         before, cache = carry
         num_cached, num_visible = count
         fresh = apply(ids, order, modulation, num_new=num_visible, method="encode")
@@ -201,7 +201,8 @@ def _compare_passes(
         return (now, cache), (*similar, reused, *of_masked)
 
     empty = jnp.zeros((*ids.shape, model.width), jnp.dtype(model.dtype))
-    _, found = jax.lax.scan(compare, (empty, empty if model.reuse else None), tuple(counts.T))
+    before: Any = (empty, empty if model.reuse else None)
+    _, found = jax.lax.scan(compare, before, tuple(counts.T))
     return found
 
 

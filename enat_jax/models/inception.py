@@ -61,7 +61,7 @@ def _resized(x: Float[Array, "b _ _ c"], axis: int, *, centred: bool) -> Float[A
         at = np.maximum((np.arange(SIZE) + 0.5) * (length / SIZE) - 0.5, 0)
     low = np.floor(at).astype(np.int32)
     high = np.minimum(low + 1, length - 1)
-    part = np.expand_dims((at - low).astype(np.float32), [i for i in range(4) if i != axis])
+    part = np.expand_dims((at - low).astype(np.float32), tuple(i for i in range(4) if i != axis))
     below, above = jnp.take(x, low, axis), jnp.take(x, high, axis)
     return below + (above - below) * part
 

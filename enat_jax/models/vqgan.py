@@ -227,4 +227,5 @@ def code_statistics(
     """Returns the share of codes with any count, in [0, 1], and the perplexity, in [1, v]."""
     share = counts / counts.sum()
     entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-30)), 0.0))
-    return (counts > 0).mean(), jnp.exp(entropy)
+    used: Any = counts > 0  # of numpy where the counts are
+    return used.mean(), jnp.exp(entropy)
