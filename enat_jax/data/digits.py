@@ -135,12 +135,8 @@ class Digits:
 @functools.cache
 def _digits() -> tuple[Float[np.ndarray, "1797 8 8"], Int[np.ndarray, " 1797"]]:
     """Returns all images, float64 in [0, 1], and their labels."""
-    try:
-        from sklearn import datasets  # here: slow to import, and only the digits need it
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "the digits come with scikit-learn, which is not installed: pip install scikit-learn"
-        ) from error
+    from sklearn import datasets  # here: slow to import, and only the digits need it
+
     data = datasets.load_digits()
     return data.images / 16, data.target
 
