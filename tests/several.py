@@ -51,6 +51,11 @@ class Process:
     def output(self):
         return self._output.read_text(errors="replace")
 
+    def line(self, start):
+        """The one line that begins with ``start``; JAX's own threads may print after it."""
+        (found,) = [line for line in self.output().splitlines() if line.startswith(start)]
+        return found
+
     def wait_for(self, text, timeout=60):
         """Until ``text`` has been printed."""
         end = time.monotonic() + timeout

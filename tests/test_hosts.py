@@ -83,8 +83,9 @@ def test_hosts_that_are_asked_to_stop_go_on_from_there(undisturbed, tmp_path):
         hosts[0].wait_for("compiling a step", 120)
         hosts[1].handle.send_signal(signal.SIGTERM)
         assert [host.code(180) for host in hosts] == [75, 75], hosts[0].output()
-        (line,) = {host.output().strip().splitlines()[-1] for host in hosts}
-    stopped = int(line.removeprefix("stopped: on request, saved after step ").partition(";")[0])
+        start = "stopped: on request, saved after step "
+        (line,) = {host.line(start) for host in hosts}
+    stopped = int(line.removeprefix(start).partition(";")[0])
     assert 1 <= stopped < NUM_STEPS
     with train(workdir) as hosts:
         hosts[0].wait_for(f"continuing from step {stopped}:", 120)

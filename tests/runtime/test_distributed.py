@@ -275,10 +275,6 @@ def running(directory, *arguments, **more):
     return several.processes([WORKER, *arguments], directory, **more)
 
 
-def last_line(process):
-    return process.output().strip().splitlines()[-1]
-
-
 @pytest.mark.parametrize(
     ("whom", "number"), [([1], signal.SIGTERM), ([0], signal.SIGINT), ([0, 1], signal.SIGTERM)]
 )
@@ -289,8 +285,7 @@ def test_all_processes_stop_at_the_same_step(tmp_path, whom, number):
         for i in whom:
             both[i].handle.send_signal(number)
         assert [process.code() for process in both] == [75, 75]
-        assert last_line(both[0]) == last_line(both[1])
-        assert last_line(both[0]).startswith("stopped: after step ")
+        assert both[0].line("stopped: after step ") == both[1].line("stopped: after step ")
 
 
 def test_a_single_process_may_be_connected_too(tmp_path):
@@ -340,7 +335,7 @@ def test_a_process_that_never_appears_is_missed(tmp_path):
     )
     process = several.Process([WORKER, "--connect=1"], tmp_path / "output.txt", env)
     assert process.code(60) == 76
-    assert last_line(process) == (
+    assert process.line("stopped: ") == (
         "stopped: the processes of this run did not all appear within 1 s: see that each of them "
         f"runs and reaches the address {address}"
     )
