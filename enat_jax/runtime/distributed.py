@@ -31,6 +31,9 @@ MODES = ("auto", "on", "off")
 PLAIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
+WAITING_S = 5  # between two lines of a process that waits for the others
+ALONE = "if there are no others, start with --distributed=off"
+
 
 # --- finding each other -------------------------------------------------------------------------
 
@@ -49,7 +52,8 @@ def initialize(
 
     - ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and
       ``JAX_PROCESS_ID``, all three, also for a single process,
-    - a step of a SLURM job (``srun``) with more than one task,
+    - a step of a SLURM job (``srun``) that has more than one task itself, however many the job
+      has; an interactive shell is a step of one task, or none,
     - ``TPU_WORKER_HOSTNAMES`` with several names, or ``MEGASCALE_NUM_SLICES`` above 1, as on GKE.
 
     The hosts of a TPU slice outside GKE can be told from a single one only by asking Google's
@@ -70,13 +74,17 @@ def initialize(
     if arguments is None:
         return
     several = arguments.get("num_processes") != 1
+    address = f"the address {arguments.get('coordinator_address', 'of process 0 that JAX found')}"
+    waiting: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if several:
-        address = arguments.get("coordinator_address", "of process 0 that JAX found")
         exits.connecting(
             f"the processes of this run did not all appear within {connect_timeout} s: see that "
-            f"each of them runs and reaches the address {address}"
+            f"each of them runs and reaches {address}; {ALONE}"
         )
-    with _interruptible():
+        number = arguments.get("num_processes")
+        who = f"process {arguments['process_id']} of {number}" if number else "this process"
+        waiting = _saying(f"{who} waits for the others, to meet at {address}", connect_timeout)
+    with _interruptible(), waiting:
         try:
             jax.distributed.initialize(
                 **arguments,
@@ -111,12 +119,19 @@ def _connection(mode: str, environ: Mapping[str, str]) -> dict[str, Any] | None:
         raise ValueError(
             f"{' and '.join(missing)} must be set, as {' and '.join(given)} is: all three or none"
         )
-    if all(environ.get(name) for name in SLURM) and int(environ["SLURM_NTASKS"]) > 1:
-        return {"cluster_detection_method": "slurm", **_slurm_devices(environ)}
+    if all(environ.get(name) for name in SLURM) and (found := _slurm(mode, environ)):
+        return found
     hosts = environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    if mode == "on" or len(hosts) > 1 or int(environ.get("MEGASCALE_NUM_SLICES") or 1) > 1:
+    slices = _whole(environ, "MEGASCALE_NUM_SLICES") if environ.get("MEGASCALE_NUM_SLICES") else 1
+    if mode == "on" or len(hosts) > 1 or slices > 1:
         return {}
     return None
+
+
+def _whole(environ: Mapping[str, str], name: str) -> int:
+    if not environ[name].isdecimal():
+        raise ValueError(f"{name}={environ[name]!r} must be a whole number; {ALONE}")
+    return int(environ[name])
 
 
 def _plain(address: str, num_processes: str, process_id: str) -> dict[str, Any]:
@@ -137,6 +152,32 @@ def _plain(address: str, num_processes: str, process_id: str) -> dict[str, Any]:
     }
 
 
+def _slurm(mode: str, environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """Returns who this task of a SLURM step is; None with mode "auto" if it is the only one.
+
+    JAX goes by ``SLURM_NTASKS``, which in an interactive step is that of the whole job. The address
+    is the one that JAX would choose.
+    """
+    counted = "SLURM_STEP_NUM_TASKS" if environ.get("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS"
+    tasks = _whole(environ, counted)
+    if tasks < 2 and mode == "auto":
+        return None
+    process_id = _whole(environ, "SLURM_PROCID")
+    if process_id >= tasks:
+        raise ValueError(f"SLURM_PROCID={process_id} must be below {counted}={tasks}; {ALONE}")
+    # The first of a list such as "node[001,007-015],host2".
+    first = re.match(r"([^,\[]*)(?:\[([^,\]-]*))?", environ["SLURM_STEP_NODELIST"])
+    host = "".join(part for part in first.groups() if part) if first else ""
+    port = environ.get("JAX_COORDINATOR_PORT") or _whole(environ, "SLURM_JOB_ID") % 4096 + 61440
+    return {
+        "coordinator_address": f"{host}:{port}",
+        "num_processes": tasks,
+        "process_id": process_id,
+        "cluster_detection_method": "slurm",
+        **_slurm_devices(environ),
+    }
+
+
 def _slurm_devices(environ: Mapping[str, str]) -> dict[str, list[int]]:
     """Says which of the GPUs that it sees a SLURM task uses, where JAX's own choice is wrong.
 
@@ -153,6 +194,25 @@ def _slurm_devices(environ: Mapping[str, str]) -> dict[str, list[int]]:
     if alone and gpus.isdecimal() and int(gpus) > 1:
         return {"local_device_ids": list(range(int(gpus)))}
     return {}
+
+
+@contextlib.contextmanager
+def _saying(what: str, timeout_s: float) -> Iterator[None]:
+    """Within, a thread says every ``WAITING_S`` seconds what this process waits for."""
+    start, met = time.monotonic(), threading.Event()
+
+    def say() -> None:
+        while not met.wait(WAITING_S):
+            left = max(0, round(start + timeout_s - time.monotonic()))
+            os.write(2, f"[distributed] {what}; it gives up in {left} s\n".encode())
+
+    thread = threading.Thread(target=say, name="saying", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        met.set()
+        thread.join()
 
 
 @contextlib.contextmanager

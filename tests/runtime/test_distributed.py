@@ -45,8 +45,11 @@ def test_one_process_is_left_alone(calls):
     distributed.initialize("auto", {})
     distributed.initialize("auto", {"TPU_WORKER_HOSTNAMES": "localhost", "SLURM_JOB_ID": "77"})
     distributed.initialize("auto", {**SLURM, "SLURM_NTASKS": "1"})
-    # Of several tasks, but within the job's script, which is no task.
+    # Of several tasks, but within the job's script, which is no task, ...
     distributed.initialize("auto", {k: v for k, v in SLURM.items() if "STEP" not in k})
+    # ... or within an interactive shell, which is the only task of its step.
+    shell = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+    distributed.initialize("auto", {**SLURM, **shell})
     distributed.initialize("off", {**PLAIN, **SLURM})
     assert calls == []
 
@@ -113,7 +116,64 @@ def test_tasks_of_slurm_are_found_by_jax(calls, variables, devices):
     distributed.initialize("auto", {**SLURM, **variables})
     assert calls[0].get("local_device_ids") == devices
     assert calls[0]["cluster_detection_method"] == "slurm"
-    assert "num_processes" not in calls[0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "variables", "who"),
+    [
+        ("auto", {}, ("node01:61517", 2, 1)),
+        (
+            "auto",
+            {"SLURM_JOB_ID": "4097", "SLURM_STEP_NODELIST": "a-b,c[1-2]"},
+            ("a-b:61441", 2, 1),
+        ),
+        ("auto", {"SLURM_STEP_NODELIST": "gpu-a[007,012-015],b"}, ("gpu-a007:61517", 2, 1)),
+        ("auto", {"JAX_COORDINATOR_PORT": "99"}, ("node01:99", 2, 1)),
+        # The step decides, in a job of more tasks, of fewer, ...
+        ("auto", {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "3"}, ("node01:61517", 3, 1)),
+        ("auto", {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "3"}, ("node01:61517", 3, 1)),
+        # ... and when its only task is to be connected nevertheless.
+        ("on", {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, ("node01:61517", 1, 0)),
+    ],
+)
+def test_a_step_of_slurm_says_who_this_is(calls, mode, variables, who):
+    distributed.initialize(mode, {**SLURM, **variables})
+    names = ("coordinator_address", "num_processes", "process_id")
+    assert tuple(calls[0][name] for name in names) == who
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"SLURM_NTASKS": "two"}, "SLURM_NTASKS='two' must be a whole number; if there are no"),
+        ({"SLURM_PROCID": "2"}, "SLURM_PROCID=2 must be below SLURM_NTASKS=2; if there are no"),
+        ({"SLURM_NTASKS": "1", "MEGASCALE_NUM_SLICES": "x"}, "MEGASCALE_NUM_SLICES='x' must be"),
+    ],
+)
+def test_a_step_of_slurm_that_contradicts_itself_is_refused(calls, variables, message):
+    with pytest.raises(ValueError, match=message):
+        distributed.initialize("auto", {**SLURM, **variables})
+    distributed.initialize("off", {**SLURM, **variables})
+    assert calls == []
+
+
+def test_waiting_is_said(monkeypatch, capfd):
+    monkeypatch.setattr(distributed, "WAITING_S", 0.05)
+    monkeypatch.setattr(exits, "connecting", lambda otherwise: None)
+    monkeypatch.setattr(exits, "connected", lambda: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: time.sleep(0.12))
+    distributed.initialize("auto", PLAIN, connect_timeout=40)
+    time.sleep(0.1)  # nothing more is said when the others are there
+    assert capfd.readouterr().err == 2 * (
+        "[distributed] process 3 of 4 waits for the others, to meet at the address 10.0.0.1:1234; "
+        "it gives up in 40 s\n"
+    )
+    distributed.initialize("on", {}, connect_timeout=7)
+    line = "this process waits for the others, to meet at the address of process 0 that JAX found"
+    assert f"{line}; it gives up in 7 s\n" in capfd.readouterr().err
+    # A single one waits for nobody.
+    distributed.initialize("auto", {**PLAIN, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"})
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -337,5 +397,23 @@ def test_a_process_that_never_appears_is_missed(tmp_path):
     assert process.code(60) == 76
     assert process.line("stopped: ") == (
         "stopped: the processes of this run did not all appear within 1 s: see that each of them "
-        f"runs and reaches the address {address}"
+        f"runs and reaches the address {address}; if there are no others, start with "
+        "--distributed=off"
     )
+
+
+def test_an_interrupt_ends_waiting_at_once(tmp_path):
+    script = """
+from enat_jax.runtime import distributed
+distributed.WAITING_S = 0.1
+distributed.initialize()
+"""
+    address = f"127.0.0.1:{several.free_port()}"
+    for i in range(2):
+        env = several.environment(
+            JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="3", JAX_PROCESS_ID=str(i)
+        )
+        process = several.Process(["-c", script], tmp_path / f"output_{i}.txt", env)
+        process.wait_for(f"process {i} of 3 waits for the others, to meet at the address {address}")
+        process.handle.send_signal(signal.SIGINT)
+        assert process.code(5) == -signal.SIGINT
