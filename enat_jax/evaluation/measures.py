@@ -51,22 +51,36 @@ def evaluate_set(
         metrics["inception_score"] = _inception_score(rows["probabilities"], replicates)
     if "squared_error" in rows:
         metrics["psnr"] = _psnr(rows["squared_error"][:, 0].astype(np.float64))
-    least = max(NEIGHBOURS.values())
-    if own.pool is None or reference.pool is None:
-        missing.append(
-            "Precision, recall, density and coverage are not measured: the reference holds no "
-            "features of single images. Statistics by --make-reference do."
-        )
-    elif min(len(own.pool), len(reference.pool)) <= least:
-        missing.append(
-            "Precision, recall, density and coverage are not measured: they need more than "
-            f"{least} images on both sides."
-        )
+    kept = [None if side.pool is None else len(side.pool) for side in (own, reference)]
+    reason = why_no_overlap(*kept)
+    if own.pool is None or reference.pool is None or reason:
+        missing.append(f"Precision, recall, density and coverage are not measured: {reason}.")
     else:
         metrics |= _manifold(own.pool, reference.pool, replicates)
     if not replicates:
         missing.append("Intervals were not asked for: small differences may be chance.")
     return metrics, missing
+
+
+def why_no_overlap(own: int | None, reference: int | None) -> str | None:
+    """Says why precision, recall, density and coverage cannot be measured, None if they can.
+
+    Args:
+        own: images that are judged and whose features are kept; None: none are kept.
+        reference: the same of those they are compared with.
+    """
+    least = max(NEIGHBOURS.values())
+    if own is None or reference is None:
+        return (
+            "the reference holds no features of single images; statistics that evaluate "
+            "--make-reference writes do"
+        )
+    if min(own, reference) <= least:
+        return (
+            f"they need the features of more than {least} images on both sides, and there are "
+            f"those of {own:,} against {reference:,}"
+        )
+    return None
 
 
 def about_intervals(replicates: int) -> dict[str, Any]:

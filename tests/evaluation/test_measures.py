@@ -97,3 +97,23 @@ def test_reconstructions_have_names_of_their_own_and_a_psnr():
     assert list(found)[:2] == ["rfid", "psnr"] and found["rfid"]["title"] == "rFID"
     assert found["psnr"]["value"] == pytest.approx(20.0, abs=1e-5)
     assert found["psnr"]["standard_error"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("own", "reference", "words"),
+    [
+        (6, 6, None),
+        (5, 6, "more than 5 images on both sides, and there are those of 5 against 6"),
+        (1_000, 4, "those of 1,000 against 4"),
+        (1_000, None, "the reference holds no features of single images"),
+    ],
+)
+def test_how_many_images_precision_and_its_like_need(own, reference, words):
+    found = measures.why_no_overlap(own, reference)
+    assert found is None if words is None else words in found
+    if own and reference:
+        metrics, missing = measures.evaluate_set(
+            statistics(OWN[:own]), statistics(REAL[:reference]), {}, OTHER, replicates=0
+        )
+        assert ("precision" in metrics) == (words is None)
+        assert any(found in sentence for sentence in missing) if words else len(missing) == 1
