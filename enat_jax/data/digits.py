@@ -36,6 +36,7 @@ class Digits:
     class_names: ClassVar[tuple[str, ...]] = tuple("0123456789")
     mirrored: ClassVar[bool] = False  # a mirrored 2 is no 2
     ignored: ClassVar[dict[str, int]] = {}
+    missing: ClassVar[dict[str, int]] = {}
 
     split: str
     size: int = 32  # pixels of a side of the result

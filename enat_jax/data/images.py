@@ -44,6 +44,10 @@ class Source(Protocol):
     def ignored(self) -> dict[str, int]:
         """Number of files that are no pictures, by extension, "" for none."""
 
+    @property
+    def missing(self) -> dict[str, int]:
+        """Number of images that ``sample`` was to draw and did not, by folder, "" for the root."""
+
     def __len__(self) -> int: ...
 
     def key(self, index: int) -> str:
@@ -115,6 +119,7 @@ class Files:
         self.class_names = found.class_names
         self.image_shape = framing.shape
         self.ignored = reader.ignored
+        self.missing = reader.missing
 
     def __len__(self) -> int:
         return len(self._rows)

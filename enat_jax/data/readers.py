@@ -14,13 +14,13 @@ import tarfile
 import weakref
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn, Protocol
 
 import numpy as np
 from jaxtyping import Int
 
-from enat_jax.data import decoding
+from enat_jax.data import decoding, drawn
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".tzst")
 _COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")  # gzip, xz, bzip2, zstandard
@@ -40,6 +40,8 @@ class Reader(Protocol):
     sizes: Int[np.ndarray, " n"]  # int64, bytes of each file; -1 for a link to nothing
     folders: frozenset[str]  # that were seen; there may be no pictures in them
     ignored: dict[str, int]  # number of files that are no pictures, by extension
+    missing: dict[str, int]  # number of images that ``sample`` did not finish, by folder
+    places: Int[np.ndarray, "n items"]  # what reading a file needs, beginning with its size
     packed: bool  # whether it is an archive
 
     def read(self, i: int) -> bytes:
@@ -52,6 +54,7 @@ class _Listing:
     def __init__(self, source: object) -> None:
         self._source = source
         self._found: dict[str, tuple[int, ...]] = {}
+        self._settings: dict[str, tuple[int, ...]] = {}  # files that ``sample`` may have written
         self._folders: set[str] = set()
         self._ignored: collections.Counter[str] = collections.Counter()
 
@@ -73,6 +76,8 @@ class _Listing:
         if folder:
             self._folders.add(folder)
         extension = os.path.splitext(name)[1].lower()
+        if regular and name == drawn.SETTINGS:
+            self._settings[key] = where
         if not regular or extension not in decoding.EXTENSIONS:
             self._ignored[extension] += 1
             return False
@@ -81,18 +86,44 @@ class _Listing:
         self._found[key] = where
         return True
 
-    def finish(self, reader: Reader, items: int) -> Int[np.ndarray, "n items"]:
-        """Gives ``reader`` its attributes; returns ``where`` of each key, int64."""
-        reader.keys = sorted(self._found)
-        try:
-            places = np.array([self._found[key] for key in reader.keys], np.int64)
-        except OverflowError as error:
-            raise ValueError(f"{self._source} is damaged: a file in it has no size") from error
-        places = places.reshape(-1, items)  # without pictures it has one axis only
-        reader.sizes = places[:, 0]
+    def finish(self, reader: Reader, items: int) -> None:
+        """Gives ``reader`` its attributes; ``items`` is the length of each ``where``."""
+        reader.missing = {}
+        if self._settings or any(key.endswith(drawn.BESIDE) for key in self._found):
+            self._leave_samples_alone(reader, items)
+        self._list(reader, self._found, items)
         reader.folders = frozenset(self._folders)
         reader.ignored = dict(sorted(self._ignored.items()))
-        return places
+
+    def _list(self, reader: Reader, found: Mapping[str, tuple[int, ...]], items: int) -> None:
+        reader.keys = sorted(found)
+        try:
+            places = np.array([found[key] for key in reader.keys], np.int64)
+        except OverflowError as error:
+            raise ValueError(f"{self._source} is damaged: a file in it has no size") from error
+        reader.places = places.reshape(-1, items)  # without pictures it has one axis only
+        reader.sizes = reader.places[:, 0]
+
+    def _leave_samples_alone(self, reader: Reader, items: int) -> None:
+        """Drops what ``sample`` wrote beside its images, and finds images that it did not write."""
+        self._list(reader, self._settings, items)
+        told: dict[str, drawn.Drawn | None] = {}
+        for i, key in enumerate(reader.keys):
+            try:
+                told[key.rpartition("/")[0]] = drawn.Drawn.read(reader.read(i))
+            except decoding.UnreadableImage:  # encrypted, say: it is not ours
+                continue
+        pictures: dict[str, list[str]] = {}
+        for key in self._found:
+            folder, _, name = key.rpartition("/")
+            pictures.setdefault(folder, []).append(name)
+        for folder, names in pictures.items():
+            beside = drawn.pictures_beside(names, told.get(folder))
+            for name in beside:
+                del self._found[f"{folder}/{name}" if folder else name]
+                self._ignored[drawn.LEFT_OUT] += 1
+            if (said := told.get(folder)) and (lost := len(said) - len(names) + len(beside)):
+                reader.missing[folder] = lost
 
 
 def _is_litter(key: str) -> bool:
@@ -232,10 +263,10 @@ class Zip(Reader):
                     f"{path}: {key!r} is compressed by an unsupported method ({method}): pack it "
                     "again, stored or deflated"
                 )
-        self._places = listing.finish(self, items=5)
+        listing.finish(self, items=5)
 
     def read(self, i: int) -> bytes:
-        size, header, packed, method, crc = map(int, self._places[i])
+        size, header, packed, method, crc = map(int, self.places[i])
         with decoding.naming(self.keys[i]):
             _check_size(max(size, packed))
             fixed = self._file.read(header, 30)
@@ -302,10 +333,10 @@ class Tar(Reader):
             if member.issparse():
                 raise ValueError(f"{path}: {key!r} is stored as a sparse file: pack it without -S")
             listing.add(key, (member.size, member.offset_data), member.isreg())
-        self._places = listing.finish(self, items=2)
+        listing.finish(self, items=2)
 
     def read(self, i: int) -> bytes:
-        size, offset = map(int, self._places[i])
+        size, offset = map(int, self.places[i])
         with decoding.naming(self.keys[i]):
             _check_size(size)
             return self._file.read(offset, size)

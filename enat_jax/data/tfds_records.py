@@ -41,6 +41,7 @@ class Records:
 
     mirrored: ClassVar[bool] = True
     ignored: ClassVar[dict[str, int]] = {}
+    missing: ClassVar[dict[str, int]] = {}
 
     source: str
     split: str

@@ -9,7 +9,6 @@ import concurrent.futures
 import dataclasses
 import json
 import pathlib
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,11 +18,11 @@ import PIL.Image
 from jaxtyping import UInt8
 
 import enat_jax
+from enat_jax.data import drawn
 from enat_jax.inference import generator
 from enat_jax.runtime import files, png, progress
 
 MAX_IMAGES = 10**7  # of a directory
-MAX_NAME = 180  # bytes of a class name in a file's name, which has 255 and needs some for a while
 GRID_COLUMNS = 50  # images of a label in `grid.png` at most, its first
 GRID_IMAGES = 2500  # images of `grid.png` at most, in whole rows
 GRID_PIXELS = 1 << 25  # pixels of `grid.png` at most
@@ -53,10 +52,8 @@ class Images:
 
     def path(self, number: int) -> pathlib.Path:
         """Returns the file of an image."""
-        name = re.sub(r"[^\w-]+", "_", self._class_name(self.labels[number // self.num]))[:60]
-        # A letter takes up to 4 bytes.
-        name = name.encode()[:MAX_NAME].decode(errors="ignore")
-        return self.out / f"{number:05d}_{name}.png"
+        name = self._class_name(self.labels[number // self.num])
+        return self.out / drawn.file_name(number, name)
 
     def text(self, number: int) -> dict[str, str]:
         """Returns the text chunks of the file of an image: all that the image depends on."""
