@@ -48,3 +48,19 @@ else:
 
     def __dir__():
         return sorted([*globals(), "Generator"])
+
+
+def _explain_failing_imports() -> None:
+    """Lets ``python -m enat_jax.NAME`` say in one line which package is not installed."""
+    import sys
+
+    def explain(kind: object, error: BaseException, trace: object) -> None:
+        from enat_jax.runtime import exits
+
+        exits.end_importing(error)
+
+    if sys.argv[:1] == ["-m"]:  # so it is while Python is looking for the program, and then only
+        sys.excepthook = explain
+
+
+_explain_failing_imports()

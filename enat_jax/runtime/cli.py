@@ -20,6 +20,7 @@ With the environment variable ENAT_JAX_TRACEBACK=1 mistakes show their traceback
 """
 
 import argparse
+import ast
 import json
 import os
 import sys
@@ -134,7 +135,22 @@ def _message(error: Exception) -> str | None:
         return f"unknown config key {' '.join(str(error.args[0].args[0]).split())}"
     if isinstance(error, KeyError) and error.args and " " in str(error.args[0]):
         return error.args[0]  # a sentence is for the user, a bare key is a bug
-    return None
+    return exits.no_package(error) or _no_platform(error)
+
+
+def _no_platform(error: Exception) -> str | None:
+    """Returns one line if JAX did not find the devices that it should take, or else None."""
+    expected = isinstance(error, (RuntimeError, AssertionError))
+    if not (expected and exits.raised_in(error, "jax._src.xla_bridge")):
+        return None
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if not platforms:
+        return str(error) or "JAX finds no device"
+    cause = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".") or "there is no such device"
+    return (
+        f"JAX_PLATFORMS={platforms} does not work here: {exits.one_line(cause)}; unset it, and JAX "
+        "takes what there is"
+    )
 
 
 def interval(text: str) -> tuple[float, ...]:
@@ -146,11 +162,13 @@ def interval(text: str) -> tuple[float, ...]:
 
 
 def name_value(text: str) -> tuple[str, Any]:
-    """Reads "NAME=VALUE", the value as JSON where it is JSON."""
+    """Reads "NAME=VALUE", the value as JSON or Python has it: true, True, [0.8, 1], (0.8, 1)."""
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return name, read(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):  # as Python's parser raises
+            continue
+    return name, value

@@ -31,6 +31,15 @@ FLUSH_S = 2
 
 AGAIN = "start the same command again to go on from the last checkpoint"
 
+# What pip calls a package whose module has another name.
+PACKAGES = {
+    "PIL": "pillow",
+    "absl": "absl-py",
+    "etils": "'etils[epath]'",
+    "orbax": "orbax-checkpoint",
+    "sklearn": "scikit-learn",
+}
+
 # Errors of JAX's runtime begin with a status. On the way to Python they become JaxRuntimeError, or
 # ValueError where a computation is run within its call, as on CPU.
 _STATUS = re.compile(r"[A-Z_]+: ")
@@ -107,6 +116,48 @@ def one_line(error: object, limit: int | None = 300, named: bool = False) -> str
     text = " ".join(lines[:1] if _STATUS.match(str(error)) else lines)[:limit]
     name = type(error).__name__
     return f"{name}: {text}" if named and text else text or name
+
+
+def no_package(error: BaseException) -> str | None:
+    """Returns one line about a package that is not installed, or None if ``error`` is another one.
+
+    A module that is missing in this package, or in one that is installed, is a bug.
+    """
+    name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+    package = (name or "").partition(".")[0]
+    if not package or package == "enat_jax" or package in sys.modules:
+        return None
+    return f"the package {package} is not installed: pip install {PACKAGES.get(package, package)}"
+
+
+def raised_in(error: BaseException, module: str) -> bool:
+    """Says whether an error was raised by the code of a module, such as "jax._src.config"."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__") == module
+
+
+def end_importing(error: BaseException) -> None:
+    """Ends a program whose imports failed, as ``sys.excepthook`` does.
+
+    Args:
+        error: a mistake of the user if a package is missing or a variable of JAX has a wrong value.
+
+    Raises:
+        SystemExit: the mistake has been said, or the program was interrupted.
+    """
+    message = no_package(error)
+    if isinstance(error, ValueError) and raised_in(error, "jax._src.config"):
+        message = f"an environment variable of JAX is wrong: {one_line(error)}"
+    if os.environ.get("ENAT_JAX_TRACEBACK", "0") in ("", "0"):
+        if isinstance(error, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(INTERRUPTED)
+        if message is not None:
+            print(f"error: {message}", file=sys.stderr)
+            raise SystemExit(MISTAKE)
+    sys.__excepthook__(type(error), error, error.__traceback__)
 
 
 def leave(code: Any) -> NoReturn:

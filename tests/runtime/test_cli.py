@@ -7,8 +7,10 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import ml_collections
 import pytest
+import several
 
 from enat_jax.runtime import cli, exits
 
@@ -18,6 +20,18 @@ def ends(capsys, main, argv=()):
     with pytest.raises(SystemExit) as end:
         cli.run(main, argv)
     return end.value.code, capsys.readouterr().err
+
+
+def python(*arguments, **variables):
+    """Exit code, stdout and stderr of a Python process."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env=several.environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
 def fails_with(error):
@@ -68,7 +82,74 @@ def test_a_bug_keeps_its_traceback(bug):
         cli.run(fails_with(bug), [])
 
 
+def test_a_package_that_is_not_installed_is_a_mistake(capsys):
+    error = ModuleNotFoundError("No module named 'PIL.Image'", name="no_such_package.Image")
+    line = "error: the package no_such_package is not installed: pip install no_such_package\n"
+    assert ends(capsys, fails_with(error)) == (2, line)
+
+
+@pytest.mark.parametrize("name", ["enat_jax.modles", "ml_collections.no_such_module", None])
+def test_a_module_that_is_missing_elsewhere_is_a_bug(name):
+    with pytest.raises(ModuleNotFoundError):
+        cli.run(fails_with(ModuleNotFoundError("No module", name=name)), [])
+
+
+@pytest.mark.parametrize("platform", ["cdua", "tpu", "cuda"])
+def test_a_platform_that_is_not_there_is_a_mistake(platform):
+    if jax.default_backend() == {"cuda": "gpu"}.get(platform, platform):
+        pytest.skip(f"{platform} is there")
+    script = (
+        "import jax; from enat_jax.runtime import cli; cli.run(lambda argv: jax.devices() and 0)"
+    )
+    code, output, error = python("-c", script, JAX_PLATFORMS=platform)
+    assert (code, output) == (2, "")
+    assert error.startswith(f"error: JAX_PLATFORMS={platform} does not work here: ")
+    assert error.endswith("; unset it, and JAX takes what there is\n") and error.count("\n") == 1
+    code, output, error = python("-c", script, JAX_PLATFORMS="")
+    assert code == 0, error
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"HIDDEN": "PIL"}, "the package PIL is not installed: pip install pillow"),
+        ({"HIDDEN": "jax"}, "the package jax is not installed: pip install jax"),
+        (
+            {"JAX_DEFAULT_PRNG_IMPL": "fast"},
+            'an environment variable of JAX is wrong: Invalid value "fast" for JAX flag '
+            "jax_default_prng_impl",
+        ),
+    ],
+)
+def test_what_fails_while_a_program_is_imported_is_one_line(tmp_path, variables, line):
+    (tmp_path / "sitecustomize.py").write_text(
+        textwrap.dedent("""
+        import os, sys
+
+        class Hide:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] == os.environ.get("HIDDEN"):
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        sys.meta_path.insert(0, Hide())
+        """)
+    )
+    variables |= {"PYTHONPATH": f"{several.ROOT}{os.pathsep}{tmp_path}"}
+    assert python("-m", "enat_jax.sample", **variables) == (2, "", f"error: {line}\n")
+
+
+def test_a_bug_in_the_imports_of_a_program_keeps_its_traceback(capsys):
+    exits.end_importing(ModuleNotFoundError("No module named 'enat_jax.x'", name="enat_jax.x"))
+    exits.end_importing(ValueError("of ours"))
+    error = capsys.readouterr().err
+    assert "ModuleNotFoundError: No module named 'enat_jax.x'" in error
+    assert "ValueError: of ours" in error
+
+
 def test_an_interrupt_is_no_error(capsys):
+    with pytest.raises(SystemExit) as end:
+        exits.end_importing(KeyboardInterrupt())
+    assert (end.value.code, capsys.readouterr().err) == (130, "interrupted\n")
     assert ends(capsys, fails_with(KeyboardInterrupt())) == (130, "interrupted\n")
 
 
