@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from enat_jax.data import imagenet
-from enat_jax.inference import generator, reference_weights, sampling, tokenizer
+from enat_jax.inference import generator, model_directory, reference_weights, sampling, tokenizer
 from enat_jax.runtime import cli, files
 
 
@@ -33,12 +33,7 @@ def class_names_for(num_classes: int, path: pathlib.Path | None) -> tuple[str, .
                 "a file with a class name in each line by --class-names"
             )
         return imagenet.NAMES
-    try:
-        names = tuple(path.read_text(encoding="utf-8").splitlines())
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is no text in UTF-8: it needs a class name in each line"
-        ) from error
+    names = tuple(files.read_text(path).splitlines())
     if len(names) != num_classes or not all(name.strip() for name in names):
         raise ValueError(
             f"{path} has {len(names)} lines, {sum(not name.strip() for name in names)} of them "
@@ -58,6 +53,7 @@ def main(argv: list[str]) -> None:
         return
     with files.new_directory(options.out) as directory:
         found.save(directory)
+    model_directory.check(found, options.out)
     print(f"[import] written to {options.out}")
 
 
@@ -150,12 +146,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Imports the reference's weights, and MaskGIT's tokenizer.",
     )
     add = parser.add_argument
-    add("--enat", type=pathlib.Path, metavar="FILE", help="the reference's transformer")
-    add("--vqgan", type=pathlib.Path, metavar="FILE", help="its tokenizer, or MaskGIT's")
-    add("--tokenizer", type=pathlib.Path, metavar="DIR", help="instead of --vqgan: one of ours")
-    add("--out", type=pathlib.Path, required=True, metavar="DIR", help="model or tokenizer")
+    add("--enat", type=cli.path, metavar="FILE", help="the reference's transformer")
+    add("--vqgan", type=cli.path, metavar="FILE", help="its tokenizer, or MaskGIT's")
+    add("--tokenizer", type=cli.path, metavar="DIR", help="instead of --vqgan: one of ours")
+    add("--out", type=cli.path, required=True, metavar="DIR", help="model or tokenizer")
     add("--image-size", type=_image_size, help="pixels of a side, or HEIGHTxWIDTH")
-    add("--class-names", type=pathlib.Path, metavar="FILE", help="a name a line; 1000: ImageNet's")
+    add("--class-names", type=cli.path, metavar="FILE", help="a name a line; 1000: ImageNet's")
     add("--num-heads", type=cli.at_least_one, help="if the size is none of the paper's")
     add("--encoder-layers", type=cli.at_least_one, help="likewise; the others decode")
     add("--num-groups", type=cli.at_least_one, help="of the tokenizer's norms, if not 32")

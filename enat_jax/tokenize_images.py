@@ -7,13 +7,15 @@
 Start the same command again to go on with an interrupted one. Several hosts that share DIR take
 every n-th shard each: give them ``--num-hosts N`` and ``--host-index 0`` to N-1. The result is the
 same byte for byte. A source of the kind that the tokenizer was trained on, files, TFDS or digits,
-has the settings of its training, the share held out too, but for what ``--set`` changes.
+has the settings of its training, the share held out too, but for what ``--set`` changes; another
+one its size, and is mirrored if its training pictures were.
 """
 
 import argparse
 import contextlib
+import json
 import pathlib
-import sys
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,9 +23,23 @@ import jax
 
 from enat_jax.data import images, tokens
 from enat_jax.inference import token_inspection, tokenization, tokenizer
-from enat_jax.runtime import cli
+from enat_jax.runtime import cli, paths
 
 PIXELS = 1 << 20  # of one call of the tokenizer on one device
+_SETTINGS = {name for settings in images.SETTINGS.values() for name in settings}
+_OF_SOURCE = "preprocessing.source."  # what a plan says of the settings of a source
+_LISTING = f"{_OF_SOURCE}listing"
+_CHOICE = ("num_images", "shard_items", _LISTING, f"{_OF_SOURCE}kept_to_train_on")
+# What else differs in the plan of a token set where a setting is another one.
+_EXPLAINS = {
+    "copies": ("shard_items", "preprocessing.augmentation_seed"),
+    "batch_size": ("shard_items",),
+    "split": _CHOICE,
+    "held_out": _CHOICE,
+    "splits": (*_CHOICE, "class_names"),
+    "classes": (*_CHOICE, "class_names", f"{_OF_SOURCE}class_order"),
+    "class_order": ("class_names", _LISTING),
+}
 
 
 def make_spec(
@@ -44,7 +60,7 @@ def make_spec(
             f"images of {source.image_shape} do not suit this tokenizer: it takes {needed}: "
             "height, width, channels; --set size=... and channels=... change them"
         )
-    by_default = source.mirrored and flags.split.startswith("train")
+    by_default = source.mirrored and flags.split.lower().startswith("train")
     preprocessing = {"source": source.identity(), "ignored_files": source.ignored}
     if flags.copies > 1:
         preprocessing["augmentation_seed"] = tokenization.SEED
@@ -64,15 +80,53 @@ def make_spec(
 
 
 def _location(model: tokenizer.Tokenizer, flags: argparse.Namespace) -> dict[str, Any]:
-    """Returns the arguments of ``images.open_source``."""
+    """Returns the arguments of ``images.open_source``: the tokenizer's, but for those of flags."""
     settings = tokenization.source_settings(model, flags.source)
     if twice := {"source", "split"} & dict(flags.set).keys():
         raise ValueError(f"--set {min(twice)}=... is an option of its own: --{min(twice)}")
     return {"source": flags.source, "split": flags.split} | settings | dict(flags.set)
 
 
+def _begin(directory: pathlib.Path, spec: tokens.TokenSetSpec) -> list[int]:
+    """Does what ``tokens.begin`` does, and says how to go on with a set of other settings."""
+    try:
+        return tokens.begin(directory, spec)
+    except tokens.OtherTokens as error:
+        if arguments := _arguments_of(error.differences):
+            raise ValueError(f"{error}; to go on with it, give {' '.join(arguments)}") from error
+        raise
+
+
+def _arguments_of(differences: list[tuple[str, Any, Any]]) -> list[str]:
+    """Returns the arguments that make plans alike, or none if arguments alone do not.
+
+    Args:
+        differences: names, and what the plans have now and had before.
+    """
+    found: dict[str, str] = {}
+    explained: set[str] = set()
+    for name, now, before in differences:
+        setting = name.removeprefix(_OF_SOURCE)
+        if name == "flips":
+            found[name] = "--flips" if before else "--no-flips"
+        elif name in ("copies", "batch_size"):
+            found[name] = f"--{name.replace('_', '-')} {before}"
+        elif name == f"{_OF_SOURCE}split":
+            found[name] = f"--split {shlex.quote(before)}"
+        elif name == f"{_OF_SOURCE}splits":  # the folders, where they are not those of before
+            none = before == [] or (before is None and now)
+            found[name] = f"--set splits={'none' if none else 'folders'}"
+        elif name == f"{_OF_SOURCE}class_order":
+            found[name] = f"--set class_order={before or 'text'}"
+        elif setting in _SETTINGS and name != setting and before is not None:
+            value = before if isinstance(before, str) else json.dumps(before)
+            found[name] = f"--set {shlex.quote(f'{setting}={value}')}"
+        explained |= {name, *_EXPLAINS.get(setting, ())} if name in found else set()
+    return list(found.values()) if explained.issuperset(x[0] for x in differences) else []
+
+
 def _refuse_within(out: pathlib.Path, source: str) -> None:
-    folder = pathlib.Path(source).expanduser()
+    folder = paths.local(source)
     if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
             f"--out {out} lies within --source {source}, where it would be listed with the "
@@ -105,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m enat_jax.tokenize_images", description=__doc__.split("\n\n")[0]
     )
     add = parser.add_argument
-    add("--model", type=pathlib.Path, required=True, metavar="DIR", help="tokenizer directory")
+    add("--model", type=cli.path, required=True, metavar="DIR", help="tokenizer directory")
     add(
         "--source",
         default="digits",
@@ -121,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--flips",
         action=argparse.BooleanOptionalAction,
-        help="also mirrored images (default: for training splits, not of digits)",
+        help="also mirrored images (default: for training splits, unless flip is off)",
     )
     add(
         "--on-error",
@@ -129,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         default="stop",
         help="what to do about an image that cannot be read; skipped ones are listed in the set",
     )
-    add("--out", type=pathlib.Path, required=True, metavar="DIR", help="directory to write")
+    add("--out", type=cli.path, required=True, metavar="DIR", help="directory to write")
     add(
         "--set",
         type=cli.name_value,
@@ -152,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--num-hosts", type=cli.at_least_one, help="that share the work (default: jax's)")
     add(
         "--inspect",
-        type=pathlib.Path,
+        type=cli.path,
         metavar="DIR",
         help="make nothing, but show how good a finished token set is; pictures go to --out",
     )
@@ -161,8 +215,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> None:
     flags = _parser().parse_args(arguments)
-    if hasattr(sys.stdout, "reconfigure"):  # what a notebook puts in its place has none
-        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
     model = tokenizer.Tokenizer.load(flags.model)
     if flags.inspect:
         print(token_inspection.inspect(flags.inspect, model, flags.out))
@@ -175,7 +227,7 @@ def main(arguments: list[str]) -> None:
     location = _location(model, flags)
     source = images.open_source(**location)
     spec = make_spec(model, source, location, flags)
-    unfinished = tokens.begin(flags.out, spec)
+    unfinished = _begin(flags.out, spec)
     if not unfinished and (flags.out / "metadata.json").exists():
         tokens.finish(flags.out, spec)  # reads all of it: what is damaged does not count as made
         print(f"{flags.out} already holds these tokens")

@@ -235,7 +235,7 @@ def test_names_of_classes(tmp_path):
     with pytest.raises(ValueError, match="names.txt has 2 lines, 0 of them empty.*3 classes"):
         import_torch.class_names_for(3, path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="names.txt is no text in UTF-8"):
+    with pytest.raises(ValueError, match="names.txt is not UTF-8"):
         import_torch.class_names_for(2, path)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import inspect
 import pathlib
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Int
 from enat_jax.data import decoding, layout, readers, tfds_records
 from enat_jax.data.decoding import Batch, Example, UnreadableImage
 from enat_jax.data.digits import Digits
+from enat_jax.runtime import paths
 
 __all__ = ["Batch", "Digits", "Example", "Files", "Source", "UnreadableImage", "open_source"]
 
@@ -38,7 +40,7 @@ class Source(Protocol):
 
     @property
     def mirrored(self) -> bool:
-        """Whether a mirrored picture still belongs to its class."""
+        """Whether a mirrored picture still belongs to its class, as the setting ``flip`` says."""
 
     @property
     def ignored(self) -> dict[str, int]:
@@ -88,9 +90,9 @@ class Files:
         classes: see ``layout.arrange``.
         class_names: see ``layout.arrange``.
         held_out: see ``layout.arrange``.
+        splits: see ``layout.arrange``.
+        class_order: see ``layout.arrange``.
     """
-
-    mirrored = True
 
     def __init__(
         self,
@@ -102,6 +104,8 @@ class Files:
         classes: str = "first",
         class_names: str | None = None,
         held_out: float = 0.0,
+        splits: str = "folders",
+        class_order: str = "numeric",
     ) -> None:
         found = layout.arrange(
             reader.keys,
@@ -112,12 +116,16 @@ class Files:
             classes=classes,
             class_names=class_names,
             held_out=held_out,
+            splits=splits,
+            class_order=class_order,
         )
         self._reader, self._framing = reader, framing
         self._rows, self.labels = found.rows, found.labels
         self._settings = {"split": split, "classes": classes, "held_out": float(held_out)}
+        self._settings |= found.new
         self.class_names = found.class_names
         self.image_shape = framing.shape
+        self.mirrored = framing.flip
         self.ignored = reader.ignored
         self.missing = reader.missing
 
@@ -187,19 +195,23 @@ def open_source(source: str, split: str, **settings: Any) -> Source:
         the path of a folder, a .zip file or an uncompressed .tar file: ``Files``, splits "train",
             "test", "all" and the names of split folders.
     ``settings`` are those of the class, and for pictures of any size those of ``decoding.Framing``,
-    of which ``size`` must be given.
+    of which ``size`` must be given; a value of None is one that is not given.
 
     Raises:
         ValueError: the source, the split or a setting is unknown, or the class refuses it.
         OSError: files cannot be listed or opened.
     """
-    found, path = kind(source), pathlib.Path(source).expanduser()
+    settings = {name: value for name, value in settings.items() if value is not None}
+    found, path = kind(source), paths.local(source)
     reader = readers.kind(path) if found == "files" else None
     if found == "files" and reader is None:
         reason = "is none of these" if path.exists() else "does not exist"
         raise ValueError(f"{source=} {reason}: {KINDS}")
     if unknown := sorted(set(settings) - set(SETTINGS[found])):
-        raise ValueError(f"{source=} has no settings {unknown}: it has {sorted(SETTINGS[found])}")
+        raise ValueError(
+            f"{source=} has no settings {unknown}: it has {sorted(SETTINGS[found])}; set the "
+            "others to None"
+        )
     if found == "digits":
         return Digits(split=split, **settings)
     if "size" not in settings:
@@ -209,3 +221,33 @@ def open_source(source: str, split: str, **settings: Any) -> Source:
     if reader is None:
         return tfds_records.Records(source, split, framing, **settings)
     return Files(path, reader(path), split, framing, **settings)
+
+
+# Settings by which the rules of this version are those of earlier ones.
+_EARLIER: tuple[dict[str, Any], ...] = ({"class_order": "text"}, {"splits": "none"})
+
+
+def open_again(location: Mapping[str, Any], identity: Mapping[str, Any]) -> Source:
+    """Opens the source whose ``identity`` an earlier version may have written down.
+
+    Args:
+        location: the arguments of ``open_source`` at that time.
+        identity: of the source.
+
+    Raises:
+        ValueError: it is another one now, or cannot be opened.
+        OSError: files cannot be listed or opened.
+    """
+    rules = (
+        [{}, *_EARLIER, _EARLIER[0] | _EARLIER[1]] if kind(location["source"]) == "files" else [{}]
+    )
+    failure = None
+    for rule in rules:
+        try:
+            source = open_source(**rule | dict(location))
+        except ValueError as error:
+            failure = error if rule == {} else failure
+            continue
+        if source.identity() == identity:
+            return source
+    raise failure or ValueError(f"{location['source']} has changed since")

@@ -39,7 +39,6 @@ class Records:
             split or the features.
     """
 
-    mirrored: ClassVar[bool] = True
     ignored: ClassVar[dict[str, int]] = {}
     missing: ClassVar[dict[str, int]] = {}
 
@@ -111,6 +110,11 @@ class Records:
                     f"{self._directory} is not complete, {instruction.filename} is missing: copy "
                     "it again or prepare it again"
                 )
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether a mirrored picture still belongs to its class, as the setting ``flip`` says."""
+        return self.framing.flip
 
     def __len__(self) -> int:
         return len(self._data)

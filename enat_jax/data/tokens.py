@@ -385,6 +385,18 @@ def digest(plan: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
+# What follows from the settings of a plan, and tells less about why two plans differ.
+_CONSEQUENCES = ("num_images", "class_names", "shard_items", "preprocessing.source.listing")
+
+
+class OtherTokens(ValueError):
+    """A directory holds other tokens; ``differences`` are those of the plans, wanted and found."""
+
+    def __init__(self, message: str, differences: list[tuple[str, Any, Any]]) -> None:
+        super().__init__(message)
+        self.differences = differences
+
+
 def refuse_others(directory: pathlib.Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Checks that two plans would give the same records.
 
@@ -394,17 +406,19 @@ def refuse_others(directory: pathlib.Path, found: dict[str, Any], wanted: dict[s
         wanted: what it should say.
 
     Raises:
-        ValueError: what differs.
+        OtherTokens: what differs.
     """
     different = [x for x in files.differences(wanted, found) if _is_decisive(x[0])]
+    different.sort(key=lambda difference: difference[0] in _CONSEQUENCES)
     if different:
         name, now, before = different[0]
         changed = " (pictures were renamed or changed)" if name.endswith(".listing") else ""
-        raise ValueError(
+        raise OtherTokens(
             f"{directory} holds or has begun another token set: its {name} is "
             f"{_short(before)}, now it would be {_short(now)}{changed}"
             f"{f', and {len(different) - 1} more differ' if different[1:] else ''}; "
-            "remove it or choose another directory"
+            "remove it or choose another directory",
+            different,
         )
 
 

@@ -59,6 +59,9 @@ def _summary(metadata: dict[str, Any], use: CodeUse) -> str:
         f"{len(names)} classes, {balance}",
         f"{use.used} of {use.size} codes in use, perplexity {use.perplexity:.1f}",
     ]
+    if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        lines.append(f"classes without a record: {', '.join(map(repr, empty[:5]))}{more}")
     if ignored := metadata["preprocessing"].get("ignored_files"):
         found = ", ".join(f"{n} {ext or 'without extension'}" for ext, n in sorted(ignored.items()))
         lines.append(f"files that are no pictures, left out: {found}")
@@ -137,9 +140,7 @@ def _even_selection(token_set: tokens.TokenSet, metadata: dict[str, Any]) -> np.
 
 
 def _originals(metadata: dict[str, Any], indices: np.ndarray) -> np.ndarray:
-    source = images.open_source(**metadata["location"])
-    if source.identity() != metadata["preprocessing"]["source"]:
-        raise ValueError(f"{metadata['location']['source']} has changed since")
+    source = images.open_again(metadata["location"], metadata["preprocessing"]["source"])
     return source.gather(indices.astype(np.int64))["images"]
 
 

@@ -49,21 +49,24 @@ class Times:
 def source_settings(model: tokenizer.Tokenizer, source: str) -> dict[str, Any]:
     """Returns settings for ``images.open_source`` with which the tokenizer can take ``source``.
 
-    A source of the kind that it was trained on has those of its training; another one its size.
+    A source of the kind that it was trained on has those of its training; another one its size, and
+    is mirrored if that one was.
 
     Raises:
         ValueError: the tokenizer does not take square images.
     """
+    flip = {}
     if trained_with := model.provenance.get("config", {}).get("data"):
         data = image_data.Data.of(trained_with)
         if images.kind(data.source) == images.kind(source):
             return dict(data.settings)
+        flip = {name: value for name, value in data.settings.items() if name == "flip"}
     if source == "digits":
         return {}
     height, width = model.image_size
     if height != width:
         raise ValueError(f"the tokenizer takes {height}x{width} pixels, which is no square")
-    return {"size": height, "channels": model.model.image_channels}
+    return {"size": height, "channels": model.model.image_channels} | flip
 
 
 def tokenize(

@@ -23,6 +23,7 @@ import argparse
 import ast
 import json
 import os
+import pathlib
 import sys
 import traceback
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags
 
-from enat_jax.runtime import exits
+from enat_jax.runtime import exits, os_errors, paths
 
 MAX_COUNT = 10**9  # of what is counted on a command line
 
@@ -60,6 +61,8 @@ def run(main: Callable[[list[str]], Any], argv: list[str] | None = None) -> NoRe
         SystemExit: always, but for what is no user's mistake: that is raised as it is.
     """
     code: Any
+    if hasattr(sys.stdout, "reconfigure"):  # what a notebook puts in its place has none
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
     show_all = os.environ.get("ENAT_JAX_TRACEBACK", "0") not in ("", "0")
     try:
         code = main(list(sys.argv[1:] if argv is None else argv))
@@ -100,8 +103,21 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return flags.FLAGS(argv)
 
 
+def path(text: str) -> pathlib.Path:
+    """Reads a path of this machine, see ``paths.local``; a type of argparse, as those below."""
+    try:
+        return paths.local(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def model(text: str) -> str | pathlib.Path:
+    """Reads the path of a model directory, or its address hf://OWNER/NAME, which stays a text."""
+    return text if text.startswith("hf://") else path(text)
+
+
 def at_least_one(text: str) -> int:
-    """Reads a whole number from 1 to ``MAX_COUNT``; a type of argparse, as those below."""
+    """Reads a whole number from 1 to ``MAX_COUNT``."""
     if not text.isdecimal() or not 1 <= int(text[:20]) <= MAX_COUNT:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MAX_COUNT:,}")
     return int(text)
@@ -126,8 +142,8 @@ def _fail(error: Exception, show_all: bool) -> int:
 
 def _message(error: Exception) -> str | None:
     """Returns the words for a user's mistake, or None if ``error`` looks like a bug."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.strerror}: {error.filename}"
+    if isinstance(error, OSError | MemoryError) and (text := os_errors.words(error)):
+        return text
     if isinstance(error, (OSError, ValueError, flags.Error)):
         return str(error) or type(error).__name__
     # ConfigDict wraps the KeyError of an unknown key in an AttributeError.

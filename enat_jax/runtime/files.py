@@ -10,6 +10,7 @@ import pathlib
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -55,6 +56,13 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+def require_writable(path: pathlib.Path) -> None:
+    """Raises an OSError if no files can be made in ``path``, which need not be there yet."""
+    place = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    with _naming(place), tempfile.TemporaryFile(dir=place):
+        pass
 
 
 @contextlib.contextmanager
@@ -136,6 +144,22 @@ def json_bytes(values: Any, sort_keys: bool = True) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
+def read_text(path: pathlib.Path) -> str:
+    """Returns the text of a file that a user wrote, in UTF-8 with or without a byte-order mark.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not UTF-8, or holds zero bytes, as UTF-16 does.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from error
+    if "\0" in text:
+        raise ValueError(f"{path} is not text in UTF-8 (it holds zero bytes): save it as UTF-8")
+    return text
+
+
 def read_json(path: pathlib.Path, advice: str) -> Any:
     """Reads the JSON values of a file.
 
@@ -144,7 +168,7 @@ def read_json(path: pathlib.Path, advice: str) -> Any:
         ValueError: it is not JSON; the message ends with ``advice``.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged, it is not JSON ({error}): {advice}") from error
 

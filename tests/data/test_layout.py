@@ -110,8 +110,84 @@ def test_split_folders_of_pictures_without_classes():
     ]
 
 
-def test_another_folder_makes_split_folders_classes():
-    assert arrange("train/1.jpg", "test/2.jpg", "car/3.jpg").class_names == ("car", "test", "train")
+SPLIT_NAMES = [
+    ("train", "Valid"),
+    ("training", "testing"),
+    ("TRAIN", "TEST"),
+    ("Training_Set", "test set"),
+    ("train", "dev"),
+    ("train", "eval"),
+    ("training", "Evaluation"),
+    ("train", "held-out"),
+]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("train", "test"), SPLIT_NAMES)
+def test_split_folders_have_the_usual_names_in_any_capitals(train, test, packed):
+    keys = [f"{part}/{c}/1.jpg" for part in (train, test) for c in ("cat", "dog")]
+    for split, part in {"train": train, train: train, "test": test, test: test}.items():
+        assert keys_of(keys, split, packed=packed) == [f"{part}/cat/1.jpg", f"{part}/dog/1.jpg"]
+    found = arrange(*keys, packed=packed)
+    assert found.class_names == ("cat", "dog") and found.new == {"splits": sorted([train, test])}
+    # As earlier versions took them.
+    found = arrange(*keys, packed=packed, splits="none")
+    assert found.class_names == tuple(sorted([train, test])) and found.new == {}
+
+
+def test_a_split_goes_by_every_name_of_its_own():
+    keys = ["Train/cat/1.jpg", "valid/cat/2.jpg", "dev/cat/3.jpg"]
+    assert keys_of(keys, "validation") == keys_of(keys, "test") == ["valid/cat/2.jpg"]
+    assert keys_of(keys, "development") == ["dev/cat/3.jpg"]
+
+
+def test_names_of_before_are_recorded_as_before():
+    assert arrange(*BOTH).new == {}
+    assert arrange("pets/train/1.jpg", "pets/val/2.jpg", packed=True).new == {}
+    assert arrange(*BOTH, splits="none").new == {"splits": []}
+    assert arrange(*BOTH, splits="none").class_names == ("test", "train")
+    alone = ["Train/cat/1.jpg", "Train/dog/2.jpg"]
+    assert arrange(*alone, packed=True).class_names == ("cat", "dog")
+    assert arrange(*alone).class_names == ("cat", "dog")
+
+
+def test_folders_without_pictures_beside_split_folders_do_not_count():
+    found = arrange(*BOTH, folders=["annotations/cat"])
+    assert found.class_names == ("cat", "dog")
+
+
+def test_a_class_of_trains_is_no_split():
+    assert arrange("train/1.jpg", "car/2.jpg").class_names == ("car", "train")
+    keys = ["train/cat/1.jpg", "train/dog/2.jpg"]
+    with pytest.raises(ValueError, match="holds 'train', .* beside them the folder 'unlabeled'"):
+        arrange(*keys, "unlabeled/3.jpg")
+
+
+MIXTURES = [
+    (["train/cat/1.jpg", "valid/cat/2.jpg", "cat/3.jpg"], "'train', 'valid'.*folder 'cat'"),
+    (["train/1.jpg", "test/2.jpg", "car/3.jpg"], "'test', 'train'.*the folder 'car'"),
+    (["cat/1.jpg", "dog/2.jpg", "Test/3.jpg"], "holds 'Test'.*the folder 'cat'"),
+    (["train/cat/1.jpg", "train/dog/1.jpg", "val/cat/2.jpg", "x/y/1.jpg"], "the folder 'x'"),
+    (["train/cat/1.jpg", "val/cat/2.jpg", "valid/cat/2.jpg"], "'val' and 'valid'"),
+    (["Train/cat/1.jpg", "train/cat/2.jpg", "test/cat/3.jpg"], "'Train' and 'train'"),
+    (["pets/train/cat/1.jpg", "pets/valid/cat/2.jpg"], "'pets' holds 'train', 'valid'"),
+    (["cat/train/1.jpg", "cat/test/2.jpg", "dog/test/3.jpg"], "'cat' holds 'test', 'train'"),
+]
+
+
+@pytest.mark.parametrize(("keys", "words"), MIXTURES)
+def test_a_doubt_about_splits_is_refused_and_the_setting_ends_it(keys, words):
+    for classes in ("first", "none"):
+        with pytest.raises(ValueError, match=f"SOURCE.*{words}.*set splits to 'none'"):
+            arrange(*keys, classes=classes)
+    found = arrange(*keys, splits="none")
+    assert found.class_names == tuple(sorted({key.split("/")[0] for key in keys}))
+    assert len(found.rows) == len(keys)
+
+
+def test_pictures_beside_split_folders_are_refused():
+    with pytest.raises(ValueError, match="'test', 'train', .* pictures in no folder"):
+        arrange(*BOTH, "cover.jpg", classes="none")
 
 
 MANY = [f"{c}/{i}.jpg" for c in ("cat", "dog") for i in range(1000)]
@@ -135,10 +211,46 @@ def test_pictures_are_held_out_by_their_names(prefix):
 
 def test_classes_are_those_of_all_splits():
     """A share that holds out pictures of some classes only must not renumber them."""
-    keys = [f"{c}/1.jpg" for c in "abcdefghij"]
+    keys = [f"{c}/{i}.jpg" for c in "abcdefghij" for i in (1, 2)]
     found = arrange(*keys, split="test", held_out=0.3)
-    assert found.class_names == tuple("abcdefghij") and 0 < len(found.rows) < 10
+    assert found.class_names == tuple("abcdefghij") and 0 < len(set(found.labels)) < 10
     assert [sorted(keys)[r][0] for r in found.rows] == [found.class_names[i] for i in found.labels]
+
+
+def test_every_class_keeps_a_picture_to_train_on():
+    keys = [f"{c}/{i}.jpg" for c in "abcdefghij" for i in range(3)] + ["single/1.jpg"]
+    train = arrange(*keys, split="train", held_out=0.8)
+    test = arrange(*keys, split="test", held_out=0.8)
+    assert set(train.labels) == set(range(11)) and 10 not in test.labels
+    kept = train.new["kept_to_train_on"]
+    assert kept == test.new["kept_to_train_on"] > 0
+    # It is the last one of its class, and nothing else is changed.
+    values = {key: int(hashlib.sha256(key.encode()).hexdigest(), 16) / 2**256 for key in keys}
+    trained = [sorted(keys)[row] for row in train.rows]
+    below = [key for key in trained if values[key] < 0.8]
+    assert len(below) == kept
+    assert all(values[x] == max(values[k] for k in keys if k[:2] == x[:2]) for x in below)
+    assert sorted(trained + [sorted(keys)[row] for row in test.rows]) == sorted(keys)
+
+
+def test_numbers_are_classes_in_their_order():
+    keys = [f"{n}/x.jpg" for n in (0, 1, 2, 10, 11, 100)]
+    found = arrange(*keys)
+    assert found.class_names == ("0", "1", "2", "10", "11", "100")
+    assert [found.class_names[i] for i in found.labels] == [k[:-6] for k in sorted(keys)]
+    assert found.new == {"class_order": "numeric"}
+    found = arrange(*keys, class_order="text")
+    assert found.class_names == ("0", "1", "10", "100", "11", "2") and found.new == {}
+    assert arrange("-1/1.jpg", "0.5/2.jpg", "-10/3.jpg").class_names == ("-10", "-1", "0.5")
+    assert arrange("7/1.jpg", "007/2.jpg", "10/1.jpg").class_names == ("007", "7", "10")
+    # Where both orders are one, and where not all are numbers.
+    assert arrange(*[f"{n}/x.jpg" for n in range(10)]).new == {}
+    assert arrange("2/1.jpg", "10/1.jpg", "cat/1.jpg").class_names == ("10", "2", "cat")
+
+
+def test_one_name_in_two_forms_is_refused():
+    with pytest.raises(ValueError, match=r"'cafe\\u0301' and 'caf\\xe9' have one name"):
+        arrange("cafe\u0301/1.jpg", "caf\xe9/2.jpg")
 
 
 CAT, DOG = "cat/1.jpg", "dog/1.jpg"
@@ -171,6 +283,10 @@ REFUSED = [
     ({"keys": [CAT], "held_out": -0.1}, "held_out=-0.1"),
     ({"keys": [CAT], "held_out": "some"}, "held_out='some'"),
     ({"keys": [CAT], "classes": "second"}, "classes='second'"),
+    ({"keys": [CAT], "splits": "off"}, "splits='off'"),
+    ({"keys": [CAT], "class_order": "natural"}, "class_order='natural'"),
+    ({"keys": [CAT, DOG], "split": "test", "held_out": 0.5}, "add pictures or set classes to"),
+    ({"keys": ["eval/1.jpg"], "split": "train"}, "or set splits to 'none' if that folder is no"),
 ]
 
 
@@ -196,6 +312,13 @@ def test_a_file_renames_classes(tmp_path, start):
     assert found.labels.tolist() == [0, 0, 1, 1]
 
 
+def test_a_file_typed_today_renames_the_folders_of_a_mac(tmp_path):
+    path = tmp_path / "names.tsv"
+    path.write_text("caf\xe9\tCaf\xe9\nbar\tBar\n", encoding="utf-8")
+    found = arrange("cafe\u0301/1.jpg", "bar/2.jpg", class_names=path)
+    assert found.class_names == ("Bar", "Caf\xe9")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -206,6 +329,8 @@ def test_a_file_renames_classes(tmp_path, start):
         (b"rose,Rose\ndaisy,D\n", "line 1: 'rose,Rose' is not FOLDER<TAB>NAME"),
         (b"rose\t\n", "line 1: .* is not FOLDER<TAB>NAME"),
         (b"rose\tRos\xe9\n", "is not UTF-8"),
+        ("rose\tRose\ndaisy\tD\n".encode("utf-16"), "is not UTF-8"),
+        ("rose\tRose\ndaisy\tD\n".encode("utf-16-le"), "is not text in UTF-8"),
         (b"\n", "is empty"),
     ],
 )
