@@ -17,15 +17,47 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
+from enat_jax.data import metadata
 from enat_jax.runtime import files
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")  # in any case
+try:
+    from PIL import AvifImagePlugin
+except ImportError:  # Pillow before 11.3
+    AvifImagePlugin = None  # type: ignore[assignment]
+
+# Pillow's class for each format that is read.
+FORMATS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+}
+# Extensions of pictures, in any case.
+EXTENSIONS: tuple[str, ...] = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+)
+if AvifImagePlugin and AvifImagePlugin.SUPPORTED:
+    FORMATS["AVIF"] = AvifImagePlugin.AvifImageFile
+    EXTENSIONS += (".avif",)
 MAX_PIXELS = 89_478_485  # of one picture: a quarter of a GiB of RGB
 MAX_BYTES = 64 * 2**20  # of one encoded picture
 PLAIN_CROP = "centre, halved by a box filter, then bicubic (ADM)"  # what identities say
+# Pixels whose white is known to nobody, or that Pillow cannot turn into RGB.
+_WITHOUT_RANGE = ("F", "I", "LAB", "HSV")
 MODES = {1: "L", 3: "RGB"}  # Pillow's name for so many channels
 
 Batch = dict[str, np.ndarray]  # arrays whose first axis counts the examples
@@ -176,20 +208,25 @@ def decode(data: bytes, channels: int = 3) -> Image.Image:
     """
     if not data:
         raise ValueError("is empty (0 bytes)")
-    exif = b""
-    if data.startswith(b"\xff\xd8\xff"):
-        data, exif = _without_metadata(data)
     with _reasons():
-        image = _open(data)
+        kind, data, exif = metadata.strip(data)
+        if kind not in FORMATS:
+            raise UnidentifiedImageError
+        image = _open(kind, data)
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
     with _reasons():
-        if image.format == "PNG":
-            _open(data).verify()  # the decoder itself passes over the checksums of pixels
+        if kind == "PNG":
+            _open(kind, data).verify()  # the decoder itself passes over the checksums of pixels
         image.load()
-        orientation = _orientation(exif or image.info.get("exif", b""))
+        # Of AVIF, Pillow makes an EXIF block from how its pixels are turned.
+        turn = _TURNS.get(metadata.orientation(exif or image.info.get("exif", b"")))
+    if image.mode in _WITHOUT_RANGE:
+        raise ValueError(
+            f"has pixels of the kind {image.mode}, not of 1, 8 or 16 bits: save as PNG"
+        )
+    with _reasons():
         converted = _converted(image, MODES[channels])
-        turn = _TURNS.get(orientation)
         return converted if turn is None else converted.transpose(turn)
 
 
@@ -280,8 +317,15 @@ def _array(image: Image.Image) -> UInt8[np.ndarray, "height width c"]:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+def _open(kind: str, data: bytes) -> Image.Image:
+    """Opens a picture as Pillow's class for its format does.
+
+    ``Image.open`` has a limit of pixels of its own, of which it warns.
+    """
+    try:
+        return FORMATS[kind](io.BytesIO(data))
+    except (SyntaxError, IndexError, TypeError, struct.error) as error:  # as ``Image.open`` does
+        raise UnidentifiedImageError from error
 
 
 @contextlib.contextmanager
@@ -295,9 +339,8 @@ def _reasons() -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "is not a JPEG, PNG, WebP, GIF or BMP file, or its beginning is damaged"
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return f"has more than {MAX_PIXELS:,} pixels"
+        *some, last = (name.replace("WEBP", "WebP") for name in FORMATS)
+        return f"is not a {', '.join(some)} or {last} file, or its beginning is damaged"
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
     if isinstance(error, EOFError) or "truncated" in str(error).lower():
@@ -309,35 +352,13 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow would clip at 255
         values = np.asarray(image)
         opaque = values != image.info.get("transparency", -1)
-        image = Image.fromarray(np.where(opaque, values >> 8, 255).astype(np.uint8))
+        bits = 12 if getattr(image, "tag_v2", {}).get(258) == (12,) else 16  # in a TIFF file
+        image = Image.fromarray(np.where(opaque, values >> bits - 8, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
     return image.convert(mode)
-
-
-def _without_metadata(jpeg: bytes) -> tuple[bytes, bytes]:
-    """Returns a JPEG file without what says nothing about its pixels, and its EXIF data.
-
-    Pillow reads metadata of its own accord and warns of damaged ones, which there are in ImageNet;
-    warnings cannot be kept quiet in threads.
-    """
-    kept, exif, start = [jpeg[:2]], b"", 2
-    while start + 4 <= len(jpeg) and jpeg[start] == 0xFF and 0xC0 <= jpeg[start + 1] <= 0xFE:
-        marker = jpeg[start + 1]
-        end = start + 2 + int.from_bytes(jpeg[start + 2 : start + 4])
-        if marker == 0xDA or end > len(jpeg):  # what follows is pixels, or damaged
-            break
-        # Application segments, but for JFIF and Adobe's, which says what the channels are.
-        if marker in range(0xE1, 0xF0) and marker != 0xEE:
-            segment = jpeg[start + 4 : end]
-            if marker == 0xE1 and segment.startswith(b"Exif\0\0"):
-                exif = exif or segment
-        else:
-            kept.append(jpeg[start:end])
-        start = end
-    return b"".join([*kept, jpeg[start:]]), exif
 
 
 _TURNS = {
@@ -349,22 +370,3 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION = 0x0112  # the tag's number
-
-
-def _orientation(exif: bytes) -> int:
-    """Returns 1 to 8 as EXIF counts them; 1, upright, if the data do not say or are damaged."""
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (count,) = struct.unpack_from(f"{order}H", tiff, start)
-        for i in range(count):
-            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * i)
-            if tag == _ORIENTATION:
-                return value
-    except struct.error:
-        pass
-    return 1

@@ -78,7 +78,26 @@ KINDS = {
     "GIF": (encode(filled("RGB", RED), "GIF"), RED),
     "GIF, animation": (animation("GIF"), RED),
     "BMP": (encode(filled("RGB", RED), "BMP"), RED),
+    "TIFF": (encode(filled("RGB", RED), "TIFF"), RED),
+    "TIFF, packed": (encode(filled("RGB", RED), "TIFF", compression="tiff_lzw"), RED),
+    "TIFF, JPEG within": (encode(filled("RGB", RED), "TIFF", compression="jpeg"), (254, 0, 0)),
+    "TIFF, large": (encode(filled("RGB", RED), "TIFF", big_tiff=True), RED),
+    "TIFF, fax": (encode(filled("1", 1), "TIFF", compression="group4"), WHITE),
+    "TIFF, CMYK": (encode(filled("CMYK", (0, 255, 255, 0)), "TIFF"), RED),
+    "TIFF, 16 bits": (
+        encode(Image.fromarray(np.full((1, 1), 0x8000, np.uint16)), "TIFF"),
+        (128,) * 3,
+    ),
+    "TIFF, transparent": (encode(filled("RGBA", (*RED, 0)), "TIFF"), WHITE),
+    "TIFF, several": (animation("TIFF"), RED),
+    "TIFF, palette": (palette(kind="TIFF"), RED),
 }
+if "AVIF" in decoding.FORMATS:
+    KINDS |= {
+        "AVIF": (encode(filled("RGB", RED), "AVIF", quality=100), RED),
+        "AVIF, transparent": (encode(filled("RGBA", (*RED, 0)), "AVIF", quality=100), WHITE),
+        "AVIF, animation": (animation("AVIF", quality=100), RED),
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -190,7 +209,14 @@ UNREADABLE = {
     "half a GIF": (encode(NOISE, "GIF")[:2000], "truncated|damaged"),
     "half a WebP": (encode(NOISE, "WEBP")[:1000], "not a|damaged|truncated"),
     "half a BMP": (encode(NOISE, "BMP")[:4000], "truncated"),
-    "a TIFF": (encode(NOISE, "TIFF"), "not a JPEG, PNG"),
+    "half a TIFF": (encode(NOISE, "TIFF")[:4000], "truncated"),
+    "the start of a TIFF": (encode(NOISE, "TIFF")[:6], "truncated"),
+    "half a TIFF, packed": (
+        encode(NOISE, "TIFF", compression="tiff_lzw")[:4000],
+        "truncated|damaged",
+    ),
+    "a TIFF of fractions": (encode(filled("F", 0.5), "TIFF"), "kind F"),
+    "a JPEG 2000": (encode(NOISE, "JPEG2000"), "not a JPEG, PNG, WebP"),
     "an EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a JPEG, PNG"),
     "a bomb": (bomb(60_000, 60_000), "pixels"),
     "no pixels": (bomb(0, 0), "not a|damaged|truncated"),
