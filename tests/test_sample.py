@@ -13,6 +13,7 @@ import pytest
 import tiny
 
 from enat_jax import sample
+from enat_jax.data import imagenet
 from enat_jax.runtime import cli
 
 
@@ -146,6 +147,61 @@ def test_a_name_of_two_classes_is_refused():
         sample.parse_labels("pet", ("cat, pet", "dog, pet"))
     with pytest.raises(ValueError, match="did you mean 'tabby cat'"):
         sample.parse_labels("tabby cta", IMAGENET)
+
+
+def test_every_class_of_imagenet_can_be_named():
+    names = imagenet.NAMES
+    everything = list(range(1000))
+    for listed in (names, [f'"{name}"' for name in names], imagenet.IDS):
+        assert sample.parse_labels(",".join(listed), names) == everything
+    assert sample.parse_labels("3,tabby, tabby cat,N01440764", names) == [3, 281, 0]
+    assert sample.parse_labels("n01443537", ("goldfish, Carassius auratus", "x")) == [0]
+    with pytest.raises(ValueError, match=r"may be 134 \(crane \(bird\)\) or 517 \(crane \(m"):
+        sample.parse_labels("crane", names)
+
+
+@pytest.mark.parametrize("typed", ["caf\xe9", "cafe\u0301", "CAF\xc9"])
+@pytest.mark.parametrize("stored", ["caf\xe9", "cafe\u0301"])
+def test_names_are_found_in_any_form_of_unicode(typed, stored):
+    assert sample.parse_labels(f"bar,{typed}", (stored, "bar")) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "labels"),
+    [
+        ("a, b", ("a", "b", "a,b"), [2]),  # the longest name
+        ("b,a,b,1", ("a", "b", "a, b"), [1, 2, 1]),
+        ('"a", "b"', ("a", "b", "a,b"), [0, 1]),
+        ('"cat, wild",dog', ("dog", "cat, wild"), [1, 0]),
+        ('"say ""cheese""",1', ('say "cheese"', "x"), [0, 1]),
+        ('5" pipe,x', ('5" pipe', "x"), [0, 1]),
+        ("cat,Cat", ("cat", "Cat"), [0, 1]),
+        ("CAT", ("cat", "dog"), [0]),
+        ('cat," cat"', ("cat", " cat"), [0, 1]),
+        (" cat ,dog", ("dog", " cat "), [1, 0]),
+        ('"all"', ("cat", "all"), [1]),
+        ("all", ("cat", "all"), [0, 1]),
+        ("Maillot", ("maillot", "maillot, tank suit"), [0]),
+        ("cat,no class", ("cat", "dog"), [0, 2]),
+        ("10,2", ("2", "10"), [1, 0]),
+    ],
+)
+def test_a_name_can_always_be_told_from_others(text, names, labels):
+    assert sample.parse_labels(text, names) == labels
+
+
+@pytest.mark.parametrize(
+    ("text", "names"), [("CAT", ("cat", "Cat")), ("crane", ("crane", "crane"))]
+)
+def test_a_name_of_two_classes_is_given_with_both_numbers(text, names):
+    with pytest.raises(ValueError, match=f"'{text}' may be 0 .* or 1 .*: give its number"):
+        sample.parse_labels(text, names)
+    assert sample.parse_labels("0,1", names) == [0, 1]
+
+
+def test_what_is_quoted_is_no_number():
+    with pytest.raises(ValueError, match="label '1' is neither"):
+        sample.parse_labels('"1"', tiny.CLASSES)
 
 
 def test_a_name_goes_before_a_number():
