@@ -21,6 +21,7 @@ KINDS = (
     "a source is 'digits', 'tfds:NAME' (a TFDS data set prepared as array_record), or the path of "
     "a folder, a .zip file or an uncompressed .tar file of pictures"
 )
+OTHER_SPLITS = "pictures of other splits"  # as a reason for not using files
 
 
 class Source(Protocol):
@@ -44,7 +45,7 @@ class Source(Protocol):
 
     @property
     def ignored(self) -> dict[str, int]:
-        """Number of files that are no pictures, by extension, "" for none."""
+        """Number of files that are not used, by extension ("" for none) or another reason."""
 
     @property
     def missing(self) -> dict[str, int]:
@@ -126,7 +127,8 @@ class Files:
         self.class_names = found.class_names
         self.image_shape = framing.shape
         self.mirrored = framing.flip
-        self.ignored = reader.ignored
+        others = {OTHER_SPLITS: n} if (n := len(reader.keys) - len(found.rows)) else {}
+        self.ignored = reader.ignored | others
         self.missing = reader.missing
 
     def __len__(self) -> int:
@@ -161,6 +163,16 @@ class Files:
             "num_images": len(self),
             "listing": listing.hexdigest(),
         }
+
+
+def describe_unused(ignored: Mapping[str, int]) -> str:
+    """Returns one line on the files of a source that are not used, "" if there are none.
+
+    Args:
+        ignored: their number by reason; see ``Source``.
+    """
+    found = [f"{why or 'without extension'} ({n:,})" for why, n in sorted(ignored.items()) if n > 0]
+    return f"files that are not used: {', '.join(found)}" if found else ""
 
 
 def _settings(*classes: type) -> dict[str, inspect.Parameter]:

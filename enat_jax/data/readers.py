@@ -28,6 +28,10 @@ _COMPRESSED_TAR = (
     "is a compressed tar file, in which no picture can be read without all before it: unpack it (a "
     "folder and an uncompressed .tar will do) or pack it as a .zip"
 )
+# Reasons that files are not listed for, beside their extension.
+HIDDEN = "hidden files"
+HIDDEN_FOLDERS = "hidden folders"
+IRREGULAR = "links, pipes or devices"
 _LITTER = ("__macosx", "thumbs.db", "desktop.ini")  # beside what begins with a dot
 # What zipfile raises of damaged files, and of versions and names that it cannot read.
 _NOT_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error)
@@ -39,7 +43,7 @@ class Reader(Protocol):
     keys: list[str]  # sorted by code points: relative paths with "/", unique, encodable as UTF-8
     sizes: Int[np.ndarray, " n"]  # int64, bytes of each file; -1 for a link to nothing
     folders: frozenset[str]  # that were seen; there may be no pictures in them
-    ignored: dict[str, int]  # number of files that are no pictures, by extension
+    ignored: dict[str, int]  # number of files that are not listed, by extension or another reason
     missing: dict[str, int]  # number of images that ``sample`` did not finish, by folder
     places: Int[np.ndarray, "n items"]  # what reading a file needs, beginning with its size
     packed: bool  # whether it is an archive
@@ -57,10 +61,23 @@ class _Listing:
         self._settings: dict[str, tuple[int, ...]] = {}  # files that ``sample`` may have written
         self._folders: set[str] = set()
         self._ignored: collections.Counter[str] = collections.Counter()
+        self._hidden_folders: set[str] = set()  # but those within others
 
     def add_folder(self, key: str) -> None:
-        if key and not _is_litter(key):
+        if key and not self._is_hidden(f"{key}/"):
             self._folders.add(key)
+
+    def _is_hidden(self, key: str) -> bool:
+        """Says whether a file or, ending in "/", a folder is passed over, and counts it."""
+        if not _is_litter(key):
+            return False
+        parts = key.split("/")
+        first = next(i for i, part in enumerate(parts) if _is_litter(part))
+        if first < len(parts) - 1:
+            self._hidden_folders.add("/".join(parts[: first + 1]))
+        else:
+            self._ignored[HIDDEN] += 1
+        return True
 
     def add(self, key: str, where: tuple[int, ...], regular: bool = True) -> bool:
         """Takes a file and says whether it is a picture.
@@ -70,7 +87,7 @@ class _Listing:
         Raises:
             ValueError: there is a picture of this key already.
         """
-        if _is_litter(key):
+        if self._is_hidden(key):
             return False
         folder, _, name = key.rpartition("/")
         if folder:
@@ -79,7 +96,7 @@ class _Listing:
         if regular and name == drawn.SETTINGS:
             self._settings[key] = where
         if not regular or extension not in decoding.EXTENSIONS:
-            self._ignored[extension] += 1
+            self._ignored[extension if regular else IRREGULAR] += 1
             return False
         if key in self._found:
             raise ValueError(f"{self._source} holds two files named {key!r}: rename or remove one")
@@ -93,6 +110,8 @@ class _Listing:
             self._leave_samples_alone(reader, items)
         self._list(reader, self._found, items)
         reader.folders = frozenset(self._folders)
+        for folder in self._hidden_folders:
+            self._ignored[f"{HIDDEN_FOLDERS} {os.path.basename(folder)!r}"] += 1
         reader.ignored = dict(sorted(self._ignored.items()))
 
     def _list(self, reader: Reader, found: Mapping[str, tuple[int, ...]], items: int) -> None:
@@ -148,10 +167,10 @@ class Folder(Reader):
         listing = _Listing(path)
         self._names = {}  # on disk, of files whose keys are spelled otherwise
         for top, folders, names in os.walk(self._root, onerror=_raise, followlinks=True):
-            folders[:] = [x for x in folders if not _is_litter(x) and not self._in_circle(top, x)]
             above = "" if top == self._root else f"{os.path.relpath(top, self._root)}/"
             for name in folders:
                 listing.add_folder(_as_utf8(above + name))
+            folders[:] = [x for x in folders if not _is_litter(x) and not self._in_circle(top, x)]
             for name in names:
                 key = _as_utf8(above + name)
                 if key != above + name:

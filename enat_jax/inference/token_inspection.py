@@ -62,9 +62,8 @@ def _summary(metadata: dict[str, Any], use: CodeUse) -> str:
     if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         lines.append(f"classes without a record: {', '.join(map(repr, empty[:5]))}{more}")
-    if ignored := metadata["preprocessing"].get("ignored_files"):
-        found = ", ".join(f"{n} {ext or 'without extension'}" for ext, n in sorted(ignored.items()))
-        lines.append(f"files that are no pictures, left out: {found}")
+    if unused := images.describe_unused(metadata["preprocessing"].get("ignored_files", {})):
+        lines.append(unused)
     if skipped:
         lines.append(f"{len(skipped)} images skipped, all in metadata.json:")
         lines += [f"  {entry['key']}: {entry['reason']}" for entry in skipped[:5]]

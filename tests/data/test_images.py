@@ -139,6 +139,16 @@ def test_a_share_is_held_out(folder):
     assert train.identity()["listing"] != test.identity()["listing"]
 
 
+def test_what_is_not_used_is_said_in_one_line(folder):
+    source = images.open_source(str(folder), "train", size=8)
+    line = "files that are not used: without extension (1), .txt (1)"
+    assert images.describe_unused(source.ignored) == line
+    source = images.open_source(str(folder), "train", size=8, held_out=0.5)
+    others = images.open_source(str(folder), "test", size=8, held_out=0.5)
+    assert images.describe_unused(source.ignored).endswith(f"other splits ({len(others)})")
+    assert images.describe_unused({}) == ""
+
+
 def test_grey_pictures_and_names_of_ones_own(folder, tmp_path):
     names = tmp_path / "names"
     names.write_text("red\trot\ngreen\tgrün\nblue\tblau\n", encoding="utf-8")

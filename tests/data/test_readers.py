@@ -79,8 +79,40 @@ def test_all_kinds_list_the_same(make):
         assert reader.keys == KEYS
         assert reader.sizes.tolist() == [10, 3000, 10240, 0]
         assert reader.folders == {"cat", "dog", "dog/deep"}
-        assert reader.ignored == {"": 1, ".txt": 1}
+        hidden = {"hidden files": 3, "hidden folders '.git'": 1, "hidden folders '__MACOSX'": 1}
+        assert reader.ignored == {"": 1, ".txt": 1} | hidden
         assert [reader.read(i) for i in range(4)] == [FILES[key] for key in KEYS]
+
+
+def test_every_file_that_is_not_listed_is_counted_by_reason(make):
+    used = ["a/1.JFIF", "a/2.jpe", "a/3.Tif", "a/4.tiff", "a/5.PNG"]
+    unused = [
+        "a/x.heic",
+        "a/y.jp2",
+        "README",
+        "a/.z.jpg",
+        "a/._1.JFIF",
+        "Thumbs.db",
+        "a/Desktop.ini",
+    ]
+    hidden = [
+        ".git/1.jpg",
+        ".git/refs/2.jpg",
+        "a/.cache/3.jpg",
+        "b/.cache/4.jpg",
+        "__MACOSX/a/5.jpg",
+    ]
+    reader = make({key: b"1" for key in [*used, *unused, *hidden, "b/6.bmp"]})
+    assert reader.keys == sorted([*used, "b/6.bmp"])
+    assert reader.ignored == {
+        **{"": 1, ".heic": 1, ".jp2": 1, "hidden files": 4},
+        **{
+            "hidden folders '.git'": 1,
+            "hidden folders '.cache'": 2,
+            "hidden folders '__MACOSX'": 1,
+        },
+    }
+    assert reader.folders == {"a", "b"}
 
 
 def test_nothing_is_a_listing_too(make):
@@ -151,7 +183,7 @@ def test_pipes_and_folders_are_no_pictures(tmp_path):
     make_folder(tmp_path, {"folder.jpg/1.png": b"1", "empty.jpg/x.txt": b""})
     reader = readers.Folder(tmp_path)
     assert reader.keys == ["folder.jpg/1.png"]
-    assert reader.ignored == {".jpg": 1, ".txt": 1}
+    assert reader.ignored == {readers.IRREGULAR: 1, ".txt": 1}
     assert reader.folders == {"folder.jpg", "empty.jpg"}
 
 
@@ -225,8 +257,8 @@ def test_links_in_archives_are_not_followed(tmp_path):
     link.create_system, link.external_attr = 3, 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr(link, "/etc/passwd")
-    assert readers.Tar(tmp_path / "x.tar").ignored == {".jpg": 4}
-    assert readers.Zip(tmp_path / "x.zip").ignored == {".jpg": 1}
+    assert readers.Tar(tmp_path / "x.tar").ignored == {readers.IRREGULAR: 4}
+    assert readers.Zip(tmp_path / "x.zip").ignored == {readers.IRREGULAR: 1}
     assert readers.Tar(tmp_path / "x.tar").keys == readers.Zip(tmp_path / "x.zip").keys == []
 
 

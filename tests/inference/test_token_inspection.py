@@ -59,7 +59,7 @@ def test_a_summary_says_what_is_in_it(directory):
     text = token_inspection.summary(directory)
     assert "42 records of 4x4 tokens (uint8) from 21 images, with mirror images" in text
     assert "2 classes, from 14 records (cat) to 28 (bird)" in text
-    assert "files that are no pictures, left out: 1 .txt" in text
+    assert "files that are not used: .txt (1)" in text
 
 
 def test_originals_stand_above_their_reconstructions(model, directory, tmp_path):
