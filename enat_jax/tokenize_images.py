@@ -232,6 +232,8 @@ def main(arguments: list[str]) -> None:
         tokens.finish(flags.out, spec)  # reads all of it: what is damaged does not count as made
         print(f"{flags.out} already holds these tokens")
         return
+    if unused := images.describe_unused(source.ignored):
+        print(unused)
     settings = {k: v for k, v in sorted(location.items()) if k not in ("source", "split")}
     print(f"{flags.source}, {flags.split}: {', '.join(f'{k}={v}' for k, v in settings.items())}")
     print(
