@@ -7,10 +7,13 @@
     python -m enat_jax.evaluate --compare DIR DIR
 
 STATS is an .npz file: one made by this program, ADM's, or pytorch-fid's. SOURCE is digits, a
-folder, a .zip, a .tar or tfds:NAME. The images of a model stay pixels in memory; image i is of
-class i mod the number of classes and depends on the seed and i alone. DIR receives `card.md` and
-`card.json`. Start the same command again to go on with an interrupted one. Several hosts that
-share DIR take a part each: give them `--num-hosts N` and `--host-index` 0 to N-1.
+folder, a .zip, a .tar or tfds:NAME, for --images and --reference also an .npz file of images as
+ADM's programs write it. Of what `sample` wrote the samples count. Of a tokenizer the pictures that
+are held out are measured, if there are any, or those of --split. The images of a model stay pixels
+in memory; image i is of class i mod the number of classes and depends on the seed and i alone. DIR
+receives `card.md` and `card.json`. Start the same command again to go on with an interrupted one.
+Several hosts that share DIR take a part each: give them `--num-hosts N` and `--host-index` 0 to
+N-1.
 """
 
 import argparse
@@ -25,7 +28,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from enat_jax.data import images
 from enat_jax.evaluation import (
     accumulate,
     arguments,
@@ -35,6 +37,7 @@ from enat_jax.evaluation import (
     image_sets,
     measures,
     passes,
+    pictures,
     statistics,
 )
 from enat_jax.inference import generator, tokenization, tokenizer
@@ -58,10 +61,8 @@ def evaluate_model(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
     subject = image_sets.of_generator(model, num, flags.seed, flags.batch_size, network)
     reference = image_sets.open_reference(
         flags.reference,
-        lambda: _open_source(flags, flags.reference, model.tokenizer),
+        lambda: _opener(flags, network).reference(flags.reference, model.tokenizer),
         subject.shape,
-        network,
-        flags.keep,
     )
     sections = {
         "kind": "model",
@@ -81,18 +82,25 @@ def evaluate_tokenizer(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
     network = features.open_features(flags.features, weights=flags.inception)
     codec = tokenizer.Tokenizer.load(flags.tokenizer)
     needed = (*codec.image_size, codec.model.image_channels)
-    source = _open_source(flags, flags.source, codec)
+    opener = _opener(flags, network)
+    source = opener.held_out(flags.source, codec)
     if source.image_shape != needed:
         raise ValueError(
             f"pictures of --source {flags.source} are {image_sets.size_of(source.image_shape)}, "
-            f"the tokenizer takes {image_sets.size_of(needed)}: --set size=... and channels=... "
-            "change them"
+            f"the tokenizer takes {image_sets.size_of(needed)}: "
+            f"{tokenization.advice(flags.source, source.image_shape, needed)}"
         )
     subject = image_sets.of_tokenizer(codec, source, network)
-    path = flags.reference or flags.source
-    reference = image_sets.open_reference(
-        path, lambda: _open_source(flags, path, codec), needed, network, flags.keep
-    )
+
+    def originals() -> image_sets.ImageSet:
+        if flags.reference in (None, flags.source):
+            return image_sets.of_source(source, flags.keep, network)
+        if image_sets.is_npz(flags.reference):
+            return opener.reference(flags.reference)
+        others = opener.held_out(flags.reference, codec)
+        return image_sets.of_source(others, flags.keep, network)
+
+    reference = image_sets.open_reference(flags.reference or flags.source, originals, needed)
     sections = {
         "kind": "tokenizer",
         "model": {
@@ -110,16 +118,14 @@ def evaluate_images(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
     """Writes the card of pictures that came from elsewhere."""
     image_sets.refuse_models(flags.reference)
     network = features.open_features(flags.features, weights=flags.inception)
-    source = _open_source(flags, flags.images, None)
-    subject = image_sets.of_source(source, len(source), network)
+    opener = _opener(flags, network)
+    subject = opener.to_measure(flags.images)
     made_from = {"source": None}  # whoever made them learned from unknown images
     subject = dataclasses.replace(subject, description=subject.description | made_from)
     reference = image_sets.open_reference(
         flags.reference,
-        lambda: _open_source(flags, flags.reference, None),
+        lambda: opener.reference(flags.reference, shape=subject.shape),
         subject.shape,
-        network,
-        flags.keep,
     )
     identity = subject.spec.identity["images"]
     sections = {
@@ -151,6 +157,8 @@ def _evaluate(
         "num_hosts": hosts.number,
     }
     passes.claim(flags.out, settings)
+    if reason := measures.why_no_overlap(subject.spec.kept, reference.kept):
+        print(f"without precision, recall, density and coverage: {reason}", file=sys.stderr)
     if (flags.out / "card.json").exists():
         _show(cards.read(flags.out), flags.out)
         return
@@ -197,6 +205,8 @@ def _card(
         "caveats": [
             *caveats.of_reference(own.description, compared.description),
             *caveats.of_features(network, subject.shape),
+            *caveats.of_channels(subject.shape, reference.shape),
+            *(caveats.of_split(subject.split) if flags.tokenizer else []),
             *unmeasured,
         ],
         "features": {**network.description, "origin": network.origin},
@@ -211,6 +221,7 @@ def _card(
             "per_class": [int(counts.min()), int(counts.max())],
             "classes": len(counts),
             "size": list(subject.shape),
+            **({"split": subject.split} if subject.split else {}),
             "seed": flags.seed if flags.model else None,
         },
         "intervals": measures.about_intervals(flags.replicates),
@@ -230,6 +241,8 @@ def _try_features(
         sizes = {name: rows.shape[1] for name, rows in found.items()}
         reference.content.check_features(network.description, f"--reference {reference.path}")
         reference.content.check_dimensions(sizes, f"--reference {reference.path}")
+    elif reference.shape != subject.shape:
+        network(np.zeros((1, *reference.content.shape), np.uint8))
 
 
 def make_reference(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
@@ -238,13 +251,13 @@ def make_reference(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
     if path.suffix != ".npz":
         raise ValueError(f"--make-reference {path}: the name of a statistics file ends in .npz")
     network = features.open_features(flags.features, weights=flags.inception)
-    source = _open_source(flags, flags.reference, None)
-    subject = image_sets.of_source(source, flags.keep, network)
+    subject = _opener(flags, network).reference(flags.reference)
+    number = subject.spec.num_images
     if path.exists():
         loaded = statistics.Statistics.load(path)
         before = loaded.description | {"kept": 0 if loaded.pool is None else len(loaded.pool)}
         now = {k: v for k, v in subject.description.items() if k != "versions"}
-        now["kept"] = len(range(0, len(source), subject.spec.stride))
+        now["kept"] = subject.spec.kept
         # In the order of what is wanted, which has what matters most first.
         if found := files.differences(now, {k: before.get(k) for k in now}):
             name, wanted, was = found[0]
@@ -267,7 +280,7 @@ def make_reference(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
     subject.statistics(collected).save(path)
     if hosts.number == 1:  # another host may be reading
         shutil.rmtree(work)
-    print(f"statistics of {len(source):,} images of {image_sets.size_of(subject.shape)} in {path}")
+    print(f"statistics of {number:,} images of {image_sets.size_of(subject.shape)} in {path}")
 
 
 def compare(paths: list[str]) -> None:
@@ -276,33 +289,20 @@ def compare(paths: list[str]) -> None:
     print(cards.compare(first, second, (paths[0], paths[1])))
 
 
-def _open_source(
-    flags: argparse.Namespace, path: str, codec: tokenizer.Tokenizer | None
-) -> images.Source:
-    """Opens pictures as the tokenizer takes them, or as the flags say."""
-    settings = tokenization.source_settings(codec, path) if codec else {}
-    if flags.size is not None:
-        settings["size"] = flags.size
-    source = images.open_source(path, flags.split, **settings | dict(flags.set))
-    if len(source) < 2:
-        raise ValueError(
-            f"there is {len(source)} picture in the split {flags.split!r} of {path}: statistics "
-            "need at least 2, and many more for numbers that mean anything"
-        )
-    return source
+def _opener(flags: argparse.Namespace, network: features.Features) -> pictures.Opener:
+    return pictures.Opener(network, flags.split, flags.size, dict(flags.set), flags.keep)
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the use that the command line names."""
     parser = arguments.parser(__doc__ or "")
     flags = parser.parse_args(argv)
-    if hasattr(sys.stdout, "reconfigure"):  # what a notebook puts in its place has none
-        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
     use = next(name for name in arguments.NEEDED if getattr(flags, name) is not None)
     for name in arguments.NEEDED[use]:
         if getattr(flags, name) is None:
             raise ValueError(f"{arguments.option(use)} needs --{name}; see --help")
     arguments.refuse_without_effect(parser, flags, use)
+    arguments.refuse_unknown_settings(flags)
     if use == "compare":
         compare(flags.compare)
         return

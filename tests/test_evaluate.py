@@ -289,7 +289,10 @@ MODEL_MISTAKES = {  # changes to the arguments of a whole evaluation, and words 
         lambda tmp: {"--set": "size=16"},
         "are 16x16 pixels of 1 channel, those to measure 8x8",
     ),
-    "other channels": (lambda tmp: {"--set": "channels=3"}, "of 3 channels, those to measure"),
+    "an unknown setting": (
+        lambda tmp: {"--set": "colour=1"},
+        "--set colour=... is no setting of",
+    ),
     "no weights of Inception": (lambda tmp: {"--features": "inception"}, "--inception FILE"),
     "unknown features": (lambda tmp: {"--features": "vgg"}, "there are no features 'vgg'"),
     "one image": (lambda tmp: {"--num": 1}, "--num 1 is too few"),

@@ -61,6 +61,11 @@ class PassSpec:
         """The pool features of every image whose number is a multiple of it are kept."""
         return max(1, -(-self.num_images // self.keep))
 
+    @property
+    def kept(self) -> int:
+        """The number of images whose pool features are kept."""
+        return self.num_rows("pool", 0, self.num_images)
+
     def share(self, host_index: int, num_hosts: int) -> tuple[int, int]:
         """Returns the images of a host, the first and the one after the last."""
         chunks = -(-self.num_images // self.chunk)

@@ -1,10 +1,10 @@
 """The command line of ``evaluate``."""
 
 import argparse
-import pathlib
 from typing import Any
 
-from enat_jax.evaluation import measures, passes
+from enat_jax.data import images
+from enat_jax.evaluation import image_sets, measures, passes
 from enat_jax.inference import guidance
 from enat_jax.runtime import cli
 
@@ -54,6 +54,19 @@ def refuse_without_effect(
             )
 
 
+def refuse_unknown_settings(flags: argparse.Namespace) -> None:
+    """Raises ValueError if a setting of --set is one that none of the sources has."""
+    paths = [p for p in (flags.images, flags.source, flags.reference) if p is not None]
+    kinds = sorted({images.kind(path) for path in paths if not image_sets.is_npz(path)})
+    known = {name for kind in kinds for name in images.SETTINGS[kind]}
+    for name, _ in flags.set:
+        if name not in known:
+            those = ", ".join(sorted(known)) or "none, as .npz files stay as they are"
+            raise ValueError(
+                f"--set {name}=... is no setting of {', '.join(paths)}: there are {those}"
+            )
+
+
 def option(name: str) -> str:
     """Returns a flag as it is typed: "batch_size" is "--batch-size"."""
     return f"--{name.replace('_', '-')}"
@@ -73,15 +86,15 @@ def parser(description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     use = made.add_mutually_exclusive_group(required=True)
-    use.add_argument("--model", metavar="DIR", help="model directory, or hf://OWNER/NAME")
-    use.add_argument("--tokenizer", metavar="DIR", help="tokenizer directory")
+    use.add_argument("--model", type=cli.model, metavar="DIR", help="directory, or hf://OWNER/NAME")
+    use.add_argument("--tokenizer", type=cli.path, metavar="DIR", help="tokenizer directory")
     use.add_argument("--images", metavar="SOURCE", help="pictures that something else made")
-    use.add_argument("--make-reference", type=pathlib.Path, metavar="FILE", help=".npz to write")
+    use.add_argument("--make-reference", type=cli.path, metavar="FILE", help=".npz to write")
     use.add_argument("--compare", nargs=2, metavar="CARD", help="cards or their directories")
     add = made.add_argument
     add("--reference", help="statistics (.npz) or pictures to compare with")
     add("--source", help="pictures that a tokenizer reconstructs")
-    add("--split", default="train", help="of a source (default: train)")
+    add("--split", help="of a source (default: train; with --tokenizer one that is held out)")
     add("--size", type=cli.at_least_one, help="pixels of a side of a source's pictures")
     add(
         "--set",
@@ -89,7 +102,7 @@ def parser(description: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="another value for a setting of the source, such as channels=1",
+        help="another value for a setting, such as channels=1, of every source that has it",
     )
     add(
         "--features",
@@ -100,7 +113,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     add("--inception", metavar="FILE", help="weights of Inception, or 'download'")
     add("--num", type=cli.at_least_one, help=f"images of a model (default: {NUM:,})")
     add("--seed", type=int, default=0)
-    add("--out", type=pathlib.Path, metavar="DIR", help="directory to write")
+    add("--out", type=cli.path, metavar="DIR", help="directory to write")
     add("--batch-size", type=cli.at_least_one, default=64, help="images drawn at a time")
     add(
         "--keep",

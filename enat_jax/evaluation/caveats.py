@@ -34,6 +34,26 @@ def of_features(network: features.Features, shape: tuple[int, int, int]) -> list
     return found
 
 
+def of_channels(own: tuple[int, int, int], reference: tuple[int, int, int] | None) -> list[str]:
+    """Returns what must be said of shapes height, width, channels; None: not known."""
+    if reference is None or own[2] == reference[2]:
+        return []
+    return [
+        f"The images have {own[2]} channel{'s' * (own[2] > 1)}, those of the reference "
+        f"{reference[2]}: grey was repeated to three channels, and colour counts as a difference."
+    ]
+
+
+def of_split(split: str | None) -> list[str]:
+    """Returns what must be said of the split whose pictures a tokenizer reconstructed."""
+    if split is None or not split.startswith(("train", "all")):
+        return []
+    return [
+        f"The pictures are of the split {split!r}, which the tokenizer may have been trained on: "
+        "it reconstructs others less well."
+    ]
+
+
 def of_reference(own: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
     """Returns what makes numbers incomparable with others, or worth less than they look.
 

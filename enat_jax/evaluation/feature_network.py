@@ -88,6 +88,8 @@ class Features:
     def _checked(self, images: np.ndarray) -> UInt8[np.ndarray, "b h w c"]:
         """Returns the images; raises ValueError for others than ``image_shape`` says."""
         images = np.asarray(images)
+        if self.image_shape[2] == 3 and images.shape[3:] == (1,):  # as the networks of any channels
+            images = np.repeat(images, 3, axis=3)
         fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] in (1, 3)
         for size, needed in zip(images.shape[1:], self.image_shape, strict=False):
             fits &= needed in (None, size) and size > 0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from enat_jax.data import images
-from enat_jax.evaluation import accumulate, features
+from enat_jax.evaluation import accumulate, features, npz_files, npz_images
 from enat_jax.evaluation import statistics as image_statistics
 from enat_jax.inference import generator, tokenizer
 from enat_jax.runtime import versions
@@ -28,6 +28,7 @@ class ImageSet:
         spec: numbers and identity.
         shape: height, width, channels.
         description: of ``statistics.Statistics``, but for what is known afterwards.
+        split: of the source that the images are of; None: they are of no split.
     """
 
     load: accumulate.Load
@@ -35,6 +36,7 @@ class ImageSet:
     spec: accumulate.PassSpec
     shape: tuple[int, int, int]
     description: dict[str, Any]
+    split: str | None = None
 
     def statistics(self, collected: accumulate.Collected) -> image_statistics.Statistics:
         """Returns the statistics of all images, once they have passed."""
@@ -76,7 +78,7 @@ def of_source(source: images.Source, keep: int, network: features.Features) -> I
     num, classes = len(source), len(source.class_names)
     spec = accumulate.PassSpec(num, classes, keep, _identity(identity, network))
     about = _description(network, identity, shape, num)
-    return ImageSet(loader(source), True, spec, shape, about)
+    return ImageSet(loader(source), True, spec, shape, about, _split_of(identity))
 
 
 def loader(source: images.Source) -> accumulate.Load:
@@ -87,6 +89,17 @@ def loader(source: images.Source) -> accumulate.Load:
         return accumulate.Batch(batch["images"], batch["labels"])
 
     return load
+
+
+def of_npz(found: npz_images.NpzImages, keep: int, network: features.Features) -> ImageSet:
+    """Returns the images of an .npz file as they are."""
+
+    def load(start: int, stop: int) -> accumulate.Batch:
+        return accumulate.Batch(found.read(start, stop), found.labels[start:stop])
+
+    identity, shape = found.identity(), found.image_shape
+    spec = accumulate.PassSpec(len(found), found.num_classes, keep, _identity(identity, network))
+    return ImageSet(load, True, spec, shape, _description(network, identity, shape, len(found)))
 
 
 def of_tokenizer(
@@ -111,7 +124,12 @@ def of_tokenizer(
     num, classes = len(source), len(source.class_names)
     made = {"tokenizer": codec.fingerprint, "source": identity}
     spec = accumulate.PassSpec(num, classes, num, _identity(made, network))
-    return ImageSet(load, True, spec, shape, _description(network, identity, shape, num))
+    about = _description(network, identity, shape, num)
+    return ImageSet(load, True, spec, shape, about, _split_of(identity))
+
+
+def _split_of(identity: dict[str, Any]) -> str | None:
+    return identity.get("split")
 
 
 def _identity(images: dict[str, Any], network: features.Features) -> dict[str, Any]:
@@ -183,6 +201,19 @@ class Reference:
         spec = self.content.spec
         return {"source": spec.identity["images"], "keep": spec.keep}
 
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """Height, width and channels of pictures; None of statistics."""
+        return self.content.shape if isinstance(self.content, ImageSet) else None
+
+    @property
+    def kept(self) -> int | None:
+        """The number of images with features of their own; None if there are none."""
+        if isinstance(self.content, ImageSet):
+            return self.content.spec.kept
+        pool = self.content.pool
+        return self.content.description.get("sample_images") if pool is None else len(pool)
+
 
 def refuse_models(path: str) -> None:
     """Raises ValueError if it is the directory of a model or a tokenizer."""
@@ -194,41 +225,51 @@ def refuse_models(path: str) -> None:
             )
 
 
+def is_npz(path: str) -> bool:
+    """Says whether it is the name of an .npz file, of images or of statistics."""
+    return pathlib.Path(path).suffix.lower() == ".npz"
+
+
 def open_reference(
-    path: str,
-    open_source: Callable[[], images.Source],
-    shape: tuple[int, int, int],
-    network: features.Features,
-    keep: int,
+    path: str, open_pictures: Callable[[], ImageSet], shape: tuple[int, int, int]
 ) -> Reference:
     """Reads statistics, or opens pictures.
 
     Args:
         path: of the reference.
-        open_source: opens it, if it is pictures.
-        shape: height, width and channels that pictures must have.
-        network: the features.
-        keep: most pictures whose features are kept.
+        open_pictures: opens it, if it is pictures.
+        shape: height and width that pictures must have, and channels: where one side is grey, the
+            feature networks take it as RGB.
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is neither, or does not suit the images or the features.
+        ValueError: if it is neither, or does not suit the images.
     """
-    file = pathlib.Path(path)
-    if file.suffix == ".npz":
+    file = pathlib.Path(path).expanduser()
+    if is_npz(path) and not _holds_images_alone(file):
         found = image_statistics.Statistics.load(file)
-        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        with open(file, "rb") as content:
+            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
         num = found.description["num_images"]
         number = f"of {num:,} images" if num else "of an unknown number of images"
         return Reference(path, f"the statistics {file.name} {number}", sha256, found)
-    source = open_source()
-    if source.image_shape != shape:
+    pictures = open_pictures()
+    if pictures.shape[:2] != shape[:2]:
+        advice = "both must be of one size"
+        if not is_npz(path) and shape[0] == shape[1]:
+            advice = f"--set size={shape[0]} opens them so"
         raise ValueError(
-            f"pictures of --reference {path} are {size_of(source.image_shape)}, those to measure "
-            f"{size_of(shape)}: --set size=... and channels=... change them"
+            f"pictures of --reference {path} are {size_of(pictures.shape)}, those to measure "
+            f"{size_of(shape)}: {advice}"
         )
-    about = f"{len(source):,} images of {path}"
-    return Reference(path, about, None, of_source(source, keep, network))
+    split = pictures.split
+    about = f"{pictures.spec.num_images:,} images of {path}{f', split {split}' if split else ''}"
+    return Reference(path, about, None, pictures)
+
+
+def _holds_images_alone(path: pathlib.Path) -> bool:
+    with npz_files.open_npz(path, image_statistics.ADVICE) as archive:
+        return npz_images.IMAGES in archive and not {"description", "mu", "sigma"} & {*archive}
 
 
 def size_of(shape: tuple[int, int, int]) -> str:

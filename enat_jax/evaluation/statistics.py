@@ -13,22 +13,17 @@ What a file does not say is None in its description, and ``caveats.of_reference`
 not known.
 """
 
-import contextlib
 import dataclasses
 import json
-import math
 import os
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from enat_jax.data import records
-from enat_jax.evaluation import caveats
+from enat_jax.evaluation import caveats, npz_files
 from enat_jax.metrics.moments import Gaussian, Moments
 from enat_jax.runtime import files
 
@@ -36,7 +31,6 @@ FORMAT = "enat_jax statistics 1"
 # The keys of a description; there may be more.
 DESCRIPTION = "features source resolution crop num_images class_counts versions".split()
 ADVICE = "make statistics anew with `python -m enat_jax.evaluate --make-reference`"
-_DAMAGE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 _SIZES = {"pool": 2048, "spatial": 2023}  # of ADM's
 
 
@@ -129,14 +123,14 @@ class Statistics:
             OSError: if there is no such file or it cannot be read.
             ValueError: if it is something else, damaged, or holds what cannot be statistics.
         """
-        with open_npz(path, ADVICE) as archive:
+        with npz_files.open_npz(path, ADVICE) as archive:
             if "description" in archive:
                 return cls(*_ours(path, archive))
             if not {"mu", "sigma"} <= set(archive):
                 if "arr_0" in archive:
                     raise ValueError(
-                        f"{path} holds images (arr_0) and no statistics: write them as PNG files "
-                        f"into a folder and {ADVICE}"
+                        f"{path} holds images (arr_0) and no statistics: make those with `python "
+                        f"-m enat_jax.evaluate --make-reference FILE.npz --reference {path}`"
                     )
                 names = ", ".join(archive) or "no arrays"
                 raise ValueError(f"{path} holds {names} and no statistics: {ADVICE}")
@@ -152,7 +146,7 @@ def sample_images(
         OSError: if there is no such file or it cannot be read.
         ValueError: if it holds no images, or is damaged.
     """
-    with open_npz(path, ADVICE) as archive:
+    with npz_files.open_npz(path, ADVICE) as archive:
         shape, dtype = archive.header("arr_0") if "arr_0" in archive else ((), None)
         if len(shape) != 4 or dtype != np.uint8:
             raise ValueError(f"{path} holds no images: arr_0 is no uint8 array [n, h, w, c]")
@@ -162,7 +156,7 @@ def sample_images(
 # --- files ---------------------------------------------------------------------------------------
 
 
-def _ours(path: object, archive: "Archive") -> tuple[dict, np.ndarray | None, dict]:
+def _ours(path: object, archive: npz_files.Archive) -> tuple[dict, np.ndarray | None, dict]:
     text = archive.read("description").tobytes()
     try:
         about = json.loads(text)
@@ -185,7 +179,7 @@ def _ours(path: object, archive: "Archive") -> tuple[dict, np.ndarray | None, di
     return moments, kept, about
 
 
-def _of_others(path: object, archive: "Archive") -> tuple[dict, None, dict]:
+def _of_others(path: object, archive: npz_files.Archive) -> tuple[dict, None, dict]:
     moments = {"pool": _gaussian(path, archive, "mu", "sigma")}
     resize = None
     if {"mu_s", "sigma_s"} <= set(archive):
@@ -207,7 +201,9 @@ def _of_others(path: object, archive: "Archive") -> tuple[dict, None, dict]:
     return moments, None, about
 
 
-def _gaussian(path: object, archive: "Archive", mean_name: str, matrix_name: str) -> Gaussian:
+def _gaussian(
+    path: object, archive: npz_files.Archive, mean_name: str, matrix_name: str
+) -> Gaussian:
     mean, matrix = archive.read(mean_name), archive.read(matrix_name)
     if mean.dtype.kind != "f" or matrix.dtype.kind != "f":
         raise ValueError(
@@ -236,84 +232,3 @@ def _check(path: object, name: str, mean: np.ndarray, matrix: np.ndarray) -> Non
             f"{path}: {name} is no covariance, it is not symmetric or has negative variances: "
             f"{ADVICE}"
         )
-
-
-# --- arrays of .npz files -------------------------------------------------------------------------
-
-
-class Archive:
-    """The arrays of an .npz file from anywhere, by name.
-
-    Nothing is unpickled, and sizes are checked before memory is taken for them.
-    """
-
-    def __init__(self, file: zipfile.ZipFile) -> None:
-        self._file = file
-        names = [name for name in file.namelist() if name.endswith(".npy")]
-        self._names = {name.removesuffix(".npy"): name for name in names}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._names
-
-    def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
-        """Returns shape and type, which fit the number of bytes, without reading the data."""
-        with self._file.open(self._names[name]) as file:
-            shape, _, dtype = self._read_header(name, file)
-            return shape, dtype
-
-    def rows(self, name: str, number: int) -> Iterator[np.ndarray]:
-        """Yields parts of an array ``[n, ...]``, ``number`` rows or less at a time."""
-        with self._file.open(self._names[name]) as file:
-            shape, by_columns, dtype = self._read_header(name, file)
-            if by_columns and len(shape) > 1:
-                raise ValueError(f"{name} is stored by columns")
-            for start in range(0, shape[0], number):
-                part = (min(number, shape[0] - start), *shape[1:])
-                data = file.read(math.prod(part) * dtype.itemsize)
-                yield np.frombuffer(data, dtype).reshape(part)
-
-    def read(self, name: str) -> np.ndarray:
-        """Returns all of an array."""
-        self.header(name)  # before memory is taken for what a damaged one may say
-        with self._file.open(self._names[name]) as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-
-    def _read_header(self, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-        shape, by_columns, dtype = records.read_npy_header(file)
-        if dtype.hasobject:
-            raise ValueError(f"{name} holds pickled Python objects, which are never read")
-        size = self._file.getinfo(self._names[name]).file_size - file.tell()
-        if any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != size:
-            raise ValueError(f"{name} has {size} bytes for shape {shape} of {dtype}")
-        return shape, by_columns, dtype
-
-
-@contextlib.contextmanager
-def open_npz(path: str | os.PathLike, advice: str) -> Iterator[Archive]:
-    """Opens an .npz file; errors of reading it within become one line that names it.
-
-    Raises:
-        OSError: if there is no such file or it cannot be read.
-        ValueError: with ``advice``, if it is no .npz file or damaged.
-    """
-    path = pathlib.Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory, not an .npz file: {advice}")
-    if not path.exists():
-        raise FileNotFoundError(f"there is no {path}: {advice}")
-    with open(path, "rb") as file:
-        start = file.read(6)
-        if start == b"\x93NUMPY":
-            raise ValueError(f"{path} is a single array (.npy), not an .npz file: {advice}")
-        if not start.startswith(b"PK"):
-            raise ValueError(f"{path} is no .npz file: {advice}")
-        try:
-            with zipfile.ZipFile(file) as archive:
-                yield Archive(archive)
-        except _DAMAGE as error:
-            if str(path) in str(error):
-                raise
-            raise ValueError(f"{path} is damaged ({error}): {advice}") from error

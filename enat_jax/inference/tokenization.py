@@ -69,6 +69,16 @@ def source_settings(model: tokenizer.Tokenizer, source: str) -> dict[str, Any]:
     return {"size": height, "channels": model.model.image_channels} | flip
 
 
+def advice(source: str, shape: tuple[int, ...], needed: tuple[int, ...]) -> str:
+    """Returns what gives pictures of a source the shape ``[h, w, c]`` that is needed."""
+    differ = {"size": (shape[0], needed[0]), "channels": (shape[2], needed[2])}
+    options = {name: need for name, (found, need) in differ.items() if found != need}
+    if lacking := options.keys() - images.SETTINGS[images.kind(source)]:
+        return f"name other pictures, {source} has no setting {min(lacking)}"
+    wanted = " and ".join(f"--set {name}={need}" for name, need in options.items())
+    return f"{wanted} changes that"
+
+
 def tokenize(
     model: tokenizer.Tokenizer,
     source: images.Source,
