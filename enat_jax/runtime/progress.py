@@ -1,5 +1,6 @@
 """The progress of long work: a bar on a terminal, plain lines elsewhere."""
 
+import math
 import sys
 from typing import Any, Self, TextIO
 
@@ -8,13 +9,15 @@ import tqdm
 
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 LINE = "{n_fmt}/{total_fmt}{postfix}, {elapsed} elapsed, {remaining} left"
+MEMORY_S = 60.0  # of the rate: what is older than this counts for less and less
 
 
 class Progress:
     """A progress bar with loss, images per second and the time left.
 
     On a terminal it is a bar; elsewhere, such as in a log file, a plain line every ``interval``
-    seconds and one at the end. Of several processes the first one shows it.
+    seconds and one at the end. Of several processes the first one shows it. The rate is that of about
+    the last minute.
 
     Args:
         num_steps: of the whole run.
@@ -37,9 +40,8 @@ class Progress:
         stream = sys.stderr if stream is None else stream
         how: dict[str, Any] = {"bar_format": BAR, "dynamic_ncols": True}
         if not stream.isatty():
-            # The rate of a line is that since the last one.
-            how = {"bar_format": f"{unit} {LINE}", "mininterval": interval, "smoothing": 1}
-            how["gui"] = True  # tqdm writes nothing itself
+            # With "gui" tqdm writes nothing itself.
+            how = {"bar_format": f"{unit} {LINE}", "mininterval": interval, "gui": True}
         self._bar = _Bar(
             images_per_step,
             total=num_steps,
@@ -60,7 +62,15 @@ class Progress:
         """
         if loss is not None:
             self._bar.set_postfix_str(f"loss {float(loss):.4g}", refresh=False)
+        self._bar.count(step - self._bar.n)
         self._bar.update(step - self._bar.n)
+
+    def leave_out(self) -> None:
+        """Keeps the step under way, which has compiled or the like, out of rate and time left.
+
+        The first one is always left out.
+        """
+        self._bar.leave_out()
 
     def close(self) -> None:
         """Leaves the bar as it stands, or prints the last line."""
@@ -76,20 +86,42 @@ class Progress:
 
 
 class _Bar(tqdm.tqdm):
-    """What tqdm shows, with images per second; in its mode for windows ("gui") plain lines."""
+    """What tqdm shows, with a rate of our own; in its mode for windows ("gui") plain lines."""
 
     monitor_interval = 0  # no thread of its own: every update looks at the time
 
     def __init__(self, images_per_step: int, **how: Any) -> None:
         self._images_per_step = images_per_step
+        self._steps, self._seconds = 0.0, 0.0  # that the rate is of
+        self._since: float | None = None  # when the step under way began, if it is to be counted
         super().__init__(**how)
+
+    def count(self, steps: int) -> None:
+        """Notes for the rate that so many steps have been done since the last call."""
+        if self.disable or not steps:
+            return
+        now = self._time()
+        if self._since is not None:
+            seconds = max(0.0, now - self._since)
+            kept = math.exp(-seconds / MEMORY_S)
+            self._steps = kept * self._steps + steps
+            self._seconds = kept * self._seconds + seconds
+        self._since = now
+
+    def leave_out(self) -> None:
+        """Does not count what happens between the last call of ``count`` and the next."""
+        self._since = None
 
     @property
     def format_dict(self) -> dict[str, Any]:
         values = super().format_dict
+        values["rate"] = self._steps / self._seconds if self._seconds else None
         if values["rate"] is not None:
             images = f"{values['rate'] * self._images_per_step:.0f} images/s"
             values["postfix"] = ", ".join(filter(None, [values["postfix"], images]))
+        elif values["n"] < values["total"]:
+            # tqdm would take the mean since the start.
+            values["bar_format"] = values["bar_format"].replace("{remaining}", "?")
         return values
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:

@@ -34,6 +34,27 @@ def test_plain_lines_count_from_the_step_of_the_resume(monkeypatch):
     ]
 
 
+def test_compilation_is_not_in_the_time_left_which_changes_slowly(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(tqdm.std, "time", lambda: now[0])
+    stream = io.StringIO()
+    # Two shapes compile for 40 s each; a step takes a second, later two.
+    seconds = {1: 40.0, 12: 41.0} | {step: 2.0 for step in range(43, 62)}
+    with progress.Progress(100, 8, stream=stream, interval=10) as bar:
+        for step in range(1, 62):
+            if step == 12:
+                bar.leave_out()
+            now[0] += seconds.get(step, 1.0)
+            bar.update(step)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "step 1/100, 00:40 elapsed, ? left"  # nothing is known yet
+    assert lines[1] == "step 11/100, 8 images/s, 00:50 elapsed, 01:29 left"
+    assert lines[2] == "step 12/100, 8 images/s, 01:31 elapsed, 01:28 left"
+    assert lines[5] == "step 42/100, 8 images/s, 02:01 elapsed, 00:58 left"
+    left = [60 * int(x[:2]) + int(x[3:5]) for x in (line.split(", ")[3] for line in lines[5:])]
+    assert len(left) == 5 and max(abs(a - b) for a, b in zip(left, left[1:], strict=False)) < 8
+
+
 def test_other_processes_show_nothing(monkeypatch):
     monkeypatch.setattr(progress.jax, "process_index", lambda: 1)
     stream = io.StringIO()
