@@ -8,7 +8,8 @@ like ImageNet's a released tokenizer does better than training one: this is a qu
 width, sized for a single GPU, and its loss knows no perceptual or adversarial term, so
 reconstructions are soft. A smaller picture needs fewer levels: 128 pixels with
 --config.data.size=128 give 8x8 tokens. Not trained to the end here: learning rate and steps are
-those of MaskGIT's release, scaled to the batch.
+those of MaskGIT's release, scaled to the batch. Warm-up, restarts of codes and intervals shrink
+with --config.train.num_steps.
 """
 
 import ml_collections
@@ -30,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = {
         "source": None,  # give it on the command line
         "size": 256,  # pixels
-        "held_out": 0.05,  # share of the pictures kept for evaluation, if no folder is called test
+        "held_out": 0.05,  # share kept for evaluation; 0 if a folder is called test, None for TFDS
         "crop_area": (0.8, 1.0),  # share of the picture that a crop takes
         "flip": True,  # mirrored half of the time
         "workers": 0,  # processes that decode; 0: threads
@@ -45,6 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.loss = {
         "reconstruction": "l1",
+        "usage_decay": 0.99,
         "restart_every": 100,
         "restart_until": 20_000,
         "code_noise": 0.0,
@@ -57,3 +59,17 @@ def get_config() -> ml_collections.ConfigDict:
         "save_every": 1000,
     }
     return config
+
+
+def scaled(num_steps: int) -> dict[str, int | float]:
+    """Returns the settings of a run of so many steps, but for those that are given."""
+    restart_every = min(100, max(5, num_steps // 20))
+    return {
+        "optimizer.warmup_steps": min(500, num_steps // 20),
+        "loss.usage_decay": 1 - 1 / restart_every,  # a code is found dead within three restarts
+        "loss.restart_every": restart_every,
+        "loss.restart_until": min(20_000, num_steps * 2 // 5),  # the codes settle thereafter
+        "train.log_every": min(100, max(1, num_steps // 20)),
+        "train.eval_every": min(5000, max(1, num_steps // 4)),
+        "train.save_every": min(1000, max(1, num_steps // 8)),
+    }

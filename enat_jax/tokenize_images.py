@@ -29,7 +29,10 @@ PIXELS = 1 << 20  # of one call of the tokenizer on one device
 _SETTINGS = {name for settings in images.SETTINGS.values() for name in settings}
 _OF_SOURCE = "preprocessing.source."  # what a plan says of the settings of a source
 _LISTING = f"{_OF_SOURCE}listing"
-_CHOICE = ("num_images", "shard_items", _LISTING, f"{_OF_SOURCE}kept_to_train_on")
+_CHOICE = (
+    *("num_images", "shard_items", f"{_OF_SOURCE}num_images", _LISTING),
+    f"{_OF_SOURCE}kept_to_train_on",
+)
 # What else differs in the plan of a token set where a setting is another one.
 _EXPLAINS = {
     "copies": ("shard_items", "preprocessing.augmentation_seed"),
@@ -37,7 +40,7 @@ _EXPLAINS = {
     "split": _CHOICE,
     "held_out": _CHOICE,
     "splits": (*_CHOICE, "class_names"),
-    "classes": (*_CHOICE, "class_names", f"{_OF_SOURCE}class_order"),
+    "classes": ("class_names", f"{_OF_SOURCE}class_order", _LISTING),
     "class_order": ("class_names", _LISTING),
 }
 

@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,10 +17,11 @@ import pytest
 import tiny
 
 from enat_jax import tokenize_images
-from enat_jax.data import tokens
+from enat_jax.data import image_data, images, tokens
 from enat_jax.data.digits import Digits
 from enat_jax.inference import tokenizer
 from enat_jax.runtime import cli
+from enat_jax.training import config as train_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -95,6 +98,138 @@ def test_files_are_read_as_the_tokenizer_was_trained(tmp_path, capsys):
     assert len(seen["train"]) + len(seen["test"]) == 40 and not seen["train"] & seen["test"]
     assert 4 < len(seen["test"]) < 30
     assert f"{source}, train: channels=1, held_out=0.4, size=8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", ["/elsewhere/pictures.zip", "tfds:flowers"])
+def test_pictures_are_mirrored_as_those_of_training_were(tmp_path, capsys, source):
+    made = tiny.make_tokenizer()
+    data = {"source": source, "size": 8, "channels": 1, "flip": False}
+    codec = tokenizer.Tokenizer(made.model, made.params, (8, 8), {"config": {"data": data}})
+    codec.save(tmp_path / "model")
+    pictures = ["--source", write_pictures(tmp_path / "pictures", n=4), "--out"]
+    run(tmp_path / "model", *pictures, tmp_path / "plain")
+    printed = capsys.readouterr().out
+    assert "flip=False" in printed and "mirror image" not in printed
+    assert tokens.read_metadata(tmp_path / "plain")["num_records"] == 4
+    run(tmp_path / "model", *pictures, tmp_path / "mirrored", "--flips")
+    run(tmp_path / "model", *pictures, tmp_path / "flip", "--set", "flip=True")
+    for name in ("mirrored", "flip"):
+        assert tokens.read_metadata(tmp_path / name)["num_records"] == 8
+
+
+GO_ON = {
+    "flips": (("bird", "cat"), ["--flips"], "--flips"),
+    "flip": (("bird", "cat"), ["--set", "flip=False"], "--no-flips --set flip=false"),
+    "copies": (("bird", "cat"), ["--copies", 2], "--copies 2"),
+    "batch size": (("bird", "cat"), ["--batch-size", 3], "--batch-size 3"),
+    "split": (("bird", "cat"), ["--split", "all"], "--no-flips --split all"),
+    "share": (("bird", "cat"), ["--set", "held_out=0.5"], "--set held_out=0.5"),
+    "classes": (("bird", "cat"), ["--set", "classes=none"], "--set classes=none"),
+    "numbers of before": (("2", "10"), ["--set", "class_order=text"], "--set class_order=text"),
+    "classes of before": (("train", "valid"), ["--set", "splits=none"], "--set splits=none"),
+}
+
+
+@pytest.mark.parametrize("case", GO_ON)
+def test_a_set_that_was_begun_otherwise_can_be_gone_on_with(model, tmp_path, case):
+    """What the message advises leads on, also for what earlier versions began."""
+    classes, begun, advice = GO_ON[case]
+    source = write_pictures(tmp_path / "pictures", n=8, classes=classes)
+    common = ["--source", source, "--out", tmp_path / "out"]
+    now = ["--no-flips"] if case == "flips" else []
+    run(model, *common, *begun)
+    (tmp_path / "out" / "metadata.json").unlink()
+    before = content(tmp_path / "out")
+    with pytest.raises(ValueError, match="another token set: .*to go on with it, give ") as caught:
+        run(model, *common, *now)
+    assert str(caught.value).endswith(f"to go on with it, give {advice}")
+    run(model, *common, *shlex.split(advice))
+    assert before.items() <= content(tmp_path / "out").items()
+    assert len(tokens.TokenSet.open(tmp_path / "out")) > 0
+
+
+def test_other_pictures_have_no_advice(model, tmp_path):
+    source = write_pictures(tmp_path / "pictures", n=4)
+    run(model, "--source", source, "--out", tmp_path / "out")
+    write_pictures(source, n=6)
+    with pytest.raises(ValueError, match="choose another directory$"):
+        run(model, "--source", source, "--out", tmp_path / "out", "--set", "classes=none")
+
+
+def test_sets_of_earlier_versions_are_inspected(model, tmp_path, capsys):
+    source = write_pictures(tmp_path / "pictures", classes=("2", "10"))
+    run(model, "--source", source, "--out", tmp_path / "out", "--set", "class_order=text")
+    for name in ("plan.json", "metadata.json"):
+        path = tmp_path / "out" / name
+        values = json.loads(path.read_text())
+        del values["location"]["class_order"]  # which they did not know
+        path.write_text(json.dumps(values))
+    run(model, "--inspect", tmp_path / "out", "--out", tmp_path / "inspection")
+    assert "PSNR" in capsys.readouterr().out
+
+
+def test_classes_without_a_record_are_said(model, tmp_path, capsys):
+    source = write_pictures(tmp_path / "pictures", n=4, classes=("a", "b", "c", "d"))
+    path = source / "b" / "0001.png"
+    path.write_bytes(b"")
+    run(model, "--source", source, "--out", tmp_path / "out", "--on-error", "skip")
+    assert "classes without a record: 'b'\n" in capsys.readouterr().out
+
+
+VALUES = {  # of the settings of sources
+    "size": ("12", 12),
+    "channels": ("1", 1),
+    "classes": ("parent", "parent"),
+    "class_order": ("text", "text"),
+    "class_names": ("names.tsv", "names.tsv"),
+    "splits": ("none", "none"),
+    "held_out": ("0.5", 0.5),
+    "crop_area": ("(0.5, 0.6)", (0.5, 0.6)),
+    "crop_ratio": ("(0.9, 1.1)", (0.9, 1.1)),
+    "flip": ("False", False),
+    "data_dir": ("data", "data"),
+    "image_key": ("picture", "picture"),
+    "label_key": ("kind", "kind"),
+}
+
+
+def test_every_setting_of_the_table_means_the_same_everywhere(tmp_path):
+    table = (ROOT / "configs" / "README.md").read_text().split("--set NAME=VALUE")[1]
+    first = [row.split("|")[1] for row in table.split("\n\n")[0].splitlines()[2:]]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(first))) == sorted(VALUES)
+    known = images.SETTINGS["files"].keys() | images.SETTINGS["tfds"].keys()
+    assert known == VALUES.keys()
+    names = tmp_path / "names.tsv"
+    names.write_text("bird\tVogel\ncat\tKatze\n")
+    source = write_pictures(tmp_path / "pictures")
+    for name, (text, value) in VALUES.items():
+        if name == "class_names":
+            text = value = str(names)
+        config = train_config.load(
+            str(ROOT / "configs" / "images_vqgan.py"),
+            [f"--config.data.source={source}", "--config.data.held_out=None"]
+            + [f"--config.data.{name}={text}"],
+        )
+        data = image_data.Data.of(train_config.complete(config).data.to_dict())
+        assert data.settings[name] == value
+        (_, parsed) = cli.name_value(f"{name}={text}")
+        assert parsed == value
+        if name in images.SETTINGS["files"]:
+            given = dict(data.settings) | {name: parsed}
+            again = images.open_source(str(source), "train", **given)
+            assert again.identity() == data.open("train").identity()
+            assert again.class_names == data.open("train").class_names
+        else:
+            with pytest.raises(ValueError, match=f"no settings .*{name}.*set the others to None"):
+                data.open("train")
+
+
+def test_what_a_source_does_not_have_is_left_out_by_none(model, tmp_path):
+    source = write_pictures(tmp_path / "pictures", n=4)
+    common = ["--source", source, "--out", tmp_path / "out"]
+    with pytest.raises(ValueError, match="no settings .*'data_dir'.*set the others to None"):
+        run(model, *common, "--set", "data_dir=x")
+    run(model, *common, "--set", "data_dir=None")
 
 
 def test_hosts_share_a_set(model, tmp_path, capsys):

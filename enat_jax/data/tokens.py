@@ -27,10 +27,10 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from enat_jax.data import records
-from enat_jax.runtime import files, versions
+from enat_jax.runtime import files, paths, versions
 
 FORMAT = "enat_jax tokens 3"
-MAX_SHARDS = 128  # open files; macOS lets a process have 256
+MAX_SHARDS = 128  # of which ``records`` keeps as many open as a process may
 MIN_ITEMS = 256  # of a shard, or a small set would be many tiny files
 MADE_BY = "python -m enat_jax.tokenize_images"
 
@@ -230,7 +230,7 @@ def read_shard(
         digest, sha256, num_records, first, *_ = (description[name] for name in names)
         place = plan["digest"], int(path.name[:5]) * plan["shard_items"] // plan["copies"]
         content = path.with_suffix(".npy").read_bytes()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged or stands alone ({error}): {again}") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path.with_suffix('.npy')} is damaged: {again}")
@@ -290,30 +290,31 @@ class TokenSet:
 
         Raises:
             FileNotFoundError: there is no token set.
+            OSError: it cannot be read.
             ValueError: it is unfinished, damaged or of another format.
         """
-        directory = pathlib.Path(directory)
+        directory = paths.local(directory)
         metadata = read_metadata(directory)
         try:
             grid = tuple(metadata["grid"])
             lengths = metadata["shards"]
             num_shards = len(lengths)
-            paths = [_shard_path(directory, i, num_shards, ".npy") for i in range(num_shards)]
+            shards = [_shard_path(directory, i, num_shards, ".npy") for i in range(num_shards)]
             if not lengths or not all(n >= 0 for n in lengths) or not sum(lengths):
                 raise ValueError("it has no records")
             dtype = records.dtype(grid[0] * grid[1], metadata["codebook_size"])
             return cls(
-                rows=records.Files(paths, lengths, dtype),
+                rows=records.Files(shards, lengths, dtype),
                 grid=grid,
                 codebook_size=metadata["codebook_size"],
                 class_names=tuple(metadata["class_names"]),
                 tokenizer=metadata["tokenizer"],
                 preprocessing=metadata["preprocessing"],
             )
-        except (OSError, EOFError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (FileNotFoundError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"the token set in {directory} is damaged ({error}): remove it and make it again "
-                f"with {MADE_BY}"
+                f"the token set in {directory} is damaged ({error}): start the command that made "
+                f"it ({MADE_BY}) again, it says what to remove and makes only that anew"
             ) from error
 
     @classmethod
@@ -329,7 +330,7 @@ class TokenSet:
             FileNotFoundError: there is no such file.
             ValueError: it is no such file, or its tokens are no square grid.
         """
-        rows = records.Reference(pathlib.Path(path), codebook_size, len(class_names))
+        rows = records.Reference(paths.local(path), codebook_size, len(class_names))
         side = math.isqrt(rows.num_tokens)
         if side * side != rows.num_tokens:
             raise ValueError(f"{path}: {rows.num_tokens} tokens an image are no square grid")
@@ -345,7 +346,7 @@ class TokenSet:
 
 def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
     """Returns the metadata of a finished token set; raises as ``TokenSet.open`` does."""
-    directory = pathlib.Path(directory)
+    directory = paths.local(directory)
     path = directory / "metadata.json"
     if not path.is_file():
         if (directory / "plan.json").is_file():
@@ -386,7 +387,10 @@ def digest(plan: dict[str, Any]) -> str:
 
 
 # What follows from the settings of a plan, and tells less about why two plans differ.
-_CONSEQUENCES = ("num_images", "class_names", "shard_items", "preprocessing.source.listing")
+_CONSEQUENCES = (
+    *("num_images", "class_names", "shard_items"),
+    *("preprocessing.source.num_images", "preprocessing.source.listing"),
+)
 
 
 class OtherTokens(ValueError):

@@ -9,9 +9,10 @@ import functools
 import inspect
 import json
 import os
+import pathlib
 import runpy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -21,7 +22,7 @@ from enat_jax.data import image_data, images, token_data
 from enat_jax.evaluation import during_training
 from enat_jax.inference import sampling
 from enat_jax.models import classifier, transformers, vqgan
-from enat_jax.runtime import sharding
+from enat_jax.runtime import files, paths, sharding
 from enat_jax.schedules import reveal
 from enat_jax.training import classifier_task, enat_task, optim, settings, vqgan_task
 from enat_jax.training.task import Task
@@ -33,6 +34,9 @@ RENAMED: dict[str, dict[str, str]] = {"enat": {"training": "loss"}, "vqgan": {},
 
 # Settings that change speed and rounding alone, so that a run may go on elsewhere with others.
 SPEED = [("model", name) for name in ("remat", "attention", "unroll")]
+
+# Settings that runs of earlier versions go on without, although the config has them now.
+LATER = ("loss.ema_warmup",)
 
 # Sections that may change when a run goes on; the task says what must not change of its data.
 FREE = ("data", "train", "sampler", "sharding", "evaluation")
@@ -47,7 +51,8 @@ class Loop:
         num_steps: of the whole run.
         accumulate: micro-batches that a step's batch is cut into, each with its own token counts;
             the update is that of their mean gradient.
-        log_every, eval_every, save_every: intervals; evaluation and saving happen at the end too.
+        log_every, eval_every, save_every: intervals; evaluation and saving happen at the end too,
+            and what is evaluated is saved before.
         keep, keep_every: checkpoints that stay: the newest, and at multiples of so many steps.
         best_metric, best_mode: of evaluation, such as "held_out/loss_0.5_visible", and "min" or
             "max"; the checkpoint that is best by it stays too. None: none.
@@ -58,6 +63,8 @@ class Loop:
         matrix_rate: whether to measure the devices' matrix rate at the start, to log what share of
             it training reaches.
         wandb_project: of Weights & Biases, where metrics go too; None: nowhere.
+        rehearse: whether a new run, or one with changed settings, first tries all that it will do
+            later and once, see ``rehearsal``.
     """
 
     batch_size: int
@@ -75,6 +82,7 @@ class Loop:
     hang_timeout: float | None = 1800.0
     matrix_rate: bool = True
     wandb_project: str | None = None
+    rehearse: bool = True
 
     def __post_init__(self) -> None:
         intervals = ("log_every", "eval_every", "save_every")
@@ -84,12 +92,6 @@ class Loop:
                 raise ValueError(f"train.{name}={value!r} must be a whole number of at least 1")
         if self.hang_timeout is not None and not self.hang_timeout > 0:
             raise ValueError(f"train.hang_timeout={self.hang_timeout!r} must be positive or None")
-        if self.best_metric and self.eval_every % self.save_every:
-            raise ValueError(
-                f"train.eval_every={self.eval_every} must be a multiple of "
-                f"train.save_every={self.save_every} for train.best_metric: what is not saved "
-                "cannot be kept as the best"
-            )
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"train.batch_size={self.batch_size} is not divisible by "
@@ -188,17 +190,75 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     return config.value
 
 
+def keep_what_began(workdir: pathlib.Path, values: flags.FlagValues = flags.FLAGS) -> Iterator[str]:
+    """Gives a run that goes on the values that it began with, where the flags leave that open.
+
+    These are values that the config's file makes of the number of steps, see ``scaled`` there, and
+    of settings that were not there yet when the run began.
+
+    Args:
+        workdir: of the run.
+        values: with the flag of ``define``, whose config is changed.
+
+    Yields:
+        A sentence for each value that has been changed.
+
+    Raises:
+        OSError: ``config.json`` cannot be read.
+        ValueError: it is damaged.
+    """
+    path = workdir / "config.json"
+    if not (any((workdir / "checkpoints").glob("[0-9]*")) and path.exists()):
+        return
+    begun = files.read_json(path, "move it away; nothing else needs it")
+    config, parser = values["config"].value, values["config"].parser
+    if not isinstance(begun, dict) or begun.get("task") != config.task:
+        return  # which will be refused
+    before = {RENAMED[config.task].get(name, name): value for name, value in begun.items()}
+    for setting in sorted({*parser.scaled(), *LATER} - parser.given):
+        section, name = setting.split(".")
+        known, now = before.get(section) or {}, config.get(section) or {}
+        if section in FREE or name not in now or (setting in LATER and name in known):
+            continue
+        value = known.get(name, schema(config.task)[section][name].default)
+        if value != now[name]:
+            yield f"{setting} stays {value}, as this run began; a new one would have {now[name]}"
+            _put(config, setting, value)
+
+
+def _put(config: ml_collections.ConfigDict, path: str, value: Any) -> None:
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    with config.unlocked(), config.ignore_type():
+        config.update(value)
+
+
 class _ConfigParser(flags.ArgumentParser):
-    """Reads ``FILE``, or ``FILE:NAME`` for a ``get_config`` that takes a name."""
+    """Reads ``FILE``, or ``FILE:NAME`` for a ``get_config`` that takes a name.
+
+    A file may say by a function ``scaled`` which settings follow from the number of steps: from
+    ``num_steps`` it makes their values, by names such as "optimizer.warmup_steps".
+
+    Attributes:
+        given: settings that flags have given, by such names.
+        scaled: returns the values of the settings that follow from the number of steps.
+    """
+
+    given: set[str]
+    scaled: Callable[[], dict[str, Any]]
 
     def __init__(self, values: flags.FlagValues):
         self._values = values
 
     def parse(self, argument: str) -> ml_collections.ConfigDict:
-        path, *name = argument.split(":", 1)
+        # The path of a file may have a colon, too.
+        whole = paths.local(argument).is_file()
+        path, *name = [argument] if whole else argument.split(":", 1)
+        path = str(paths.local(path))
         if not os.path.isfile(path):
             raise FileNotFoundError(f"there is no config file {argument}")
-        config = runpy.run_path(path)["get_config"](*name)
+        file = runpy.run_path(path)
+        config = file["get_config"](*name)
         old_names = RENAMED[_task(config)]
         known = {"seed": SEED} | {
             f"{section}.{name}": setting
@@ -211,11 +271,15 @@ class _ConfigParser(flags.ArgumentParser):
                 del config[old]
         config.lock()
 
+        scaled = file.get("scaled")
+        self.given, self.scaled = set(), lambda: scaled(config.train.num_steps) if scaled else {}
+
         def put(path: str, value: Any) -> None:
-            for name in reversed(path.split(".")):
-                value = {name: value}
-            with config.unlocked(), config.ignore_type():
-                config.update(value)
+            self.given.add(path)
+            _put(config, path, value)
+            for other, following in self.scaled().items():
+                if other not in self.given:
+                    _put(config, other, following)
 
         for path, setting in known.items():
             section, *name = path.split(".")
@@ -297,4 +361,7 @@ def complete_identity(values: Mapping[str, Any]) -> dict[str, Any]:
         for name, section in sections.items()
         if name not in FREE
     }
+    if values.get("data", {}).get("source") == "files":
+        # Versions that did not write it down knew no other.
+        filled["data"] = {"class_order": "text"} | values["data"]
     return {"seed": SEED.default} | values | filled

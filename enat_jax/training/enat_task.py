@@ -58,7 +58,12 @@ class Loss:
         label_smoothing: of the target distribution.
         label_drop: probability that a label becomes "no class". The reference drops twice, 0.15
             and 0.1, which is 0.235 in all.
-        ema_decay: of the parameters' moving average, which starts at the initial parameters.
+        ema_decay: of the parameters' moving average, which starts at the initial parameters, is
+            evaluated, and is the model that a run leaves.
+        ema_warmup: whether the decay of update n, counted from 0, is at most (1 + n) / (10 + n), so
+            that a run too short for ``ema_decay`` forgets its initial parameters nevertheless. The
+            rule is that of TensorFlow's ``ExponentialMovingAverage`` for its ``num_updates``. The
+            reference has none.
         max_shapes: compiled window shapes; more pad less and compile longer.
         words_from_codebook: whether the table of word embeddings starts as a random projection of
             the tokenizer's codebook, so that codes that look alike begin alike. The reference
@@ -68,6 +73,7 @@ class Loss:
     label_smoothing: float = 0.1
     label_drop: float = 0.235
     ema_decay: float = 0.9999
+    ema_warmup: bool = False
     max_shapes: int = 40
     words_from_codebook: bool = False
 
@@ -78,6 +84,19 @@ class Loss:
                 raise ValueError(f"{name}={value!r} must lie in [0, 1)")
         if self.max_shapes < 1:
             raise ValueError(f"max_shapes={self.max_shapes!r} must be at least 1")
+
+    def decay_at(self, updates: Int[Array, ""]) -> float | Float[Array, ""]:
+        """Returns the moving average's decay of the update after so many; may be traced."""
+        if not self.ema_warmup:
+            return self.ema_decay
+        return jnp.minimum(self.ema_decay, (1 + updates) / (10 + updates))
+
+    def initial_share(self, updates: int) -> float:
+        """Returns the share of the initial parameters in the average after so many updates."""
+        if not self.ema_warmup:
+            return self.ema_decay**updates
+        warming = ((1 + n) / (10 + n) for n in range(min(updates, 100)))  # less than 1e-11 then
+        return math.prod(min(self.ema_decay, decay) for decay in warming)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -195,7 +214,9 @@ class Task:
         """The optimizer's update and that of the moving average; the step is not counted here."""
         del extra
         state = tasks.apply_gradients(state, self.optimizer, grads)
-        decay = self.loss.ema_decay
+        decay = self.loss.decay_at(
+            state.step - state.skipped
+        )  # steps without an update don't count
         ema_params = jax.tree.map(
             lambda e, p: decay * e + (1 - decay) * p, state.ema_params, state.params
         )
@@ -209,10 +230,12 @@ class Task:
         held_out = (f"held_out/{kind}_{share:.4g}_visible" for share in shares for kind in kinds)
         return (*held_out, *(self.quality.names if self.quality else ()))
 
-    def evaluate(self, state: TrainState, mesh: jax.sharding.Mesh) -> Iterator[tuple[str, float]]:
+    def evaluate(
+        self, state: TrainState, mesh: jax.sharding.Mesh, few: bool = False
+    ) -> Iterator[tuple[str, float]]:
         """Held-out loss and accuracy by share of visible tokens, and the quality of samples.
 
-        Of masked tokens, by the EMA model.
+        Of masked tokens, by the EMA model. ``few``: one chunk of samples.
         """
         if self.held_out is not None:
             scores = self._held_out_scores(self.held_out, state, mesh)
@@ -221,7 +244,7 @@ class Task:
             # Of one size, so that the last samples need no compilation of their own.
             size = min(accumulate.CHUNK, self.quality.num)
             draw = functools.partial(self._samples, state, mesh, size)
-            yield from self.quality.measure(draw, self.model.num_classes)
+            yield from self.quality.measure(draw, self.model.num_classes, few)
 
     def _held_out_scores(
         self, held_out: TokenSet, state: TrainState, mesh: jax.sharding.Mesh
@@ -316,7 +339,10 @@ def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Ta
         and None not in (token_set.tokenizer, held_out.tokenizer)
         and held_out.class_names != token_set.class_names
     ):
-        raise ValueError(f"{data.held_out_tokens} has other classes than {data.tokens}")
+        advice = "name tokens of the same class folders"
+        if sorted(held_out.class_names) == sorted(token_set.class_names):
+            advice = "they are numbered otherwise; make one again with --set class_order=text"
+        raise ValueError(f"{data.held_out_tokens} has other classes than {data.tokens}: {advice}")
     if data.in_memory:
         token_set = token_set.in_memory()
     return assemble(

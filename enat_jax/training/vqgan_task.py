@@ -180,11 +180,13 @@ class Task(image_task.ImageTask):
         )
         return {**state.params, "codebook": codebook}, usage, restarted
 
-    def evaluate(self, state: TrainState, mesh: jax.sharding.Mesh) -> Iterator[tuple[str, float]]:
+    def evaluate(
+        self, state: TrainState, mesh: jax.sharding.Mesh, few: bool = False
+    ) -> Iterator[tuple[str, float]]:
         """Held-out reconstruction errors (of pixels in [0, 1]) and the use of the codebook."""
         squared, absolute, pixels = 0.0, 0.0, 0
         counts = np.zeros(self.model.codebook_size)
-        for rows in self.held_out_batches(EVALUATED):
+        for rows in self.held_out_batches(EVALUATED, few):
             originals = rows["images"]
             reconstruction, ids = self._reconstructed(state.params, originals, mesh)
             error = reconstruction - originals / 255.0
@@ -261,7 +263,8 @@ def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Ta
     if channels != model.image_channels or height % side or width % side:
         raise ValueError(
             f"images of {height, width, channels} do not suit a tokenizer of "
-            f"{model.image_channels=} and {side} pixels a token"
+            f"{model.image_channels=} and {side} pixels a token: give data.channels and "
+            f"model.image_channels the same value, and data.size a multiple of {side}"
         )
     loss = Loss(**config.loss)
     positions = batch_size * (height // side) * (width // side)
