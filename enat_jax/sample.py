@@ -9,9 +9,10 @@ Names with commas are found, too; in double quotes, '"cat, wild",dog', nothing i
 
 DIR receives `NNNNN_<class name>.png`, `grid.png` with a row per label, and `settings.json`. Images
 are numbered through, label by label; an image depends on seed, number and label alone. What it was
-made with stands in its text chunk "parameters", too, as JSON. Interrupt it whenever you like: the
-same command again draws what is missing and makes the same files; a directory with images of other
-settings is left alone.
+made with stands in its text chunk "parameters", too, as JSON. With --npz all images stand in
+`samples.npz`, too, as ADM's evaluation program and `evaluate --images` read them. Interrupt it
+whenever you like: the same command again draws what is missing and makes the same files; a
+directory with images of other settings is left alone.
 """
 
 import argparse
@@ -163,9 +164,17 @@ def main(argv: list[str]) -> None:
         raise ValueError("--guidance-interval needs --guidance-schedule interval")
     labels = parse_labels(options.labels, model.class_names)
     image_directory.draw(
-        model, labels, options.num, options.out, seed=options.seed, batch_size=options.batch_size
+        model,
+        labels,
+        options.num,
+        options.out,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        npz=options.npz,
     )
     print(f"[sample] images and grid.png in {options.out}")
+    if options.npz:
+        print(f"[sample] {options.out / image_directory.NPZ}")
     if options.reveal:
         numbers = reveal_pictures.spread(len(labels), options.num)
         shown = np.repeat(labels, options.num)[numbers]
@@ -196,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=cli.path, required=True, metavar="DIR", help="for the images")
     add("--batch-size", type=int, default=generator.BATCH_SIZE, help="images at a time")
     add("--dtype", choices=("float32", "bfloat16"), help="of the computation, instead of its own")
+    add("--npz", action="store_true", help="also write samples.npz, as ADM's evaluation reads it")
     add(
         "--reveal",
         type=_kinds,

@@ -80,6 +80,23 @@ def test_the_files(model, saved, tmp_path, capsys):
         assert found[name] == settings[name]
 
 
+def test_all_images_stand_in_an_npz_file_as_adm_s_programs_write_it(model, saved, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["--model", saved, "--labels", "dog,3", "--num", 2, "--out", out]
+    assert ends(capsys, *arguments)[0] is None
+    before = contents(out)
+    code, stdout, _ = ends(capsys, *arguments, "--npz")
+    assert code is None and str(out / "samples.npz") in stdout
+    after = contents(out)
+    with np.load(out / "samples.npz") as arrays:
+        images, labels = arrays["arr_0"], arrays["arr_1"]
+    expected = model.sample([1, 1, 3, 3], seed=0)
+    np.testing.assert_array_equal(images, np.repeat(expected, 3, axis=-1))
+    assert labels.tolist() == [1, 1, 3, 3] and labels.dtype == np.int64
+    assert after.items() > before.items() and after.keys() - before.keys() == {"samples.npz"}
+    assert ends(capsys, *arguments, "--npz")[0] is None and contents(out) == after
+
+
 def test_options_change_the_sampler(saved, tmp_path, capsys):
     out = tmp_path / "out"
     options = ["--guidance-scale", 0, "--token-temperature", 0, "--mask-temperature", 0.5]

@@ -1,6 +1,7 @@
 """A directory of drawn images, which an interrupted program completes when it is started again.
 
-It holds ``NNNNN_<class name>.png``, ``grid.png`` with a row per label, and ``settings.json``.
+It holds ``NNNNN_<class name>.png``, ``grid.png`` with a row per label, and ``settings.json``. On
+request all images stand in ``samples.npz``, too, as ADM's evaluation program reads them.
 Images are numbered through, label by label; an image depends on seed, number and label alone. What
 it was made with stands in its text chunk "parameters", too, as JSON.
 """
@@ -9,8 +10,9 @@ import concurrent.futures
 import dataclasses
 import json
 import pathlib
+import zipfile
 from collections.abc import Iterable
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -20,8 +22,9 @@ from jaxtyping import UInt8
 import enat_jax
 from enat_jax.data import drawn
 from enat_jax.inference import generator
-from enat_jax.runtime import files, png, progress
+from enat_jax.runtime import files, os_errors, paths, png, progress
 
+NPZ = "samples.npz"
 MAX_IMAGES = 10**7  # of a directory
 GRID_COLUMNS = 50  # images of a label in `grid.png` at most, its first
 GRID_IMAGES = 2500  # images of `grid.png` at most, in whole rows
@@ -85,7 +88,8 @@ class Images:
             with PIL.Image.open(self.path(number), formats=("PNG",)) as image:
                 found = dict(image.info)
                 image.verify()  # reads every chunk up to the last and compares the checksums
-        except (OSError, SyntaxError, ValueError):
+        except (OSError, SyntaxError, ValueError) as error:
+            os_errors.pass_on(error, self.path(number))  # it may be there, and good
             return False
         return found.items() >= self.text(number).items()
 
@@ -110,6 +114,7 @@ def draw(
     *,
     seed: int = 0,
     batch_size: int = generator.BATCH_SIZE,
+    npz: bool = False,
 ) -> UInt8[np.ndarray, "n h w c"]:
     """Draws ``num`` images of each label into a directory, but for those that are there already.
 
@@ -120,6 +125,7 @@ def draw(
         out: directory, created if missing.
         seed: 0 <= seed < 2**32.
         batch_size: images per call of the network.
+        npz: whether ``samples.npz`` is written, too.
 
     Returns:
         The images of ``grid.png``.
@@ -134,7 +140,7 @@ def draw(
             raise ValueError(f"{name}={value} must be at least 1")
     if not 0 <= seed < 2**32:
         raise ValueError(f"{seed=} must be a whole number from 0 to 2**32 - 1")
-    images = Images(model, labels, num, seed, pathlib.Path(out))
+    images = Images(model, labels, num, seed, paths.local(out))
     # Not len, which has a limit of its own.
     if num * len(labels) > MAX_IMAGES:
         raise ValueError(
@@ -149,6 +155,8 @@ def draw(
         columns = min(num, GRID_COLUMNS)
         first = _for_grid(images, columns)
         png.write_png(images.out / "grid.png", png.grid(first, columns))
+        if npz:
+            _write_npz(images)
     return first
 
 
@@ -220,6 +228,30 @@ def _for_grid(images: Images, columns: int) -> UInt8[np.ndarray, "n h w c"]:
     numbers = [label * images.num + i for label in labels for i in range(columns)]
     first = [_read(images.path(number)) for number in numbers]
     return np.stack(first).reshape(len(first), height, width, -1)
+
+
+def _write_npz(images: Images) -> None:
+    """Writes ``arr_0``, uint8 ``[n, h, w, 3]``, and ``arr_1``, the labels, an image at a time.
+
+    The format is that of github.com/openai/guided-diffusion; grey is repeated to three channels.
+    """
+    shape = (*images.model.tokenizer.image_size, 3)
+
+    def write(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+                about = {"descr": "|u1", "fortran_order": False, "shape": (len(images), *shape)}
+                np.lib.format.write_array_header_1_0(member, about)
+                for number in range(len(images)):
+                    pixels = _read(images.path(number))
+                    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+                    member.write(np.broadcast_to(pixels, shape).tobytes())
+            with archive.open("arr_1.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(
+                    member, np.repeat(np.asarray(images.labels, np.int64), images.num)
+                )
+
+    files.write_atomically(images.out / NPZ, write)
 
 
 def _read(path: pathlib.Path) -> UInt8[np.ndarray, "h w ..."]:

@@ -11,8 +11,8 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any, Self
 
 import numpy as np
 from jaxtyping import Float
@@ -20,12 +20,14 @@ from jaxtyping import Float
 _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]+\.unfinished")
 
 
-def write_atomically(path: pathlib.Path, content: bytes, sync: bool = True) -> None:
+def write_atomically(
+    path: pathlib.Path, content: bytes | Callable[[IO[bytes]], object], sync: bool = True
+) -> None:
     """Writes a file whole or not at all; several processes may write the same one.
 
     Args:
         path: of the file, in a directory that exists.
-        content: of the file.
+        content: of the file, or a function that writes it.
         sync: wait for the disk, so that the file is whole even if the machine stops. Thousands of
             small files would feel this.
 
@@ -33,10 +35,10 @@ def write_atomically(path: pathlib.Path, content: bytes, sync: bool = True) -> N
         OSError: the file cannot be written; the error names ``path``.
     """
     temporary = _temporary(path)
-    with _naming(path):
+    with naming(path):
         try:
             with open(temporary, "wb") as file:
-                file.write(content)
+                content(file) if callable(content) else file.write(content)
                 if sync:
                     file.flush()
                     os.fsync(file.fileno())
@@ -49,8 +51,8 @@ def write_atomically(path: pathlib.Path, content: bytes, sync: bool = True) -> N
 
 
 @contextlib.contextmanager
-def _naming(path: pathlib.Path) -> Iterator[None]:
-    """Within, an OSError names ``path``: that of a full disk names no file, others another one."""
+def naming(path: pathlib.Path) -> Iterator[None]:
+    """Within, an OSError names ``path``: one of reading or writing names no file, or another."""
     try:
         yield
     except OSError as error:
@@ -61,7 +63,7 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
 def require_writable(path: pathlib.Path) -> None:
     """Raises an OSError if no files can be made in ``path``, which need not be there yet."""
     place = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
-    with _naming(place), tempfile.TemporaryFile(dir=place):
+    with naming(place), tempfile.TemporaryFile(dir=place):
         pass
 
 
@@ -108,8 +110,10 @@ def new_directory(out: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:
-    # No process number: those of two hosts, or in two containers, can be the same.
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.unfinished")
+    # No process number: those of two hosts, or in two containers, can be the same. A long name, of
+    # up to 255 bytes, is cut to leave room for the rest.
+    name = os.fsdecode(os.fsencode(path.name)[:200])
+    return path.with_name(f".{name}.{secrets.token_hex(8)}.unfinished")
 
 
 def is_unfinished(path: pathlib.Path) -> bool:
@@ -266,11 +270,11 @@ class Rows:
 
     def sync(self) -> None:
         """Waits until the disk has what was written."""
-        with _naming(self._path):
+        with naming(self._path):
             os.fsync(self._file)
 
     def _write(self, at: int, data: bytes) -> None:
-        with _naming(self._path):
+        with naming(self._path):
             while data:
                 count = os.pwrite(self._file, data, at)
                 at, data = at + count, data[count:]

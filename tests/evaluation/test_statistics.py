@@ -1,6 +1,4 @@
 import pathlib
-import struct
-import zipfile
 
 import numpy as np
 import pytest
