@@ -6,7 +6,8 @@
         --config.data.tokens=runs/mine/tokens --config.data.tokenizer=runs/mine/tokenizer/model
 
 The transformer is ENAT-S of the paper, trained as the paper's on ImageNet, but with a batch for a
-single GPU, a learning rate scaled to it, fewer steps, and b1 of 0.9. Not trained to the end here.
+single GPU, a learning rate scaled to it, fewer steps, b1 of 0.9, and a moving average that warms
+up. Warm-up and intervals shrink with --config.train.num_steps. Not trained to the end here.
 """
 
 import ml_collections
@@ -43,6 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
         "label_smoothing": 0.1,  # reference
         "label_drop": 0.235,  # reference, see enat_l_imagenet256.py
         "ema_decay": 0.9999,  # reference
+        "ema_warmup": True,  # so that a short run forgets its start, too; reference: none
         "max_shapes": 16,
     }
     config.sampler = {
@@ -68,3 +70,13 @@ def get_config() -> ml_collections.ConfigDict:
         "save_every": 2000,
     }
     return config
+
+
+def scaled(num_steps: int) -> dict[str, int]:
+    """Returns the settings of a run of so many steps, but for those that are given."""
+    return {
+        "optimizer.warmup_steps": min(5000, num_steps // 20),
+        "train.log_every": min(100, max(1, num_steps // 20)),
+        "train.eval_every": min(10_000, max(1, num_steps // 4)),
+        "train.save_every": min(2000, max(1, num_steps // 8)),
+    }

@@ -63,10 +63,10 @@ def get_config() -> ml_collections.ConfigDict:
 
 def scaled(num_steps: int) -> dict[str, int | float]:
     """Returns the settings of a run of so many steps, but for those that are given."""
-    restart_every = min(100, max(5, num_steps // 20))
+    restart_every = min(100, max(2, num_steps // 20))
     return {
         "optimizer.warmup_steps": min(500, num_steps // 20),
-        "loss.usage_decay": 1 - 1 / restart_every,  # a code is found dead within three restarts
+        "loss.usage_decay": 1 - 1 / restart_every,  # a code is found dead within 3 restarts
         "loss.restart_every": restart_every,
         "loss.restart_until": min(20_000, num_steps * 2 // 5),  # the codes settle thereafter
         "train.log_every": min(100, max(1, num_steps // 20)),

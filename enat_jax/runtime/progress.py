@@ -16,8 +16,8 @@ class Progress:
     """A progress bar with loss, images per second and the time left.
 
     On a terminal it is a bar; elsewhere, such as in a log file, a plain line every ``interval``
-    seconds and one at the end. Of several processes the first one shows it. The rate is that of about
-    the last minute.
+    seconds and one at the end. Of several processes the first one shows it. The rate is that of
+    about the last minute.
 
     Args:
         num_steps: of the whole run.
