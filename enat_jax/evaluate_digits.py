@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from enat_jax.data import images, tokens
-from enat_jax.evaluation import digit_table
+from enat_jax.evaluation import digit_table, image_sets, passes
 from enat_jax.inference import generator
 from enat_jax.runtime import cli, files
 
@@ -22,13 +22,13 @@ from enat_jax.runtime import cli, files
 def main(arguments: Sequence[str]) -> None:
     """Measures models of digits, and writes and prints the tables."""
     options = _parser().parse_args(arguments)
-    paths = {"ours": options.model}
+    directories = {"ours": options.model}
     for entry in options.compare:
         name, separator, path = entry.partition("=")
-        if not (name and separator and path) or name in paths:
+        if not (name and separator and path) or name in directories:
             raise ValueError(f"--compare {entry!r}: need NAME=DIR, each name once and none 'ours'")
-        paths[name] = pathlib.Path(path)
-    models = {name: generator.Generator.load(path) for name, path in paths.items()}
+        directories[name] = cli.model(path)
+    models = {name: generator.Generator.load(path) for name, path in directories.items()}
     training_tokens = tokens.TokenSet.open(options.tokens)
     _require_tokenizer(models["ours"], training_tokens, options.tokens)
     held_out = _digits("test", training_tokens)
@@ -42,6 +42,13 @@ def main(arguments: Sequence[str]) -> None:
                 f"the tokens in {options.heldout_tokens} are not of the held-out digits"
             )
         held_out_tokens = batch["tokens"]
+    settings = {
+        "models": {name: image_sets.fingerprints(model) for name, model in models.items()},
+        "tokens": training_tokens.preprocessing,
+        "held_out": held_out_tokens is not None,
+        **{name: getattr(options, name) for name in ("num", "draws", "seed")},
+    }
+    passes.claim(options.out, settings)
     evaluation = digit_table.evaluate(
         models,
         _digits("train", training_tokens),
@@ -64,14 +71,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Compares generated digits with real ones and with a control.",
     )
     add = parser.add_argument
-    add("--model", type=pathlib.Path, required=True, help="directory of the model")
-    add("--tokens", type=pathlib.Path, required=True, help="token set that it was trained on")
-    add("--heldout-tokens", type=pathlib.Path, help="token set of the held-out digits")
+    add("--model", type=cli.model, required=True, help="directory of the model")
+    add("--tokens", type=cli.path, required=True, help="token set that it was trained on")
+    add("--heldout-tokens", type=cli.path, help="token set of the held-out digits")
     add("--compare", action="append", default=[], metavar="NAME=DIR", help="another model")
     add("--num", type=int, default=500, help="images of each model (default 500)")
     add("--draws", type=int, default=5, help="random orders of held-out tokens (default 5)")
     add("--seed", type=int, default=0)
-    add("--out", type=pathlib.Path, required=True, help="for evaluation.json and evaluation.md")
+    add("--out", type=cli.path, required=True, help="for evaluation.json and evaluation.md")
     return parser
 
 

@@ -11,6 +11,7 @@ off the shapes; what shapes do not tell is known for the paper's models and aske
 
 import argparse
 import pathlib
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ def class_names_for(num_classes: int, path: pathlib.Path | None) -> tuple[str, .
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it has another number of names, or is needed and not given.
+        ValueError: it has another number of names or a name twice, or is needed and not given.
     """
     if path is None:
         if num_classes != len(imagenet.NAMES):
@@ -39,6 +40,15 @@ def class_names_for(num_classes: int, path: pathlib.Path | None) -> tuple[str, .
             f"{path} has {len(names)} lines, {sum(not name.strip() for name in names)} of them "
             f"empty; the model has {num_classes} classes: one name in each line"
         )
+    lines: dict[str, int] = {}
+    for number, name in enumerate(names, 1):
+        # Names that look alike could not be told apart on a command line.
+        alike = " ".join(unicodedata.normalize("NFC", name).split())
+        if (first := lines.setdefault(alike, number)) != number:
+            raise ValueError(
+                f"{path}: lines {first} and {number} both name the class {name!r}: give each class "
+                "a name of its own"
+            )
     return names
 
 

@@ -24,6 +24,7 @@ class Tokenizer:
 class Model:
     """Draws images as it is told, and predicts tokens better the more it sees."""
 
+    fingerprint = "as it is told"
     tokenizer = Tokenizer()
     class_names = ("0", "1")
 

@@ -58,6 +58,18 @@ def test_program_writes_and_prints_the_tables(program, capsys):
     assert 0 <= stored["found_copies"] <= 1
 
 
+def test_an_evaluation_of_other_settings_is_left_alone(program, monkeypatch):
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate_digits.digit_table, "evaluate", stopped)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            program()
+    with pytest.raises(ValueError, match="seed is 0, now it would be 1: name another --out"):
+        program("--seed", "1")
+
+
 def test_program_takes_held_out_tokens_of_the_held_out_digits_only(program, digits, tmp_path):
     _, held_out, _ = digits
     tiny.write_tokens(tmp_path / "held_out", fake_digits.encoded(held_out))

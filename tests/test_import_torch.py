@@ -234,6 +234,9 @@ def test_names_of_classes(tmp_path):
         import_torch.class_names_for(2, None)
     with pytest.raises(ValueError, match="names.txt has 2 lines, 0 of them empty.*3 classes"):
         import_torch.class_names_for(3, path)
+    path.write_text("cat\ndog \n dog\n")
+    with pytest.raises(ValueError, match="names.txt: lines 2 and 3 both name the class ' dog'"):
+        import_torch.class_names_for(3, path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="names.txt is not UTF-8"):
         import_torch.class_names_for(2, path)

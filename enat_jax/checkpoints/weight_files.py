@@ -3,6 +3,7 @@
 What a file is decides its content, not its name. All formats become the same: names and arrays.
 """
 
+import json
 import os
 import pathlib
 import struct
@@ -16,16 +17,17 @@ import safetensors.numpy
 from flax import serialization
 
 from enat_jax.checkpoints import torch_files
-from enat_jax.runtime import exits, files
+from enat_jax.runtime import exits, files, os_errors
 
 # What the readers of damaged and hostile files raise, beside ValueError.
 _DAMAGE = (
     *(zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error),
     *(safetensors.SafetensorError, KeyError, IndexError, TypeError, AttributeError),
-    *(AssertionError, OverflowError, MemoryError),
+    *(AssertionError, OverflowError),
     SyntaxError,  # of numpy, about the name of a type in a msgpack file
 )
 _MAX_HEADER = 100_000_000  # bytes of JSON, the limit of the safetensors format
+_SAFETENSORS_TYPES = "F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL C64".split()
 
 
 def read(path: str | os.PathLike, part: str | None = None) -> dict[str, np.ndarray]:
@@ -60,16 +62,19 @@ def read(path: str | os.PathLike, part: str | None = None) -> dict[str, np.ndarr
         if not tensors:
             raise ValueError("it holds no tensors")
     except ValueError as error:
+        os_errors.pass_on(error, path)
         raise ValueError(f"{path}: {exits.one_line(error, 500)}") from error
-    except _DAMAGE as error:
+    except MemoryError as error:  # there is not as much, or a damaged file claims too much
         raise ValueError(
-            f"{path} is damaged: copy or download it again ({exits.one_line(error)})"
+            f"{path} needs more memory than there is ({exits.one_line(error)}): free some, and "
+            "see that the file is whole"
         ) from error
-    except OSError as error:  # a position that no file has
-        if error.filename is not None:
+    except (*_DAMAGE, OSError) as error:  # of the system, or a position that no file has
+        os_errors.pass_on(error, path)
+        if isinstance(error, OSError) and error.filename is not None:
             raise
         raise ValueError(
-            f"{path} is damaged or cannot be read ({exits.one_line(error)})"
+            f"{path} is damaged: copy or download it again ({exits.one_line(error)})"
         ) from error
     return tensors
 
@@ -79,7 +84,7 @@ def write_safetensors(
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a safetensors file, whole or not at all; its directory is created.
+    """Writes a safetensors file, whole or not at all, and reads it; its directory is created.
 
     Args:
         path: of the file.
@@ -87,7 +92,7 @@ def write_safetensors(
         metadata: texts for the file's header.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written, or not be read back as it was.
         ValueError: an array is of a type that the format does not have.
     """
     path = pathlib.Path(path)
@@ -98,6 +103,13 @@ def write_safetensors(
         raise ValueError(f"{path} cannot hold these tensors ({exits.one_line(error)})") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomically(path, content)
+    try:
+        found = _read_safetensors(path, None)
+        same = all(found[name].tobytes() == array.tobytes() for name, array in dense.items())
+    except (safetensors.SafetensorError, KeyError):
+        same = False
+    if not same:
+        raise OSError(f"{path} cannot be read back as it was written: see to the disk")
 
 
 def _reader(head: bytes, size: int) -> Callable[[pathlib.Path, str | None], dict[str, np.ndarray]]:
@@ -128,7 +140,26 @@ def _reader(head: bytes, size: int) -> Callable[[pathlib.Path, str | None], dict
 def _read_safetensors(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
     if part is not None:
         raise ValueError(f"a safetensors file has no parts, so there is no {part!r} in it")
-    return safetensors.numpy.load_file(path)
+    try:
+        return safetensors.numpy.load_file(path)
+    except Exception:
+        if unknown := sorted(_types(path) - {*_SAFETENSORS_TYPES}):
+            raise ValueError(
+                f"it holds weights of type {', '.join(unknown)}, which are not read here: convert "
+                "them to float32 or bfloat16 with the program that wrote them"
+            ) from None
+        raise
+
+
+def _types(path: pathlib.Path) -> set[str]:
+    """Returns the types that the header of a safetensors file names; empty if it is damaged."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        try:
+            header = json.loads(file.read(length))
+            return {str(x["dtype"]) for name, x in header.items() if name != "__metadata__"}
+        except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
+            return set()
 
 
 def _read_msgpack(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
@@ -147,6 +178,8 @@ def _read_msgpack(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]
         elif isinstance(value, np.ndarray | np.generic) and (
             value.dtype.kind in "biuf" or value.dtype == jnp.bfloat16
         ):
+            if path_ in tensors:
+                raise ValueError(f"two tensors are called {path_[:80]!r}")
             tensors[path_] = np.asarray(value)
         elif not isinstance(value, str | int | float | None):
             raise ValueError(f"{path_[:80]!r} is no tensor but {type(value).__name__}")

@@ -134,6 +134,13 @@ def test_msgpack_of_flax(tmp_path):
     same(weight_files.read(written(tmp_path, serialization.msgpack_serialize(arrays))), flat)
 
 
+def test_msgpack_whose_names_become_equal(tmp_path):
+    tree = {"a": {"b": ARRAYS["a.weight"]}, "a/b": ARRAYS["b.weight"]}
+    refused(
+        written(tmp_path, serialization.msgpack_serialize(tree)), "two tensors are called 'a/b'"
+    )
+
+
 class Payload:
     """What a hostile pickle runs when Python's own unpickler reads it."""
 
