@@ -95,8 +95,8 @@ def run_costs(options: argparse.Namespace) -> None:
     plots.costs(options.out / "costs.png", rows)
 
 
-def _load(directory: pathlib.Path) -> generator.Generator:
-    if (directory / "tokenizer.json").is_file():
+def _load(directory: str | pathlib.Path) -> generator.Generator:
+    if (pathlib.Path(directory) / "tokenizer.json").is_file():
         raise ValueError(
             f"{directory} is a tokenizer: name the `model` directory of a finished run of a "
             "transformer"
@@ -116,11 +116,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m enat_jax.analyze", description="The paper's analyses."
     )
     programs = parser.add_subparsers(dest="program", required=True)
-    directory: dict[str, Any] = {"type": pathlib.Path, "required": True, "metavar": "DIR"}
+    directory: dict[str, Any] = {"type": cli.path, "required": True, "metavar": "DIR"}
     number = cli.at_least_one
     program = programs.add_parser("similarity", help="of features between steps (Figure 5)")
     add = program.add_argument
-    add("--model", **directory, help="model directory")
+    add("--model", **directory | {"type": cli.model}, help="model directory")
     add("--num", type=number, default=200, help="samples, over all classes (default 200)")
     add("--steps", type=number, help="sampling steps (default: the model's)")
     default = similarity.NUM_MAPS
@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     program.set_defaults(run=run_similarity)
     program = programs.add_parser("quadrants", help="attention without one of four (Figure 2)")
     add = program.add_argument
-    add("--model", **directory, help="model directory of a NAT")
+    add("--model", **directory | {"type": cli.model}, help="model directory of a NAT")
     add("--tokens", **directory, help="token set, best of held-out images")
     add("--num", type=number, default=1000, help="most images of it (default 1000)")
     add("--batch-size", type=number, default=quadrants.BATCH_SIZE, help="at a time")

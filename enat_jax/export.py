@@ -71,10 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=pathlib.Path, metavar="RUN", help="of a training run")
-    source.add_argument("--model", metavar="DIR", help="model directory, or hf://OWNER/NAME")
+    source.add_argument("--workdir", type=cli.path, metavar="RUN", help="of a training run")
+    source.add_argument(
+        "--model", type=cli.model, metavar="DIR", help="model directory, or hf://OWNER/NAME"
+    )
     add("--step", type=int, help="of the run (default: the newest)")
-    add("--out", type=pathlib.Path, metavar="DIR", help="model directory to write")
+    add("--out", type=cli.path, metavar="DIR", help="model directory to write")
     weights, formats = model_files.WEIGHTS, model_directory.FORMATS
     add(
         "--format",

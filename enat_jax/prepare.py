@@ -224,9 +224,9 @@ def main(arguments: list[str]) -> None:
         prog="python -m enat_jax.prepare", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument(
-        "--tars", type=pathlib.Path, required=True, help="directory of the official tar files"
+        "--tars", type=cli.path, required=True, help="directory of the official tar files"
     )
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="TFDS's data_dir")
+    parser.add_argument("--out", type=cli.path, required=True, help="TFDS's data_dir")
     parser.add_argument(
         "--processes", type=cli.at_least_one, default=os.cpu_count(), help="that write in parallel"
     )

@@ -16,8 +16,8 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from enat_jax.checkpoints import weight_files
-from enat_jax.runtime import exits, sharding
+from enat_jax.checkpoints import orbax_paths, weight_files
+from enat_jax.runtime import exits, os_errors, sharding
 
 WEIGHTS = ("orbax", "safetensors")  # formats of weights; a directory may have one or both
 DTYPES = ("float32", "bfloat16")  # that weights may be loaded in; they are saved in float32
@@ -127,20 +127,25 @@ def load_weights(base: pathlib.Path, expected_fingerprint: str) -> dict[str, Any
     """
     file = _safetensors(base)
     try:
-        params = load_params(base)
+        unusable = file.is_file() and orbax_paths.refusal(base)
+        params = _load_file(file) if unusable else load_params(base)
     except FileNotFoundError as error:
         if not file.is_file():
             raise FileNotFoundError(
                 f"no parameters at {base}: neither an Orbax directory nor {file.name}; "
                 "copy the whole model directory again"
             ) from error
-        try:
-            params = traverse_util.unflatten_dict(weight_files.read(file), sep="/")
-        except TypeError as error:  # a name that is another one's folder
-            raise ValueError(f"{file} has no weights of such a model") from error
+        params = _load_file(file)
     if fingerprint(params) != expected_fingerprint:
         raise ValueError(f"the weights in {base.parent} are not those that were saved: damaged")
     return params
+
+
+def _load_file(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        return traverse_util.unflatten_dict(weight_files.read(file), sep="/")
+    except TypeError as error:  # a name that is another one's folder
+        raise ValueError(f"{file} has no weights of such a model") from error
 
 
 @contextlib.contextmanager
@@ -187,10 +192,15 @@ def save_params(directory: str | pathlib.Path, params: PyTree) -> None:
     Args:
         directory: to be created; its parents too.
         params: nested dict of arrays, of any sharding.
+
+    Raises:
+        ValueError: Orbax cannot use such a directory; nothing is written.
+        OSError: they cannot be written.
     """
     import orbax.checkpoint as ocp  # late: 290 modules, which safetensors files do not need
 
     final = pathlib.Path(directory).absolute()
+    orbax_paths.of(final)  # refuses what Orbax cannot use, before there is anything
     fresh, old = _sibling(final, "new"), _sibling(final, "old")
     if jax.process_count() > 1:  # arrays that each process has for itself, the first one writes
         params = jax.tree.map(_local_as_numpy, params)
@@ -199,7 +209,7 @@ def save_params(directory: str | pathlib.Path, params: PyTree) -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
     multihost_utils.sync_global_devices("save_params: parents")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(fresh, args=ocp.args.PyTreeSave(params), force=True)
+        checkpointer.save(orbax_paths.of(fresh), args=ocp.args.PyTreeSave(params), force=True)
     if first:
         # There is no way to exchange two directories at once: `old` covers the gap.
         if final.exists():
@@ -225,10 +235,12 @@ def load_params(directory: str | pathlib.Path) -> dict[str, Any]:
 
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            tree = checkpointer.metadata(source).item_metadata.tree
+            place = orbax_paths.of(source)
+            tree = checkpointer.metadata(place).item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            return checkpointer.restore(source, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+            return checkpointer.restore(place, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     except (*DAMAGE, AttributeError) as error:
+        os_errors.pass_on(error, final)
         raise ValueError(
             f"the parameters at {final} cannot be read; write or copy them again "
             f"({exits.one_line(error, named=True)})"

@@ -3,11 +3,15 @@
 Records are read with ``pread``: a batch of random records costs one system call each, memory does
 not grow with the files (a memory map's would, page by page), and a damaged file is an error instead
 of a crash. ``python -m enat_jax.benchmark loader`` compares.
+
+Files are opened when they are read first, and as many stay open as the process can spare.
 """
 
+import functools
 import io
 import os
 import pathlib
+import resource
 import weakref
 from collections.abc import Sequence
 from typing import IO
@@ -15,7 +19,7 @@ from typing import IO
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from enat_jax.runtime import exits
+from enat_jax.runtime import exits, os_errors
 
 
 def dtype(length: int, codebook_size: int) -> np.dtype:
@@ -61,6 +65,7 @@ def npy_header(path: pathlib.Path) -> tuple[int, np.dtype, int]:
             shape, by_columns, found = read_npy_header(file)
             row = np.dtype((found, shape[1:]))
         except Exception as error:  # numpy parses a header as Python, so damage may raise anything
+            os_errors.pass_on(error, path)
             raise ValueError(
                 f"{path} is not a .npy file, or its header is damaged ({exits.one_line(error)})"
             ) from error
@@ -77,6 +82,23 @@ def npy_header(path: pathlib.Path) -> tuple[int, np.dtype, int]:
 def evenly(num_rows: int, max_rows: int) -> Int[np.ndarray, " n"]:
     """Returns the int64 numbers of at most ``max_rows`` rows, evenly over a set sorted by class."""
     return np.linspace(0, num_rows - 1, min(num_rows, max_rows)).astype(np.int64)
+
+
+class _Descriptor:
+    """An open file, closed when nobody has it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.number)
+
+
+def _most_open() -> int:
+    """Returns how many files one set keeps open: all 128 where 1024 are allowed, as is usual.
+
+    There may be two or three sets, and everything else in a process needs some files, too.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 128 if limit == resource.RLIM_INFINITY else min(128, max(1, limit // 8))
 
 
 class Files:
@@ -96,18 +118,18 @@ class Files:
         self, paths: Sequence[pathlib.Path], lengths: Sequence[int], record: np.dtype
     ) -> None:
         self.paths = [pathlib.Path(p) for p in paths]
+        self._names = [str(path) for path in self.paths]
         self._lengths = np.asarray(lengths, np.int64)
         self._record = record
         self._ends = np.cumsum(self._lengths)
-        self._descriptors: list[int] = []
-        weakref.finalize(self, _close, self._descriptors)
+        # Threads may share it: a file that is no longer kept stays open for those that read it.
+        self._descriptor = functools.lru_cache(_most_open())(_Descriptor)
         starts = []
         for path, length in zip(self.paths, lengths, strict=True):
             found_length, found, start = npy_header(path)
             if (found_length, found) != (length, record):
                 raise ValueError(f"{path} holds {found_length} {found}, not {length} {record}")
             starts.append(start)
-            self._descriptors.append(os.open(path, os.O_RDONLY))
         self._starts = np.asarray(starts, np.int64)
 
     def __len__(self) -> int:
@@ -122,17 +144,25 @@ class Files:
         size = self._record.itemsize
         out = np.empty(len(indices), self._record)
         view = out.view(np.uint8).data.cast("B")
-        positions = (self._starts[files] + rows * size).tolist()
-        descriptors = [self._descriptors[f] for f in files.tolist()]
         # In the order of the files, which is kind to disks and their read-ahead.
-        for i in np.lexsort((rows, files)).tolist():
+        order = np.lexsort((rows, files))
+        positions = (self._starts[files] + rows * size)[order].tolist()
+        last = -1
+        for i, file, position in zip(order.tolist(), files[order].tolist(), positions, strict=True):
+            if file != last:
+                last, path = file, self._names[file]
+                descriptor = self._descriptor(path)
             row = view[i * size : (i + 1) * size]
-            if os.preadv(descriptors[i], [row], positions[i]) != size:
-                raise ValueError(f"{self.paths[files[i]]} was cut off while it was in use")
+            try:
+                count = os.preadv(descriptor.number, [row], position)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, path) from error
+            if count != size:
+                raise ValueError(f"{path} was cut off while it was in use")
         return out
 
     def __reduce__(self) -> tuple[type["Files"], tuple[list[pathlib.Path], list[int], np.dtype]]:
-        # File descriptors cannot be pickled: each of Grain's workers opens the files again.
+        # Open files cannot be pickled: each of Grain's workers opens them again.
         return Files, (self.paths, self._lengths.tolist(), self._record)
 
 
@@ -184,8 +214,3 @@ class Reference:
         out = np.zeros(len(rows), dtype(self.num_tokens, self._codebook_size))
         out["label"], out["tokens"], out["image"] = rows[:, 0], rows[:, 1:], indices
         return out
-
-
-def _close(descriptors: list[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from enat_jax.runtime import exits, files
+from enat_jax.runtime import exits, files, paths
 from enat_jax.runtime.markdown import table as markdown_table
 
 FORMAT = "enat_jax evaluation card 1"
@@ -72,7 +72,7 @@ def read(path: str | os.PathLike) -> Card:
         OSError: if there is none.
         ValueError: if it is damaged, or of another format.
     """
-    path = pathlib.Path(path)
+    path = paths.local(path)
     if path.is_dir():
         path = path / "card.json"
     advice = "name the card.json that python -m enat_jax.evaluate wrote"

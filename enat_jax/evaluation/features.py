@@ -51,7 +51,7 @@ def open_features(
         ValueError: if there are no such features, or a file is damaged; one line that names it.
     """
     kind, _, setting = text.partition(":")
-    path = pathlib.Path(text)
+    path = pathlib.Path(text).expanduser()
     if text == "inception":
         return _open_inception("pytorch-fid", weights, batch_size)
     if kind == "inception":

@@ -15,7 +15,7 @@ import numpy as np
 
 from enat_jax.checkpoints import weight_files
 from enat_jax.models import conversion, inception
-from enat_jax.runtime import files
+from enat_jax.runtime import files, paths
 
 FILE_NAME = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE_NAME}"
@@ -95,7 +95,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
         OSError: if the file cannot be read; one line that names it.
         ValueError: if it holds something else; one line that names it.
     """
-    path = pathlib.Path(path)
+    path = paths.local(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no file {path}: give the path of {FILE_NAME}, or 'download'"

@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from enat_jax.checkpoints import hub, model_files
 from enat_jax.inference import masked_scores, model_card, sampling, tokenizer
 from enat_jax.models import nat, transformers
-from enat_jax.runtime import files, sharding
+from enat_jax.runtime import files, paths, sharding
 
 FORMAT = "enat_jax model 2"
 BATCH_SIZE = 100  # images per call of the sampler at most, by default
@@ -158,7 +158,7 @@ class Generator(model_files.TrainedModel):
             ValueError: the weights were loaded in another dtype than they were saved in.
             OSError: it cannot be written.
         """
-        directory = pathlib.Path(directory)
+        directory = paths.local(directory)
         self.save_weights(directory / "transformer", formats, FORMAT)
         self.tokenizer.save(directory / "tokenizer", formats)
         if jax.process_index() == 0:
@@ -209,7 +209,7 @@ class Generator(model_files.TrainedModel):
         """
         if hub.is_address(directory):
             directory = hub.download(directory)
-        directory = pathlib.Path(directory)
+        directory = paths.local(directory)
         description = _description(directory)
         with model_files.parsing(directory / "model.json"):
             model = transformers.MODELS[description["kind"]](

@@ -9,7 +9,7 @@ import jax
 
 from enat_jax.checkpoints import hub, model_files
 from enat_jax.inference import compiled_sampler, generator, reference_weights, tokenizer
-from enat_jax.runtime import files
+from enat_jax.runtime import files, paths
 
 FORMATS = (*model_files.WEIGHTS, "compiled", "reference")
 
@@ -25,9 +25,20 @@ def load(directory: str | os.PathLike) -> generator.Generator | tokenizer.Tokeni
         ValueError: it is damaged.
     """
     devices = jax.local_devices()[:1]
-    if not hub.is_address(directory) and (pathlib.Path(directory) / "tokenizer.json").is_file():
+    if not hub.is_address(directory) and (paths.local(directory) / "tokenizer.json").is_file():
         return tokenizer.Tokenizer.load(directory, devices=devices)
     return generator.Generator.load(directory, devices=devices)
+
+
+def check(model: generator.Generator | tokenizer.Tokenizer, directory: pathlib.Path) -> None:
+    """Opens the directory that a model has been written to.
+
+    Raises:
+        OSError: it is not that model, or it cannot be read.
+        ValueError: it is damaged.
+    """
+    if files.as_json(load(directory).description) != files.as_json(model.description):
+        raise OSError(f"{directory} is not the model that was written to it: write it again")
 
 
 def write(
@@ -38,7 +49,7 @@ def write(
 ) -> None:
     """Writes a model directory, or adds to one that has the same model.
 
-    A new directory appears when it is complete.
+    A new directory appears when it is complete. It is opened once before this returns.
 
     Args:
         model: to be written.
@@ -48,7 +59,7 @@ def write(
 
     Raises:
         ValueError: ``out`` holds something else, or the model cannot have one of the formats.
-        OSError: it cannot be written.
+        OSError: it cannot be written, or not be read back as it was.
     """
     new = _is_new(model, out)
     weights = [name for name in formats if name in model_files.WEIGHTS]
@@ -70,6 +81,7 @@ def write(
                     model if dtype is None else model.with_dtype(dtype), directory
                 )
             model.write_readme(directory, compiled=(directory / "sampler.json").is_file())
+    check(model, out)
 
 
 def _is_new(model: generator.Generator | tokenizer.Tokenizer, out: pathlib.Path) -> bool:

@@ -6,7 +6,6 @@ A tokenizer directory holds ``tokenizer.json`` (settings and provenance) and the
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Self
 
@@ -17,7 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 
 from enat_jax.checkpoints import model_files
 from enat_jax.models import vqgan
-from enat_jax.runtime import files, sharding
+from enat_jax.runtime import files, paths, sharding
 
 FORMAT = "enat_jax tokenizer 1"
 BATCH_SIZE = 64  # images per call of the network and device
@@ -105,7 +104,7 @@ class Tokenizer(model_files.TrainedModel):
             ValueError: the weights were loaded in another dtype than they were saved in.
             OSError: it cannot be written.
         """
-        directory = pathlib.Path(directory)
+        directory = paths.local(directory)
         self.save_weights(directory / "params", formats, FORMAT)
         if jax.process_index() == 0:
             files.write_json(directory / "tokenizer.json", self.description)
@@ -140,7 +139,7 @@ class Tokenizer(model_files.TrainedModel):
             FileNotFoundError: there is no tokenizer in the directory.
             ValueError: it is damaged or not a tokenizer of ours.
         """
-        directory = pathlib.Path(directory)
+        directory = paths.local(directory)
         advice = "train one with python -m enat_jax.train"
         if (directory / "model.json").is_file():
             advice = f"this is a whole model, its tokenizer is {directory / 'tokenizer'}"

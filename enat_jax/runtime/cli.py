@@ -100,7 +100,26 @@ def _parse_flags(argv: list[str]) -> list[str]:
             )
         if argument.split("=")[0] in ("--config", "-config"):
             break  # whose file says which other flags there are
-    return flags.FLAGS(argv)
+    helps = [x for x in argv if x.lstrip("-") in ("help", "helpshort", "helpfull") and x[0] == "-"]
+    try:
+        # Help goes last, so that it knows the settings of a config.
+        return flags.FLAGS([*(x for x in argv if x not in helps), *helps])
+    except SystemExit:  # of absl's help, with 1
+        raise SystemExit(0) from None
+    except flags.UnrecognizedFlagError as error:
+        raise ValueError(_unrecognized(error)) from error
+
+
+def _unrecognized(error: flags.UnrecognizedFlagError) -> str:
+    """Returns the words for a flag that is unknown, with settings of the config of its name."""
+    wanted = error.flagname.rpartition(".")[2].replace("-", "_")
+    near = [f"--{name}" for name in flags.FLAGS if name.startswith("config.")]
+    near = [name for name in near if name.rpartition(".")[2] == wanted]
+    if near:
+        return f"unknown flag --{error.flagname}: did you mean {' or '.join(near)}?"
+    if "config" in flags.FLAGS and flags.FLAGS["config"].value is None:
+        return f"{error} Settings of a config are flags after --config FILE"
+    return str(error)
 
 
 def path(text: str) -> pathlib.Path:

@@ -1,6 +1,7 @@
 """How programs end: mistakes, interrupts and bugs."""
 
 import argparse
+import errno
 import os
 import pathlib
 import subprocess
@@ -12,7 +13,7 @@ import ml_collections
 import pytest
 import several
 
-from enat_jax.runtime import cli, exits
+from enat_jax.runtime import cli, exits, os_errors
 
 
 def ends(capsys, main, argv=()):
@@ -53,6 +54,9 @@ def test_arguments_are_those_of_the_process(capsys, monkeypatch):
     assert capsys.readouterr().out == "['one', 'two']\n"
 
 
+PERMISSION, DESCRIPTORS = (os_errors.ADVICE[x] for x in (errno.EACCES, errno.EMFILE))
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
@@ -60,7 +64,10 @@ def test_arguments_are_those_of_the_process(capsys, monkeypatch):
         (KeyError("there is no model small"), "there is no model small"),
         (FileNotFoundError("no model in here"), "no model in here"),
         (FileNotFoundError(2, "No such file or directory", "x"), "No such file or directory: x"),
-        (PermissionError(13, "Permission denied", "y"), "Permission denied: y"),
+        (PermissionError(13, "Permission denied", "y"), f"Permission denied: y: {PERMISSION}"),
+        (OSError(24, "Too many open files"), f"Too many open files: {DESCRIPTORS}"),
+        (OSError(18, "Invalid link", "a", None, "b"), "Invalid link: a and b"),
+        (MemoryError(), "not enough memory: free memory, then start again"),
         (NotADirectoryError(20, "Not a directory", "z"), "Not a directory: z"),
         (ValueError("two\nlines"), "two lines"),
     ],

@@ -1,0 +1,48 @@
+"""Directories as Orbax is to have them, which does not take every name of the file system."""
+
+import glob
+import os
+import pathlib
+from collections.abc import Iterator
+
+from etils.epath import gpath
+
+_TAKEN_FOR_ADDRESSES = ("gs", "s3", "az", "hf")  # of etils, to which /s3/x is s3://x
+
+
+class _Literal(gpath.PosixGPath):
+    """A path whose own characters are no wildcards when files below it are searched for.
+
+    Those of etils are: in a directory named "run[1]", Orbax would not find the parts of a
+    checkpoint that it has just written, and leave them out.
+    """
+
+    def glob(self, pattern: str) -> Iterator["_Literal"]:
+        return map(_Literal, glob.iglob(os.path.join(glob.escape(str(self)), pattern)))
+
+
+def of(path: str | os.PathLike) -> gpath.PosixGPath:
+    """Returns a path, absolute, for Orbax to write or to read.
+
+    Raises:
+        ValueError: Orbax or TensorStore would take it for another one.
+    """
+    place = pathlib.Path(path).absolute()
+    if reason := refusal(place):
+        raise ValueError(f"{place}: Orbax cannot use a directory {reason}: choose another name")
+    return _Literal(place)
+
+
+def refusal(path: str | os.PathLike) -> str | None:
+    """Returns why Orbax cannot use a path, or None if it can."""
+    place = pathlib.Path(path).absolute()
+    if "\\" in str(place):
+        return "with a backslash in its name, which it takes for a slash"
+    try:
+        str(place).encode()
+    except UnicodeEncodeError:
+        return "whose name is not UTF-8"
+    root, first, *_ = (*place.parts, "")
+    if root == "/" and first in _TAKEN_FOR_ADDRESSES:
+        return f"below /{first}, which it takes for the address {first}://"
+    return None

@@ -1,0 +1,94 @@
+"""Errors of the operating system, which say nothing about what a file holds.
+
+A lack of descriptors, of memory or of permission and a file system that does not answer are no
+damage: the data are good, and whoever removed them would lose them. Readers that turn what they
+find wrong with a file into "is damaged" call ``pass_on`` first.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+
+_DISK = "see to the disk or the network, then start again"
+_PERMISSION = "let this user have it (chmod, chown), then start again"
+_ROOM = "make room there, then start again"
+
+# What to do about each. What is not here, such as a file that is missing, may well be damage.
+ADVICE = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n 4096), then start again",
+    errno.ENFILE: "the whole machine has too many files open: close some, then start again",
+    errno.ENOMEM: "free memory, then start again",
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.EROFS: "mount it for writing or name another directory",
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.ELOOP: "it is a link to itself: mend or remove the link",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    **dict.fromkeys(
+        (
+            *(errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ETIMEDOUT),
+            *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+            *(errno.ECONNRESET, errno.ECONNABORTED, errno.EBUSY),
+        ),
+        _DISK,
+    ),
+}
+# They concern a process and not the one file that it wanted: no reason to leave a file out.
+OF_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN)
+
+# TensorStore, and so Orbax, puts the system's words into the text of a ValueError.
+_STATUS = re.compile(r"[A-Z_]+: ")
+_WORDS = {os.strerror(number): number for number in ADVICE}
+_CODES = {"PERMISSION_DENIED": errno.EACCES, "RESOURCE_EXHAUSTED": errno.ENOMEM}
+
+
+def behind(error: BaseException, path: str | os.PathLike) -> OSError | MemoryError | None:
+    """Returns the error of the operating system behind an exception, or None if there is none.
+
+    Args:
+        error: an exception, whose causes are looked at, too.
+        path: that was being read, named by an error that names no file itself.
+    """
+    for one in _chain(error):
+        if isinstance(one, MemoryError):
+            return MemoryError(f"{os.fspath(path)}: {one}" if str(one) else os.fspath(path))
+        if isinstance(one, OSError) and one.errno in ADVICE:
+            return OSError(one.errno, one.strerror, one.filename or os.fspath(path))
+        if not isinstance(one, OSError) and (number := _in_text(str(one))):
+            return OSError(number, os.strerror(number), os.fspath(path))
+    return None
+
+
+def pass_on(error: BaseException, path: str | os.PathLike) -> None:
+    """Raises what ``behind`` returns, if it returns an error."""
+    if found := behind(error, path):
+        raise found from error
+
+
+def words(error: OSError | MemoryError) -> str | None:
+    """Returns one line with the system's reason, the file and what to do; None if it has none."""
+    if isinstance(error, MemoryError):
+        said = f" ({error})" if str(error) else ""
+        return f"not enough memory{said}: {ADVICE[errno.ENOMEM]}"
+    if not error.strerror:
+        return None
+    places = (error.filename, error.filename2)  # of a renaming both
+    named = " and ".join(os.fsdecode(x) for x in places if isinstance(x, str | bytes))
+    return ": ".join(filter(None, [error.strerror, named, ADVICE.get(error.errno or 0)]))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _in_text(text: str) -> int | None:
+    """Returns the number of the system's error that a status of TensorStore tells of, if any."""
+    if not _STATUS.match(text):
+        return None
+    if found := [number for said, number in _WORDS.items() if f": {said}" in text]:
+        return found[0]
+    return _CODES.get(text.partition(":")[0])
