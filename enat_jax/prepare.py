@@ -33,7 +33,7 @@ import numpy as np
 # The workers import this module, too: what is slow to import and needed by the main process alone,
 # such as jax, is imported where it is used.
 from enat_jax.data import imagenet, imagenet_records
-from enat_jax.runtime import cli, exits, files
+from enat_jax.runtime import cli, exits, files, os_errors
 
 _PLAN_FORMAT = "enat_jax.prepare.plan.1"
 _REGISTER = "image-net.org gives it to people who register at https://image-net.org/download-images"
@@ -115,6 +115,7 @@ def is_done(final: pathlib.Path, splits: Sequence[str] | None) -> bool:
     try:
         info = tfds.builder_from_directory(final).info
     except (OSError, AssertionError, ValueError) as error:
+        os_errors.pass_on(error, final)
         raise ValueError(f"{final} is there, but is no TFDS data set: remove it") from error
     if info.file_format.value != imagenet_records.FILE_FORMAT:
         raise ValueError(

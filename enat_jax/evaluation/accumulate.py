@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Num, UInt8
 
 from enat_jax.evaluation import statistics as image_statistics
 from enat_jax.metrics import moments
-from enat_jax.runtime import files
+from enat_jax.runtime import files, os_errors
 
 CHUNK = 256  # images; a multiple of what feature networks take in a batch
 
@@ -184,6 +184,7 @@ class Totals:
             sums = {name: moments.Moments.from_arrays(parts) for name, parts in found.items()}
             seconds, before, sizes = about["seconds"], about["plan"], dict(about["files"])
         except Exception as error:  # whatever a damaged archive makes of itself
+            os_errors.pass_on(error, path)
             raise ValueError(
                 f"{path} is damaged ({error}): remove the folder {path.parent} to begin it anew"
             ) from error

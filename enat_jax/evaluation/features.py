@@ -25,7 +25,7 @@ from enat_jax.checkpoints import model_files
 from enat_jax.evaluation import inception_weights
 from enat_jax.evaluation.feature_network import BATCH_SIZE, Features
 from enat_jax.models import classifier, inception
-from enat_jax.runtime import files
+from enat_jax.runtime import files, os_errors
 
 FORMAT = "enat_jax features 1"
 DOWNLOAD = "download"  # in place of the path of Inception's weights
@@ -78,7 +78,8 @@ def _open_inception(resize: str, weights: str | os.PathLike | None, batch_size: 
     if weights is None:
         raise ValueError(
             "Inception's weights are missing: give --inception FILE, the path of "
-            f"{inception_weights.FILE_NAME}, or --inception {DOWNLOAD}; see README"
+            f"{inception_weights.FILE_NAME}, or --inception {DOWNLOAD}; of a training run it is "
+            "--config.evaluation.inception"
         )
     if weights == DOWNLOAD:
         weights = inception_weights.download(inception_weights.cache_directory())
@@ -265,6 +266,7 @@ def load_exported(path: str | os.PathLike, batch_size: int = BATCH_SIZE) -> Feat
     try:
         exported = export.deserialize(bytearray(content))
     except Exception as error:  # of any type, as what is read has no checksum
+        os_errors.pass_on(error, path)
         raise ValueError(
             f"{path} is no function serialized by jax.export, or by a version of jax that "
             f"{jax.__version__} cannot read ({type(error).__name__})"

@@ -12,6 +12,7 @@ from typing import IO
 import numpy as np
 
 from enat_jax.data import records
+from enat_jax.runtime import os_errors
 
 _DAMAGE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
@@ -102,7 +103,8 @@ def open_npz(path: str | os.PathLike, advice: str) -> Iterator[Archive]:
         try:
             with zipfile.ZipFile(file) as archive:
                 yield Archive(archive)
-        except _DAMAGE as error:
+        except (*_DAMAGE, OSError, MemoryError) as error:
+            os_errors.pass_on(error, path)
             if str(path) in str(error):
                 raise
             raise ValueError(f"{path} is damaged ({error}): {advice}") from error

@@ -8,6 +8,7 @@ find wrong with a file into "is damaged" call ``pass_on`` first.
 import errno
 import os
 import re
+import resource
 from collections.abc import Iterator
 
 _DISK = "see to the disk or the network, then start again"
@@ -77,6 +78,28 @@ def words(error: OSError | MemoryError) -> str | None:
     places = (error.filename, error.filename2)  # of a renaming both
     named = " and ".join(os.fsdecode(x) for x in places if isinstance(x, str | bytes))
     return ": ".join(filter(None, [error.strerror, named, ADVICE.get(error.errno or 0)]))
+
+
+def allow_open_files(count: int, path: str | os.PathLike) -> None:
+    """Raises this process's own limit of open files if ``count`` more of them need it.
+
+    Args:
+        count: files that a library is going to open and to keep open.
+        path: their directory, for the message.
+
+    Raises:
+        OSError: the limit cannot be raised as far.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or count <= soft // 2:
+        return
+    wanted = soft + count
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        if count > hard - 64:  # what else a process has open, at least
+            reason = f"{count} files are needed, {hard} allowed"
+            raise OSError(errno.EMFILE, f"{os.strerror(errno.EMFILE)} ({reason})", os.fspath(path))
+        wanted = hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
