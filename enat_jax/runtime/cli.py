@@ -118,7 +118,7 @@ def _unrecognized(error: flags.UnrecognizedFlagError) -> str:
     if near:
         return f"unknown flag --{error.flagname}: did you mean {' or '.join(near)}?"
     if "config" in flags.FLAGS and flags.FLAGS["config"].value is None:
-        return f"{error} Settings of a config are flags after --config FILE"
+        return f"{error}. Settings of a config are flags after --config FILE".replace(" ?.", "?")
     return str(error)
 
 

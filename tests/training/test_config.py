@@ -45,6 +45,7 @@ IDENTITIES = {
         "b2": 0.99, "weight_decay": 0.01}, "loss": {"label_smoothing": 0.0}, "batch_size": 64,
         "accumulate": 1, "data": {"images": 5}, "num_steps": 1000}""",
 }
+AS_THEY_WERE = ("digits", "digits_vqgan", "digits_features")  # images has more settings now
 TASK = types.SimpleNamespace(data_identity=lambda: {"images": 5})
 
 
@@ -59,7 +60,7 @@ def differences(saved, config):
     return manifest.differences(found, expected, {}, train_config.complete_identity)
 
 
-@pytest.mark.parametrize("name", IDENTITIES.keys() - {"images"})  # see below
+@pytest.mark.parametrize("name", AS_THEY_WERE)
 def test_checkpoints_of_earlier_versions_go_on(name):
     saved = json.loads(IDENTITIES[name])
     assert differences(saved, load(name)) == ""
@@ -121,7 +122,7 @@ def test_runs_go_on_with_what_follows_from_the_number_of_steps(tmp_path):
 @pytest.mark.parametrize("name", ["images", "images_vqgan"])
 def test_what_follows_from_the_number_of_steps(name):
     file = runpy.run_path(str(CONFIGS / f"{name}.py"))
-    assert load(name) == file["get_config"]()
+    assert load(name).to_dict() == file["get_config"]().to_dict()
     own = load(name).train.num_steps
     assert load(name, f"--config.train.num_steps={own}") == load(name)
     for num_steps in (1, 40, 400, own, 10 * own):
@@ -139,7 +140,7 @@ def test_what_follows_from_the_number_of_steps(name):
         assert config.train.save_every == 50
 
 
-@pytest.mark.parametrize("name", IDENTITIES)
+@pytest.mark.parametrize("name", AS_THEY_WERE)
 def test_checkpoints_of_other_settings_do_not_go_on(name):
     saved = json.loads(IDENTITIES[name])
     assert differences(saved, load(name, "--config.optimizer.clip_norm=1")) == (
