@@ -227,7 +227,7 @@ def test_damaged_weights_are_no_model(tmp_path, capsys):
 
 def test_names_of_classes(tmp_path):
     path = tmp_path / "names.txt"
-    path.write_text("cat\ndog\n")
+    path.write_text("\ufeffcat\ndog\n", encoding="utf-8")  # as some editors write it
     assert import_torch.class_names_for(2, path) == ("cat", "dog")
     assert import_torch.class_names_for(1000, None)[281] == imagenet.NAMES[281]
     with pytest.raises(ValueError, match="2 classes, not ImageNet's 1000.*--class-names"):

@@ -129,6 +129,34 @@ def test_another_listing_is_another_source(folder, change):
     assert listing() != before
 
 
+def test_rules_of_earlier_versions_stay_what_they_were(folder):
+    """Where rules changed, the identity says so; by the settings of before it is that of before."""
+
+    def identity(**settings):
+        return images.open_source(str(folder), "all", size=8, **settings).identity()
+
+    for before, name in zip(COLOURS, ("1", "2", "10"), strict=True):
+        (folder / before).rename(folder / name)
+    now, before = identity(), identity(class_order="text")
+    assert now["class_order"] == "numeric" and now["listing"] != before["listing"]
+    assert "class_order" not in before
+    location = {"source": str(folder), "split": "all", "size": 8}
+    assert images.open_again(location, before).class_names == ("1", "10", "2")
+    assert images.open_again(location, now).class_names == ("1", "2", "10")
+    for before, name in zip(("1", "2"), ("train", "Dev"), strict=True):
+        (folder / before).rename(folder / name)
+    shutil.rmtree(folder / "10")
+    now, before = identity(), identity(splits="none")
+    assert now["splits"] == ["Dev", "train"] and "splits" not in before
+    assert images.open_again(location, before).class_names == ("Dev", "train")
+    with pytest.raises(ValueError, match="has changed since"):
+        images.open_again(location, before | {"size": 9})
+
+
+def test_a_picture_that_is_not_to_be_mirrored(folder):
+    assert not images.open_source(str(folder), "train", size=8, flip=False).mirrored
+
+
 def test_a_share_is_held_out(folder):
     train, test = (
         images.open_source(str(folder), split, size=8, held_out=0.5) for split in ("train", "test")

@@ -76,6 +76,7 @@ def test_records_are_read(data_dir):
     source = shades(data_dir)
     assert (len(source), source.class_names) == (12, ("dark", "light"))
     assert (source.image_shape, source.mirrored, source.ignored) == ((8, 8, 3), True, {})
+    assert not shades(data_dir, flip=False).mirrored
     assert [source.key(i) for i in (0, 11)] == ["train[0]", "train[11]"]
     examples = [source.load(i) for i in range(12)]
     assert sorted(e.key for e in examples) == sorted(f"train_{i}.png" for i in range(12))

@@ -100,6 +100,20 @@ def test_what_is_no_json_is_said_with_advice(tmp_path, content):
         files.read_json(tmp_path / "a.json", "do this")
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_files_of_users_may_begin_with_a_byte_order_mark(tmp_path, mark):
+    (tmp_path / "a").write_bytes(mark + '{"é": 1}'.encode())
+    assert files.read_text(tmp_path / "a") == '{"é": 1}'
+    assert files.read_json(tmp_path / "a", "do this") == {"é": 1}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+def test_text_that_is_not_utf8_is_named(tmp_path, encoding):
+    (tmp_path / "a").write_text("é, e", encoding=encoding)
+    with pytest.raises(ValueError, match=r"a is not .*UTF-8.*: save it as UTF-8"):
+        files.read_text(tmp_path / "a")
+
+
 def test_a_directory_belongs_to_one_process_at_a_time(tmp_path):
     with files.lock_directory(tmp_path / "run"):
         with pytest.raises(ValueError, match="another process is at work in .*run"):
