@@ -20,14 +20,15 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
 import ml_collections
 from absl import flags
 
-from enat_jax.checkpoints import checkpoint
+from enat_jax.checkpoints import best, checkpoint, orbax_paths
 from enat_jax.data import loader
 from enat_jax.runtime import (
     agreement,
@@ -36,14 +37,24 @@ from enat_jax.runtime import (
     exits,
     files,
     matrix_rate,
-    png,
+    paths,
     progress,
     sharding,
 )
 from enat_jax.training import config as train_config
-from enat_jax.training import finished, metric_writer, monitoring, optim, train_step
+from enat_jax.training import (
+    finished,
+    metric_writer,
+    monitoring,
+    optim,
+    outlook,
+    rehearsal,
+    train_step,
+)
 from enat_jax.training import task as tasks
-from enat_jax.training.task import Pictured, Shaped, Task, TrainState
+from enat_jax.training.task import OfPictures, Pictured, Shaped, Task, TrainState
+
+_Built = tuple[train_config.Loop, sharding.Sharding, optim.Optimizer, Task]
 
 AHEAD = 3  # steps that are dispatched before the first of them must be done
 
@@ -70,12 +81,18 @@ def train(
         FileNotFoundError: data that the config names is not there.
         cli.Stop: asked to stop, and saved; or too many steps in a row were not finite.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = paths.local(workdir)
+    orbax_paths.of(workdir)  # refuses a name that no checkpoint can have, before there is anything
     built = train_config.build(config)
     with contextlib.ExitStack() as held:
         # The first process holds the directory for all.
         only_one = functools.partial(held.enter_context, files.lock_directory(workdir))
         agreement.broadcast_from_first(only_one)
+        loop, policy, optimizer, task = built
+        if isinstance(task, OfPictures):
+            task = task.chosen(workdir, _log)
+            held.enter_context(task.reporting())
+            built = (loop, policy, optimizer, task)
         return _train(config, workdir, built, devices, from_step)
 
 
@@ -108,7 +125,7 @@ class _Run:
 def _train(
     config: ml_collections.ConfigDict,
     workdir: pathlib.Path,
-    built: tuple[train_config.Loop, sharding.Sharding, optim.Optimizer, Task],
+    built: _Built,
     devices: Sequence[jax.Device] | None,
     from_step: int | None,
 ) -> TrainState:
@@ -120,7 +137,7 @@ def _train(
     steps = train_step.CompiledSteps(
         task, mesh, rules, seed=config.seed, accumulate=loop.accumulate
     )
-    checkpointer = _checkpointer(workdir, loop)
+    checkpointer = _checkpointer(workdir, loop, task)
     meta = train_config.identity(config, task)
     restored = checkpointer.restore(steps.abstract_state, meta, from_step)
     state, start = (steps.init(), 0) if restored is None else restored
@@ -129,12 +146,16 @@ def _train(
             f"{workdir} has been trained for {start} steps already, more than "
             f"train.num_steps={loop.num_steps}"
         )
-    if jax.process_index() == 0:
-        files.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
     _log(
         f"{'starting' if restored is None else f'continuing from step {start}'}: "
         f"{_describe(steps.abstract_state, mesh)}"
     )
+    for sentence in outlook.sentences(loop, optimizer, task.loss):
+        _log(sentence if restored is None else f"{sentence}, in a run from the beginning")
+    if loop.rehearse and start < loop.num_steps:
+        state = _rehearse(config, built, state, mesh, workdir, restored is not None)
+    if jax.process_index() == 0:
+        files.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
 
     # --- what the loop reads, and whom it tells ----------------------------------------------
     put = functools.partial(sharding.global_batch, mesh=mesh)
@@ -157,20 +178,47 @@ def _train(
         again = exits.AGAIN if from_step is None else "to go on, start without --from_step"
         state = _loop(run, state, batches, start, restored is None, again)
         with watchdog.paused():
-            checkpointer.wait()
-            # Tasks without a moving average have none.
-            params = sharding.to_host(state.ema_params or state.params)
-            finished.save(config, task, params, loop.num_steps, workdir / "model")
+            finished.save(config, task, finished.weights(state), loop.num_steps, workdir / "model")
+            if start < loop.num_steps:
+                state = checkpointer.read_back(loop.num_steps, state, meta)
     _log(f"done: {loop.num_steps} steps, model in {workdir / 'model'}")
     return state
 
 
-def _checkpointer(workdir: pathlib.Path, loop: train_config.Loop) -> checkpoint.Checkpointer:
-    best = checkpoint.Best(loop.best_metric, loop.best_mode) if loop.best_metric else None
+def _checkpointer(
+    workdir: pathlib.Path, loop: train_config.Loop, task: Task
+) -> checkpoint.Checkpointer:
+    def complete(values: Mapping[str, Any]) -> dict[str, Any]:
+        recognised = values["data"]
+        if isinstance(task, OfPictures):
+            recognised = task.recognise(recognised)
+        return train_config.complete_identity({**values, "data": recognised})
+
+    kept = best.Best(loop.best_metric, loop.best_mode) if loop.best_metric else None
     return checkpoint.Checkpointer(
-        *(workdir / "checkpoints", loop.save_every, loop.keep, loop.keep_every, best),
-        complete=train_config.complete_identity,
+        *(workdir / "checkpoints", loop.save_every, loop.keep, loop.keep_every, kept),
+        complete=complete,
     )
+
+
+def _rehearse(
+    config: ml_collections.ConfigDict,
+    built: _Built,
+    state: TrainState,
+    mesh: jax.sharding.Mesh,
+    workdir: pathlib.Path,
+    restored: bool,
+) -> TrainState:
+    loop, *_, task = built
+    if not rehearsal.is_due(config, workdir, restored):
+        return state
+    _log("rehearsing evaluation, pictures, checkpoint and model: what cannot work is refused now")
+    begun = time.monotonic()
+    state = rehearsal.rehearse(
+        *(config, task, state, mesh, workdir), pictures=loop.pictures, restored=restored
+    )
+    _log(f"all of them work ({time.monotonic() - begun:.1f} s)")
+    return state
 
 
 def _matrix_rate(loop: train_config.Loop, task: Task, mesh: jax.sharding.Mesh) -> float | None:
@@ -190,24 +238,24 @@ def _loop(
 ) -> TrainState:
     """Takes the steps from ``start`` on; ``again``: how to go on after a stop on request.
 
-    The order matters: evaluate, save, next batch, step, log. What a checkpoint of step k goes with
-    has then been evaluated, and a resumed run does not evaluate it again.
+    The order matters: save, evaluate, next batch, step, log. What fails in an evaluation costs no
+    step, and a run that was stopped within one makes up for it when it goes on.
     """
     loop, monitor, watchdog = run.loop, run.monitor, run.watchdog
     for step in range(start, loop.num_steps + 1):
         last = step == loop.num_steps
-        evaluation = {}
-        if step > start or is_new:
-            if last or (step and step % loop.eval_every == 0):
-                with monitor.evaluating(), watchdog.paused():
-                    evaluation = _evaluate(run, state, step)
-            if step:
-                with monitor.saving(), watchdog.paused():
-                    run.checkpointer.save(step, state, run.meta, evaluation, force=last)
+        due = last or (step > 0 and step % loop.eval_every == 0)
+        restored = step == start and not is_new
+        if step and not restored:
+            with monitor.saving(), watchdog.paused():
+                run.checkpointer.save(step, state, run.meta, force=due)
+        if due and not (restored and run.checkpointer.is_evaluated(step)):
+            with monitor.evaluating(), watchdog.paused():
+                _evaluate(run, state, step)
         if last:
             break
         if run.preemption.reached(step):
-            _save_and_stop(run, state, step, evaluation, again)
+            _save_and_stop(run, state, step, again)
         with monitor.waiting():
             batch = [next(batches) for _ in range(loop.accumulate)]
         with monitor.dispatching():
@@ -226,6 +274,7 @@ def _loop(
 @contextlib.contextmanager
 def _compiling(run: _Run) -> Iterator[None]:
     _log(f"compiling a step of shape number {len(run.steps.compiled) + 1}")
+    run.bar.leave_out()
     with run.monitor.compiling(), run.watchdog.paused():
         yield
 
@@ -240,14 +289,12 @@ def _log_metrics(run: _Run, state: TrainState, step: int) -> None:
         run.bar.update(step, summary["loss"])
 
 
-def _save_and_stop(
-    run: _Run, state: TrainState, step: int, evaluation: dict[str, float], again: str
-) -> NoReturn:
+def _save_and_stop(run: _Run, state: TrainState, step: int, again: str) -> NoReturn:
     """Saves, and ends the run by ``cli.Stop``."""
     with run.watchdog.paused():
         if run.monitor.num_steps:
             _log_metrics(run, state, step)
-        run.checkpointer.save(step, state, run.meta, evaluation, force=True)
+        run.checkpointer.save(step, state, run.meta, force=True)
         run.checkpointer.wait()
     raise cli.Stop(f"on request, saved after step {step}; {again}", exits.STOPPED)
 
@@ -278,18 +325,21 @@ def _wait_for_steps(run: _Run, ahead: int) -> None:
         run.watchdog.completed(f"step {step + 1}")
 
 
-def _evaluate(run: _Run, state: TrainState, step: int) -> dict[str, float]:
-    """Writes the evaluation's numbers, which are returned, and its pictures."""
-    found = dict(run.task.evaluate(state, run.mesh))
-    run.writer.scalars(step, found)
-    if not (run.loop.pictures and isinstance(run.task, Pictured)):
-        return found
-    images = dict(run.task.images(state, run.mesh))
-    run.writer.images(step, images)
-    if jax.process_index() == 0:
-        for name, image in images.items():
-            png.write_png(run.workdir / "pictures" / f"{name}_{step:07d}.png", image)
-    return found
+def _evaluate(run: _Run, state: TrainState, step: int) -> None:
+    """Writes the numbers and pictures of an evaluation of the state that is saved."""
+    run.bar.leave_out()
+    run.checkpointer.wait()
+    with rehearsal.told(
+        f"the state after step {step} is saved, but its evaluation failed; see to the cause and "
+        f"{exits.AGAIN}, which begins with this evaluation"
+    ):
+        found = dict(run.task.evaluate(state, run.mesh))
+        run.writer.scalars(step, found)
+        if run.loop.pictures and isinstance(run.task, Pictured):
+            images = dict(run.task.images(state, run.mesh))
+            run.writer.images(step, images)
+            rehearsal.write_pictures(run.workdir / "pictures", images, step)
+        run.checkpointer.record(step, found)
 
 
 def _describe(abstract_state: TrainState, mesh: jax.sharding.Mesh) -> str:
@@ -325,12 +375,15 @@ def main(argv: list[str]) -> None:
         raise ValueError("give --config FILE and --workdir DIR; see --help")
     for name, level in (("absl", logging.ERROR), ("jax", logging.WARNING)):
         logging.getLogger(name).setLevel(level)
+    workdir = paths.local(_WORKDIR.value)
     options: Any = jax.config  # whose options are added at run time
     if not options.jax_compilation_cache_dir:
-        cache = pathlib.Path(_WORKDIR.value).absolute() / "compilation_cache"
+        cache = workdir.absolute() / "compilation_cache"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     distributed.initialize(_DISTRIBUTED.value)
-    train(_CONFIG.value, _WORKDIR.value, from_step=_FROM_STEP.value)
+    for sentence in train_config.keep_what_began(workdir):
+        _log(sentence)
+    train(_CONFIG.value, workdir, from_step=_FROM_STEP.value)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from enat_jax.checkpoints import checkpoint
+from enat_jax.checkpoints import best, checkpoint
 
 META = {"seed": 0}
-BEST = checkpoint.Best("fid", "min")
+BEST = best.Best("fid", "min")
 
 
 @functools.cache
@@ -79,7 +79,8 @@ def main(index, directory):
     # The processes disagree about what is best: the first one's word counts.
     with checkpoint.Checkpointer(checkpoints, 10, keep=1, best=BEST) as checkpointer:
         for step, fids in ((10, (1.0, 9.0)), (20, (5.0, 1.0)), (30, (7.0, 7.0))):
-            checkpointer.save(step, make_state(step, mesh), META, {"fid": fids[index]})
+            checkpointer.save(step, make_state(step, mesh), META)
+            checkpointer.record(step, {"fid": fids[index]})
         steps = checkpointer.all_steps()
         seen["best"] = [checkpointer.best.best_of(steps), steps]
     seen["newest"] = restore()

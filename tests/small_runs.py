@@ -40,7 +40,7 @@ def small_config(root, **changes):
             "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2},
             "train": {
                 "batch_size": 8, "num_steps": 6, "log_every": 2, "eval_every": 100,
-                "save_every": 2, "pictures": False, "matrix_rate": False,
+                "save_every": 2, "pictures": False, "matrix_rate": False, "rehearse": False,
             },
         }
     )  # fmt: skip

@@ -1,28 +1,34 @@
 """The training program: resuming exactly, refusing what does not fit, what a run leaves behind."""
 
 import dataclasses
+import errno
 import os
+import re
 import subprocess
+from unittest import mock
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from small_runs import COMMAND, ROOT, lines, small_config
 
 from enat_jax import train
+from enat_jax.checkpoints import manifest, model_files
 from enat_jax.data import tokens
 from enat_jax.inference.generator import Generator
-from enat_jax.training import enat_task
+from enat_jax.runtime import sharding
+from enat_jax.training import enat_task, rehearsal
+
+EVALUATED = {"train.eval_every": 4, "train.pictures": True}
 
 
 @pytest.fixture(scope="module")
 def finished(data):
-    """An uninterrupted run: (directory, final state)."""
-    config = small_config(data)
-    config.train.pictures = True
-    return data / "run", train.train(config, data / "run")
+    """An uninterrupted run, which evaluates after steps 4 and 6: (directory, final state)."""
+    return data / "run", train.train(small_config(data, **EVALUATED), data / "run")
 
 
 def test_a_run_leaves_metrics_pictures_checkpoints_and_a_model(finished):
@@ -31,8 +37,9 @@ def test_a_run_leaves_metrics_pictures_checkpoints_and_a_model(finished):
     logged = lines(workdir)
     assert [x["step"] for x in logged if "loss" in x] == [2, 4, 6]
     assert all(np.isfinite(x["loss"]) for x in logged if "loss" in x)
-    (evaluation,) = [x for x in logged if "held_out/loss_0.5_visible" in x]
-    assert 0 <= evaluation["held_out/accuracy_0.0625_visible"] <= 1
+    evaluations = [x for x in logged if "held_out/loss_0.5_visible" in x]
+    assert [x["step"] for x in evaluations] == [4, 6]
+    assert 0 <= evaluations[0]["held_out/accuracy_0.0625_visible"] <= 1
     assert (workdir / "pictures" / "samples_0000006.png").stat().st_size > 100
     assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [4, 6]
     generator = Generator.load(workdir / "model")
@@ -53,9 +60,141 @@ def test_a_finished_run_started_again_does_not_train(data, finished, monkeypatch
     workdir, state = finished
     before = lines(workdir)
     monkeypatch.setattr(enat_task.Task, "gradients", None)
-    again = train.train(small_config(data), workdir)
+    again = train.train(small_config(data, **EVALUATED), workdir)
     chex.assert_trees_all_equal(jax.device_get(again), jax.device_get(state))
     assert lines(workdir) == before
+
+
+def same_run(workdir, finished):
+    """Asserts that both runs have written the same numbers and pictures."""
+    measured = [
+        [{k: v for k, v in x.items() if "/" in k or k in ("step", "loss")} for x in lines(root)]
+        for root in (workdir, finished[0])
+    ]
+    assert measured[0] == measured[1]
+    pictures = [
+        {p.name: p.read_bytes() for p in (root / "pictures").iterdir()}
+        for root in (workdir, finished[0])
+    ]
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 2
+
+
+def test_an_evaluation_that_fails_costs_no_step_and_a_rehearsal_changes_nothing(
+    data, finished, tmp_path, monkeypatch, capsys
+):
+    """The state is saved before, and the evaluation is made up for when the run goes on."""
+    settings = {"train.rehearse": True, "train.save_every": 100}
+    config = small_config(data, **EVALUATED | settings)
+    images = enat_task.Task.images
+    failing = OSError(errno.ENOSPC, "No space left on device", "pictures")
+    with monkeypatch.context() as patch, pytest.raises(OSError) as raised:
+        rehearsed = images(enat_task.make(config), *_first_state(config))
+        patch.setattr(enat_task.Task, "images", mock.Mock(side_effect=[rehearsed, failing]))
+        train.train(config, tmp_path)
+    told = "the state after step 4 is saved, but its evaluation failed; see .* start the same "
+    assert re.search(f"{told}command again .*: No space left .*: pictures", str(raised.value))
+    assert "rehearsing evaluation" in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["4"]
+    assert not (tmp_path / rehearsal.DIRECTORY).exists()
+    state = train.train(config, tmp_path)
+    assert "rehearsing" not in capsys.readouterr().out
+    chex.assert_trees_all_equal(jax.device_get(state), jax.device_get(finished[1]))
+    assert _measured(tmp_path) == _measured(finished[0])
+
+
+def _measured(workdir):
+    """The numbers and pictures that do not depend on time."""
+    pictures = {p.name: p.read_bytes() for p in (workdir / "pictures").iterdir()}
+    assert len(pictures) == 2
+    names = ("step", "loss")
+    return pictures, [
+        {k: v for k, v in x.items() if "held_out/" in k or k in names} for x in lines(workdir)
+    ]
+
+
+def _first_state(config):
+    task = enat_task.make(config)
+    mesh = sharding.make_mesh(sharding.Sharding())
+    return jax.jit(task.init)(jax.random.key(0)), mesh
+
+
+def test_a_rehearsal_is_due_in_a_new_run_and_after_a_change(data, finished):
+    config = small_config(data, **EVALUATED)
+    assert not rehearsal.is_due(config, finished[0], restored=True)
+    assert rehearsal.is_due(config, finished[0], restored=False)
+    config.train.num_steps = 7
+    assert rehearsal.is_due(config, finished[0], restored=True)
+
+
+def test_what_stopped_an_evaluation_is_told_with_any_error():
+    with pytest.raises(ValueError, match="^step 4 is saved: x.png is damaged$"):
+        with rehearsal.told("step 4 is saved"):
+            raise ValueError("x.png\nis damaged")
+    with pytest.raises(KeyError) as raised, rehearsal.told("step 4 is saved"):
+        raise KeyError("precision")
+    assert raised.value.__notes__ == ["step 4 is saved"]
+    with pytest.raises(OSError, match="^step 4 is saved: not enough memory"):
+        with rehearsal.told("step 4 is saved"):
+            raise MemoryError
+
+
+@pytest.fixture
+def rehearse(data, finished, tmp_path, monkeypatch):
+    """Rehearses a new run, whose evaluation and pictures are quickly made."""
+    config = small_config(data)
+    task = enat_task.make(config)
+    numbers = dict.fromkeys(task.evaluated, 0.0)
+    pictures = {"samples": np.zeros((2, 2, 3), np.uint8)}
+    monkeypatch.setattr(enat_task.Task, "evaluate", lambda *_, **__: numbers)
+    monkeypatch.setattr(enat_task.Task, "images", lambda *_: pictures)
+    state = jax.tree.map(jnp.copy, finished[1])
+    yield lambda: rehearsal.rehearse(
+        *(config, task, state, state.step.sharding.mesh, tmp_path), pictures=True, restored=False
+    )
+    assert not (tmp_path / rehearsal.DIRECTORY).exists()
+
+
+def test_a_rehearsal_gives_the_state_back(rehearse, finished):
+    chex.assert_trees_all_equal(jax.device_get(rehearse()), jax.device_get(finished[1]))
+
+
+@pytest.mark.parametrize(
+    "name, result, message",
+    [
+        ("evaluate", ValueError("x.png is damaged"), "of evaluation failed: x.png is damaged"),
+        ("evaluate", {"fid": 1.0}, "of evaluation failed: it gives fid and not held_out/loss_0.0"),
+        ("images", OSError(errno.ENOSPC, "No space left", "a.png"), "its pictures .*space.*a.png"),
+        ("images", {"samples": np.zeros((2, 2, 3))}, "its pictures failed: a picture of float64"),
+    ],
+)
+def test_an_evaluation_that_would_fail_is_refused_before_the_first_step(
+    rehearse, monkeypatch, name, result, message
+):
+    fails = "side_effect" if isinstance(result, Exception) else "return_value"
+    monkeypatch.setattr(enat_task.Task, name, mock.Mock(**{fails: result}))
+    with pytest.raises((OSError, ValueError), match=f"before the first step, .*{message}"):
+        rehearse()
+
+
+def test_a_model_or_state_that_cannot_be_read_back_is_refused_before_the_first_step(
+    rehearse, tmp_path, monkeypatch
+):
+    (tmp_path / "model").write_text("in the way")
+    with pytest.raises(OSError, match="writing the model failed: .*irectory.*model"):
+        rehearse()
+    (tmp_path / "model").unlink()
+    save = model_files.save_params
+
+    def rounded(directory, params):
+        save(directory, jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), params))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model_files, "save_params", rounded)
+        with pytest.raises(ValueError, match="writing the model failed: .* not those that were"):
+            rehearse()
+    monkeypatch.setattr(manifest, "changed", lambda *_: "params/x")
+    with pytest.raises(ValueError, match="reading it back failed: .*contents of params/x have"):
+        rehearse()
 
 
 def test_it_learns(data, finished):
@@ -92,7 +231,6 @@ def test_a_run_is_not_continued_with_another_config(data, finished, change, mess
         ({"task": "gan"}, "task='gan' is unknown"),
         ({"seed": -1}, r"seed=-1 must lie in \[0, "),
         ({"train.best_metric": "fid"}, "best_metric='fid' is not evaluated here, only held_out/"),
-        ({"train.best_metric": "x", "train.eval_every": 3}, "eval_every=3 must be a multiple"),
         ({"train.hang_timeout": 0.0}, "train.hang_timeout=0.0 must be positive"),
     ],
 )

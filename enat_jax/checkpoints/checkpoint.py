@@ -11,79 +11,24 @@ share. All come to the same result: the first one reads the descriptions, and an
 process cannot read is damaged for all.
 """
 
-import dataclasses
 import functools
 import itertools
 import logging
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
-from enat_jax.checkpoints import manifest
-from enat_jax.runtime import agreement, exits
+from enat_jax.checkpoints import best as best_checkpoint
+from enat_jax.checkpoints import manifest, orbax_paths
+from enat_jax.runtime import agreement, exits, os_errors
 
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Best:
-    """What makes a checkpoint the best one.
-
-    Attributes:
-        metric: name among the metrics of an evaluation.
-        mode: whether the lowest ("min") or the highest ("max") value is best; of equal ones the
-            earliest.
-    """
-
-    metric: str
-    mode: str
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("min", "max"):
-            raise ValueError(f"mode={self.mode!r} of the best {self.metric} must be 'min' or 'max'")
-
-
-class KeepBest(checkpoint_managers.PreservationPolicy):
-    """Keeps the best checkpoint.
-
-    Orbax's ``BestN`` goes by a file of metrics that Orbax writes itself. Here the metrics are in
-    the manifest, which is checked, and checkpoints have no such file.
-    """
-
-    def __init__(self, best: Best) -> None:
-        self._best = best
-        self._scores: dict[int, float] = {}
-
-    def note(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Takes the metrics of a step; without a value of the metric, it is never the best."""
-        score = metrics.get(self._best.metric)
-        if score is None:
-            self._scores.pop(step, None)  # of an earlier run through this step
-        else:
-            self._scores[step] = score
-
-    def best_of(self, steps: Iterable[int]) -> int | None:
-        """Returns the best of ``steps``, or None if none has the metric."""
-        best = min if self._best.mode == "min" else max
-        scored = sorted(step for step in steps if step in self._scores)
-        return best(scored, key=self._scores.__getitem__, default=None)
-
-    def should_preserve(
-        self,
-        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
-        *,
-        context: checkpoint_managers.PreservationContext,
-    ) -> Sequence[bool]:
-        """Says which of Orbax's ``checkpoints`` this policy keeps."""
-        best = self.best_of(checkpoint.step for checkpoint in checkpoints)
-        return [checkpoint.step == best for checkpoint in checkpoints]
 
 
 class Checkpointer:
@@ -92,7 +37,8 @@ class Checkpointer:
     Use as a context manager, or call ``close``: leaving before a save is complete loses that save.
 
     Args:
-        directory: of this run's checkpoints alone; created if missing.
+        directory: of this run's checkpoints alone; created if missing. A ValueError names one that
+            Orbax cannot use, before anything is written.
         save_every: steps between saves, positive.
         keep: how many of the newest checkpoints stay, positive. With two, a damaged newest one
             leaves another to go on from.
@@ -108,7 +54,7 @@ class Checkpointer:
         save_every: int,
         keep: int = 2,
         keep_every: int | None = None,
-        best: Best | None = None,
+        best: best_checkpoint.Best | None = None,
         complete: manifest.Complete = dict,
     ):
         if save_every < 1 or keep < 1:
@@ -118,14 +64,14 @@ class Checkpointer:
         self._directory = pathlib.Path(directory).absolute()
         self._save_every = save_every
         self._complete = complete
-        self.best = None if best is None else KeepBest(best)
+        self.best = None if best is None else best_checkpoint.KeepBest(best)
         policies = [checkpoint_managers.LatestN(keep)]
         if keep_every is not None:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
         if self.best is not None:
             policies.append(self.best)
         self._manager = ocp.CheckpointManager(
-            self._directory,
+            orbax_paths.of(self._directory),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 # Where that fails, the threads that are to write wait in vain for five minutes.
@@ -133,7 +79,7 @@ class Checkpointer:
             ),
         )
         if self.best is not None:
-            for step, metrics in agreement.broadcast_from_first(self._saved_metrics):
+            for step, metrics in agreement.broadcast_from_first(self._evaluations):
                 self.best.note(step, metrics)
 
     def save(
@@ -141,7 +87,6 @@ class Checkpointer:
         step: int,
         state: PyTree,
         meta: Mapping[str, Any],
-        metrics: Mapping[str, float] | None = None,
         force: bool = False,
     ) -> bool:
         """Starts to save ``state`` if ``step`` is a multiple of ``save_every``; says if it did.
@@ -152,9 +97,6 @@ class Checkpointer:
             step: steps done so far. A step that is already on disk is not saved again.
             state: pytree of ``jax.Array``.
             meta: plain JSON values: all that must be equal for the state to be of use later.
-            metrics: what an evaluation of this very state gave, if there was one. Without a finite
-                value of the metric of ``best``, the checkpoint never counts as the best. With
-                several processes, those of the first one count.
             force: save at any step, for instance the last.
 
         Raises:
@@ -165,10 +107,9 @@ class Checkpointer:
         if not (force or step % self._save_every == 0) or step in self._steps():
             return False
         self.wait()
-        metrics = agreement.broadcast_from_first(functools.partial(manifest.finite, metrics or {}))
-        described = manifest.make(state, meta, metrics)
+        described = manifest.make(state, meta)
         if self.best is not None:
-            self.best.note(step, metrics)
+            self.best.note(step, {})  # until it is evaluated
         if jax.process_index() == 0:  # what killed or failed saves left would stay for ever
             for path in self._directory.glob("*.orbax-checkpoint-tmp"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -183,6 +124,27 @@ class Checkpointer:
             )
         except OSError as error:
             raise self._not_saved(error) from error
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Notes on disk what an evaluation of the state of ``step`` gave, once that is saved.
+
+        Without a finite value of the metric of ``best``, the checkpoint never counts as the best.
+        With several processes, the metrics of the first one count.
+
+        Raises:
+            OSError: the state or the note could not be written.
+        """
+        self.wait()
+        path = self._directory / str(step)
+        write = functools.partial(manifest.write_evaluation, path, metrics)
+        metrics = agreement.broadcast_from_first(write)
+        if self.best is not None:
+            self.best.note(step, metrics)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Says whether an evaluation of the state of ``step`` has been completed."""
+        path = self._directory / str(step)
+        return agreement.broadcast_from_first(lambda: manifest.evaluation(path) is not None)
 
     def restore(
         self, abstract_state: PyTree, expected_meta: Mapping[str, Any], step: int | None = None
@@ -232,6 +194,24 @@ class Checkpointer:
                 "move the directory away to start from the beginning"
             )
         return None
+
+    def read_back(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> PyTree:
+        """Returns what was saved of ``state``, having compared it with its checksums.
+
+        ``state`` is deleted from the devices first, which may not have room for two.
+
+        Raises:
+            ValueError: the checkpoint is damaged.
+            OSError: it cannot be written or read.
+        """
+        self.wait()
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+        )
+        jax.tree.map(lambda x: x.delete(), state)
+        found = self.restore(abstract, meta, step)
+        assert found is not None  # a step that is named is there, or ``restore`` raises
+        return found[0]
 
     def all_steps(self) -> list[int]:
         """Returns the steps on disk in ascending order, once the last save is complete."""
@@ -321,18 +301,18 @@ class Checkpointer:
                 )
         self._manager.reload()
 
-    def _saved_metrics(self) -> list[tuple[int, dict[str, float | None]]]:
-        read = {step: manifest.read(self._directory / str(step))[0] for step in self._steps()}
-        # A damaged one is dealt with when it is to be restored.
-        return [(step, found["metrics"]) for step, found in read.items() if found is not None]
+    def _evaluations(self) -> list[tuple[int, dict[str, float | None]]]:
+        read = {step: manifest.evaluation(self._directory / str(step)) for step in self._steps()}
+        return [(step, found) for step, found in read.items() if found is not None]
 
     def _steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
     def _not_saved(self, error: Exception) -> OSError:
+        fault = os_errors.behind(error, self._directory)
+        reason = os_errors.words(fault) if fault else exits.one_line(error, named=True)
         return OSError(
-            f"a checkpoint could not be written to {self._directory} ("
-            f"{exits.one_line(error, named=True)}); "
+            f"a checkpoint could not be written to {self._directory} ({reason}); "
             "earlier ones are still there: see to the disk and start again"
         )
 
@@ -343,34 +323,27 @@ class _Damaged(Exception):
 
 def _read_arrays(path: pathlib.Path, abstract_state: PyTree) -> PyTree:
     """Reads without Orbax's barriers, in which others would wait for a process that failed."""
-    state, failure = None, None
+    state: PyTree = None
+    failure: Exception | None = None
     handler = ocp.StandardCheckpointHandler()
     try:
         args = ocp.args.StandardRestore(abstract_state)
-        state = handler.restore(epath.Path(path) / "state", args=args)
+        state = handler.restore(orbax_paths.of(path) / "state", args=args)
     except Exception as error:  # all of them, so that the other processes learn of it
         cause = error.__cause__ or error  # Orbax wraps TensorStore's errors
-        if isinstance(cause, MemoryError | RuntimeError):
-            failure = error
-        elif _is_damage(cause):
-            failure = _Damaged(exits.one_line(cause, named=True))
-        else:
-            failure = OSError(f"{path} cannot be read: {exits.one_line(cause, named=True)}")
+        failure = os_errors.behind(error, path)
+        if failure is None:
+            failure = error if _is_no_damage(cause) else _Damaged(exits.one_line(cause, named=True))
     finally:
         handler.close()
     agreement.raise_on_all(failure, minor=_Damaged)
     return state
 
 
-def _is_damage(error: BaseException) -> bool:
-    """Whether an error of reading says that files are missing or not what was written.
-
-    A changed byte may lead to an error of any type. A lack of permission or of resources, which
-    TensorStore puts into the text of a ValueError, says nothing about the files.
-    """
-    if isinstance(error, OSError):
-        return isinstance(error, FileNotFoundError | NotADirectoryError)
-    return not any(code in str(error) for code in ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED"))
+def _is_no_damage(error: BaseException) -> bool:
+    """Says no of files that are missing; a changed byte may lead to an error of any other type."""
+    missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+    return isinstance(error, OSError | RuntimeError) and not missing
 
 
 def _free_name(path: pathlib.Path) -> pathlib.Path:

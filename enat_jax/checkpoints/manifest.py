@@ -1,4 +1,8 @@
-"""The manifest of a checkpoint: settings, arrays, their checksums and metrics, as plain JSON."""
+"""What is written beside the arrays of a checkpoint, as plain JSON.
+
+The manifest has the settings, the arrays and their checksums. What an evaluation of the state gave
+is a file of its own, because the state is saved before it is evaluated.
+"""
 
 import json
 import math
@@ -9,26 +13,24 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from enat_jax.checkpoints import checksums
 from enat_jax.runtime import files
+
+EVALUATION = "evaluation.json"  # in the directory of a checkpoint
 
 _MISSING = object()  # a value that is not there, other than None
 
 Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
-def make(
-    state: PyTree, meta: Mapping[str, Any], metrics: Mapping[str, float | None]
-) -> dict[str, Any]:
+def make(state: PyTree, meta: Mapping[str, Any]) -> dict[str, Any]:
     """Describes a state, with a checksum over the whole that shows damage to the manifest.
 
     Args:
         state: pytree of ``jax.Array``.
         meta: JSON values, which the caller compares when the state is restored.
-        metrics: what an evaluation of the state gave, finite or None.
 
     Raises:
         ValueError: something in ``state`` is not a ``jax.Array``.
@@ -41,7 +43,6 @@ def make(
         "config": files.as_json(meta),
         "tree": tree(state),
         "checksums": dict(zip(leaves(state), map(int, sums), strict=True)),
-        "metrics": dict(metrics),
     }
     return {**manifest, "crc32": _crc(manifest)}
 
@@ -49,14 +50,52 @@ def make(
 def read(directory: pathlib.Path) -> tuple[dict[str, Any] | None, str | None]:
     """Reads the manifest of a checkpoint; returns None and the reason instead if it is damaged."""
     try:
-        found = ocp.JsonCheckpointHandler().restore(directory / "meta")
+        # Orbax's handler would take a file that this user may not see for one that is missing.
+        found = json.loads((directory / "meta" / "metadata").read_text())
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         return None, f"its meta cannot be read: {error}"
     if not isinstance(found, dict) or "crc32" not in found:
         return None, "its meta has no checksums: it is damaged or of an earlier version"
-    if found["crc32"] != _crc({key: value for key, value in found.items() if key != "crc32"}):
+    if not _is_whole(found):
         return None, "the contents of its meta have changed"
     return found, None
+
+
+def write_evaluation(
+    directory: pathlib.Path, metrics: Mapping[str, float]
+) -> dict[str, float | None]:
+    """Writes what an evaluation gave into the directory of a checkpoint.
+
+    Args:
+        directory: of a checkpoint that is complete.
+        metrics: numbers by name.
+
+    Returns:
+        ``metrics`` with None for what is not a finite number, which JSON does not have.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    values = {name: float(value) for name, value in metrics.items()}
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    content = {"metrics": finite}
+    files.write_json(directory / EVALUATION, {**content, "crc32": _crc(content)})
+    return finite
+
+
+def evaluation(directory: pathlib.Path) -> dict[str, float | None] | None:
+    """Returns what an evaluation of a checkpoint gave; None if none was completed.
+
+    Earlier versions evaluated first, and then saved the state with the metrics in its manifest.
+    """
+    described, _ = read(directory)
+    if described is None or "metrics" in described:
+        return described and described["metrics"]
+    try:
+        found = files.read_json(directory / EVALUATION, "it is made anew")
+    except (ValueError, FileNotFoundError):
+        return None
+    return found["metrics"] if isinstance(found, dict) and _is_whole(found) else None
 
 
 def differences(
@@ -106,12 +145,6 @@ def changed(manifest: Mapping[str, Any], state: PyTree) -> str:
     )
 
 
-def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Returns ``metrics`` with None for what is not a finite number, which JSON does not have."""
-    values = {name: float(value) for name, value in metrics.items()}
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
 def leaves(state: PyTree) -> dict[str, Any]:
     """Returns the leaves in the order of ``jax.tree.leaves``, by paths such as "dense/kernel"."""
     found = jax.tree_util.tree_leaves_with_path(state)
@@ -128,6 +161,11 @@ def tree(state: PyTree) -> dict[str, str]:
 
 def _crc(manifest: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
+
+
+def _is_whole(manifest: Mapping[str, Any]) -> bool:
+    rest = {key: value for key, value in manifest.items() if key != "crc32"}
+    return manifest.get("crc32") == _crc(rest)
 
 
 def _shortened(parts: Sequence[str]) -> str:

@@ -7,15 +7,19 @@ The section ``evaluation`` of a config switches it on, or the command line:
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 
 from enat_jax.data import images
 from enat_jax.evaluation import accumulate, features, image_sets, measures, passes, statistics
 from enat_jax.inference import tokenization, tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +28,9 @@ class Settings:
 
     Attributes:
         reference: statistics (.npz), or pictures, ``data.images.open_source``, as the tokenizer was
-            trained on. Of many pictures every process makes the statistics at the first
-            evaluation; ``python -m enat_jax.evaluate --make-reference`` makes them once for all.
-            None: no evaluation.
+            trained on. Of many pictures every process makes the statistics before it trains;
+            ``python -m enat_jax.evaluate --make-reference`` makes them once for all. None: no
+            evaluation.
         features: as for ``features.open_features``.
         num: samples; few give a distance that is too high, so compare equal numbers.
         inception: path of Inception's weights.
@@ -74,14 +78,26 @@ class SampleQuality:
     def names(self) -> tuple[str, ...]:
         """Names of the numbers that ``measure`` gives."""
         distance = "fid" if self.network.is_inception else "frechet_distance"
-        known = self.compared
-        single = not isinstance(known, statistics.Statistics) or known.pool is not None
-        names = (distance, "precision", "recall") if single else (distance,)
+        names = (distance,) if self.why_no_overlap else (distance, "precision", "recall")
         return tuple(f"samples/{name}" for name in names)
 
-    def measure(self, load: accumulate.Load, num_classes: int) -> Iterator[tuple[str, float]]:
-        """Yields numbers by name; ``load`` draws samples."""
-        spec = accumulate.PassSpec(self.num, num_classes, self.num, {})
+    @property
+    def why_no_overlap(self) -> str | None:
+        """Why precision and recall cannot be measured; None if they can."""
+        known = self.compared
+        if not isinstance(known, statistics.Statistics):
+            num = len(known)
+            kept = accumulate.PassSpec(num, 1, self.keep, {}).num_rows("pool", 0, num)
+        else:
+            kept = None if known.pool is None else len(known.pool)
+        return measures.why_no_overlap(self.num, kept)
+
+    def measure(
+        self, load: accumulate.Load, num_classes: int, few: bool = False
+    ) -> Iterator[tuple[str, float]]:
+        """Yields numbers by name; ``load`` draws samples, ``few``: one chunk of them."""
+        num = min(self.num, accumulate.CHUNK) if few else self.num
+        spec = accumulate.PassSpec(num, num_classes, num, {})
         found = passes.in_memory(load, self.network, spec)
         own = found.statistics(self._description)
         metrics, _ = measures.evaluate_set(
@@ -137,4 +153,7 @@ def make(section: ml_collections.ConfigDict, codec: tokenizer.Tokenizer) -> Samp
                 f"evaluation.reference={settings.reference} has images of {compared.image_shape}, "
                 f"the tokenizer makes {shape}"
             )
-    return SampleQuality(network, settings.num, compared, settings.keep)
+    found = SampleQuality(network, settings.num, compared, settings.keep)
+    if found.why_no_overlap and jax.process_index() == 0:
+        _log.warning("samples: precision and recall are not measured: %s", found.why_no_overlap)
+    return found

@@ -29,9 +29,11 @@ WEIGHTS = {"transformer": "transformer.safetensors", "tokenizer": "tokenizer/par
 
 
 def write(generator: Generator, directory: pathlib.Path) -> None:
-    """Writes what ``make`` returns, as ``sampler.jaxexport`` and ``sampler.json``."""
+    """Writes what ``make`` returns, as ``sampler.jaxexport`` and ``sampler.json``, and opens it."""
     program, description = make(generator)
-    files.write_atomically(directory / "sampler.jaxexport", program)
+    path = directory / "sampler.jaxexport"
+    files.write_atomically(path, program)
+    export.deserialize(bytearray(path.read_bytes()))
     files.write_json(directory / "sampler.json", description)
 
 

@@ -73,12 +73,14 @@ class Task(image_task.ImageTask):
         del extra
         return tasks.apply_gradients(state, self.optimizer, grads)
 
-    def evaluate(self, state: TrainState, mesh: jax.sharding.Mesh) -> Iterator[tuple[str, float]]:
+    def evaluate(
+        self, state: TrainState, mesh: jax.sharding.Mesh, few: bool = False
+    ) -> Iterator[tuple[str, float]]:
         """Share of held-out images whose class is found, and their mean loss in nats."""
         scores = functools.partial(self._jitted_scores, state.params)
         found = [
             self.run(scores, (rows["images"], rows["labels"]), mesh)
-            for rows in self.held_out_batches(EVALUATED)
+            for rows in self.held_out_batches(EVALUATED, few)
         ]
         all_losses, all_correct = zip(*found, strict=True)
         values = (np.concatenate(x).mean() for x in (all_correct, all_losses))

@@ -11,13 +11,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from enat_jax.checkpoints import manifest, model_files
+from enat_jax.checkpoints import manifest, model_files, orbax_paths
 from enat_jax.evaluation import features
 from enat_jax.inference import generator, model_directory, tokenizer
-from enat_jax.runtime import exits, files, versions
+from enat_jax.runtime import agreement, exits, files, os_errors, paths, sharding, versions
 from enat_jax.training import config as train_config
 from enat_jax.training import enat_task, vqgan_task
-from enat_jax.training.task import Task
+from enat_jax.training.task import Task, TrainState
 
 
 def trained(
@@ -52,15 +52,26 @@ def provenance(config: ml_collections.ConfigDict, task: Task, step: int) -> dict
     }
 
 
+def weights(state: TrainState) -> PyTree:
+    """Returns the parameters of the model that a run makes, as numpy arrays on every process."""
+    # Tasks without a moving average have none.
+    return sharding.to_host(state.ema_params or state.params)
+
+
 def save(
     config: ml_collections.ConfigDict, task: Any, params: PyTree, step: int, directory: pathlib.Path
 ) -> None:
-    """Writes the model directory of a run of any task; other arguments as in ``trained``."""
+    """Writes the model directory of a run of any task and opens it; arguments as in ``trained``."""
     if config.task != "classifier":
-        trained(config, task, params, step).save(directory)
+        made = trained(config, task, params, step)
+        made.save(directory)
+        agreement.broadcast_from_first(lambda: None)  # which writes the last file
+        model_directory.check(made, directory)
         return
     size, origin = task.source.image_shape[:2], provenance(config, task, step)
     features.save_trained(directory, task.model, params, size, config.data.source, origin)
+    agreement.broadcast_from_first(lambda: None)
+    features.load_trained(directory)
 
 
 def of_run(
@@ -76,7 +87,7 @@ def of_run(
         OSError: this is no run's directory, or it has no checkpoint yet.
         ValueError: there is no such step, or it is damaged.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = paths.local(workdir)
     steps = _steps(workdir)
     for name in ("model.json", "tokenizer.json"):
         if (workdir / name).is_file():
@@ -92,7 +103,8 @@ def of_run(
 
 def _steps(workdir: pathlib.Path) -> list[int]:
     """Returns the steps of the checkpoints, in order."""
-    found = (workdir / "checkpoints").glob("*")
+    directory = workdir / "checkpoints"
+    found = directory.iterdir() if directory.is_dir() else ()
     return sorted(int(path.name) for path in found if path.name.isdecimal())
 
 
@@ -143,8 +155,9 @@ def _read(
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            found = checkpointer.restore(path.absolute() / "state", args=args)
+            found = checkpointer.restore(orbax_paths.of(path) / "state", args=args)
     except model_files.DAMAGE as error:
+        os_errors.pass_on(error, path)
         return None, exits.one_line(error, named=True)
     changed = manifest.changed(described, found)
     return found[name], f"the contents of {changed} have changed" if changed else None

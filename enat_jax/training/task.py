@@ -1,7 +1,9 @@
 """What the training loop asks of a task, and the state that a run carries from step to step."""
 
-from collections.abc import Hashable, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+import contextlib
+import pathlib
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, Protocol, Self, runtime_checkable
 
 import flax.struct
 import jax
@@ -73,6 +75,10 @@ class Task(Protocol):
         """The Linen module that is trained; its ``dtype`` is that of the computation."""
 
     @property
+    def loss(self) -> Any:
+        """The settings of the loss."""
+
+    @property
     def batch_size(self) -> int:
         """Images of a batch, over all devices; of a micro-batch where gradients accumulate."""
 
@@ -122,8 +128,17 @@ class Task(Protocol):
     def update(self, state: TrainState, grads: PyTree, extra: PyTree) -> TrainState:
         """Returns the state after the optimizer's update; does not count the step."""
 
-    def evaluate(self, state: TrainState, mesh: jax.sharding.Mesh) -> Iterator[tuple[str, float]]:
-        """Yields the names of ``evaluated`` and their values."""
+    def evaluate(
+        self, state: TrainState, mesh: jax.sharding.Mesh, few: bool = False
+    ) -> Iterator[tuple[str, float]]:
+        """Yields the names of ``evaluated`` and their values.
+
+        Args:
+            state: to evaluate.
+            mesh: of the run.
+            few: compute on no more images than it takes to see that everything works. All that an
+                evaluation reads is read nevertheless.
+        """
 
 
 @runtime_checkable
@@ -161,6 +176,25 @@ class Pictured(Protocol):
         self, state: TrainState, mesh: jax.sharding.Mesh
     ) -> Iterator[tuple[str, UInt8[np.ndarray, "h w c"]]]:
         """Yields pictures by name."""
+
+
+@runtime_checkable
+class OfPictures(Task, Protocol):
+    """A task that reads pictures, some of which may not be readable."""
+
+    def chosen(self, workdir: pathlib.Path, say: Callable[[str], None]) -> Self:
+        """Returns the task of pictures that can be read; see ``run_pictures.RunPictures.choose``.
+
+        Args:
+            workdir: of the run.
+            say: shows a line.
+        """
+
+    def recognise(self, identity: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the identity of a checkpoint's data; see ``RunPictures.recognise``."""
+
+    def reporting(self) -> contextlib.AbstractContextManager[None]:
+        """Within, a picture that cannot be read is noted; see ``RunPictures.reporting``."""
 
 
 def shapes(task: Task, index: int) -> tuple[Hashable, dict[str, np.int32]]:
