@@ -47,6 +47,12 @@ class TrainedModel:
         """SHA-256 of the weights in float32, hexadecimal."""
         return self.saved_fingerprint or fingerprint(self.params)
 
+    def described(self, *details: str) -> str:
+        """Returns one line for ``repr``, which would else print all weights."""
+        count = sum(x.size for x in jax.tree.leaves(self.params))
+        kind = type(self.model).__name__
+        return f"{type(self).__name__}({', '.join([kind, f'{count:,} parameters', *details])})"
+
     def with_dtype(self, dtype: str) -> Self:
         """Returns the same with weights and computation in ``dtype``, "float32" or "bfloat16"."""
         return dataclasses.replace(

@@ -64,6 +64,10 @@ class Generator(model_files.TrainedModel):
                 f"{found}, of the transformer {needed}: they do not belong together"
             )
 
+    def __repr__(self) -> str:
+        classes = f"{len(self.class_names):,} classes"
+        return self.described(classes, f"{self.settings.num_steps} steps", repr(self.tokenizer))
+
     def with_settings(self, **changes: Any) -> Self:
         """Returns the same model with other sampler settings, such as ``guidance_scale=3.0``."""
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **changes))

@@ -1,14 +1,16 @@
 """A directory of drawn images, which an interrupted program completes when it is started again.
 
-It holds ``NNNNN_<class name>.png``, ``grid.png`` with a row per label, and ``settings.json``. On
-request all images stand in ``samples.npz``, too, as ADM's evaluation program reads them.
-Images are numbered through, label by label; an image depends on seed, number and label alone. What
-it was made with stands in its text chunk "parameters", too, as JSON.
+It holds ``NNNNN_<class name>.png``, ``grid.png`` with a row per label, or several labels in a row
+if it were a column otherwise, and ``settings.json``. On request all images stand in
+``samples.npz``, too, as ADM's evaluation program reads them. Images are numbered through, label by
+label; an image depends on seed, number and label alone. What it was made with stands in its text
+chunk "parameters", too, as JSON.
 """
 
 import concurrent.futures
 import dataclasses
 import json
+import math
 import pathlib
 import zipfile
 from collections.abc import Iterable
@@ -152,8 +154,9 @@ def draw(
             path.unlink()  # of a process that was killed
         _claim(images)
         _draw_missing(images, min(batch_size, len(images)))
-        columns = min(num, GRID_COLUMNS)
-        first = _for_grid(images, columns)
+        each = min(num, GRID_COLUMNS)
+        first = _for_grid(images, each)
+        columns = each * _labels_in_a_row(len(first) // each, each)
         png.write_png(images.out / "grid.png", png.grid(first, columns))
         if npz:
             _write_npz(images)
@@ -220,12 +223,17 @@ def _draw_batch(images: Images, batch: range, batch_size: int) -> UInt8[np.ndarr
         raise
 
 
-def _for_grid(images: Images, columns: int) -> UInt8[np.ndarray, "n h w c"]:
-    """Reads the first images of each label, of as many labels as ``grid.png`` has room for."""
+def _labels_in_a_row(labels: int, each: int) -> int:
+    """Returns 1, or of a grid more than twice as high as wide what makes it about square."""
+    return 1 if labels <= 2 * each else round(math.sqrt(labels / each))
+
+
+def _for_grid(images: Images, each: int) -> UInt8[np.ndarray, "n h w c"]:
+    """Reads ``each`` images of a label, of as many labels as ``grid.png`` has room for."""
     height, width = images.model.tokenizer.image_size
     most = min(GRID_IMAGES, GRID_PIXELS // (height * width))
-    labels = range(min(len(images.labels), max(1, most // columns)))
-    numbers = [label * images.num + i for label in labels for i in range(columns)]
+    labels = range(min(len(images.labels), max(1, most // each)))
+    numbers = [label * images.num + i for label in labels for i in range(each)]
     first = [_read(images.path(number)) for number in numbers]
     return np.stack(first).reshape(len(first), height, width, -1)
 

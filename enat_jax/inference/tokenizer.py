@@ -35,6 +35,11 @@ class Tokenizer(model_files.TrainedModel):
     image_size: tuple[int, int]
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        (rows, columns), (height, width) = self.grid, self.image_size
+        codes = f"{rows}x{columns} tokens of {self.model.codebook_size:,} codes"
+        return self.described(codes, f"{height}x{width} pixels")
+
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens."""

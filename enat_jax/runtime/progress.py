@@ -10,6 +10,7 @@ import tqdm
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 LINE = "{n_fmt}/{total_fmt}{postfix}, {elapsed} elapsed, {remaining} left"
 MEMORY_S = 60.0  # of the rate: what is older than this counts for less and less
+KNOWN_S = 1.0  # that must be counted before there is a rate; of shorter work, it is the mean of all
 
 
 class Progress:
@@ -75,6 +76,7 @@ class Progress:
     def close(self) -> None:
         """Leaves the bar as it stands, or prints the last line."""
         self._bar.mininterval = 0
+        self._bar.is_last = True
         self._bar.update(0)
         self._bar.close()
 
@@ -94,11 +96,12 @@ class _Bar(tqdm.tqdm):
         self._images_per_step = images_per_step
         self._steps, self._seconds = 0.0, 0.0  # that the rate is of
         self._since: float | None = None  # when the step under way began, if it is to be counted
+        self.is_last = False  # of the lines
         super().__init__(**how)
 
     def count(self, steps: int) -> None:
         """Notes for the rate that so many steps have been done since the last call."""
-        if self.disable or not steps:
+        if self.disable:
             return
         now = self._time()
         if self._since is not None:
@@ -115,13 +118,17 @@ class _Bar(tqdm.tqdm):
     @property
     def format_dict(self) -> dict[str, Any]:
         values = super().format_dict
-        values["rate"] = self._steps / self._seconds if self._seconds else None
-        if values["rate"] is not None:
+        done, seconds = self._steps, self._seconds
+        if seconds < KNOWN_S and (self.is_last or values["n"] == values["total"]):
+            done, seconds = values["n"] - values["initial"], values["elapsed"]
+        elif seconds < KNOWN_S:
+            # tqdm would take the mean since the start, which is hardly more than compilation.
+            values["bar_format"] = values["bar_format"].replace("{remaining}", "?")
+            seconds = 0.0
+        values["rate"] = done / seconds if seconds else None
+        if values["rate"]:
             images = f"{values['rate'] * self._images_per_step:.0f} images/s"
             values["postfix"] = ", ".join(filter(None, [values["postfix"], images]))
-        elif values["n"] < values["total"]:
-            # tqdm would take the mean since the start.
-            values["bar_format"] = values["bar_format"].replace("{remaining}", "?")
         return values
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:

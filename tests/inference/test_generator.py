@@ -274,3 +274,12 @@ def test_the_tokenizer_of_another_model(copied):
 def test_parts_that_do_not_fit(model):
     with pytest.raises(ValueError, match=r"are \(16, 8, 2\), of the transformer \(16, 8, 3\)"):
         dataclasses.replace(model, class_names=("cat", "dog"))
+
+
+def test_it_is_one_line():
+    model = tiny.make_generator()
+    count = sum(x.size for x in jax.tree.leaves(model.params))
+    codec = repr(model.tokenizer)
+    assert codec.startswith("Tokenizer(VQGAN, ")
+    assert codec.endswith(" parameters, 4x4 tokens of 8 codes, 8x8 pixels)")
+    assert repr(model) == f"Generator(ENAT, {count:,} parameters, 3 classes, 3 steps, {codec})"

@@ -97,6 +97,16 @@ def test_batches_and_devices_change_no_pixel(model, tmp_path, devices, batch_siz
     assert np.array_equal(found, model.sample([1] * 5 + [0] * 5, seed=2, batch_size=64))
 
 
+@pytest.mark.parametrize(
+    ("labels", "each", "columns"),
+    [(1, 1, 1), (2, 1, 1), (3, 1, 2), (10, 1, 3), (1000, 1, 32), (10, 4, 8), (10, 6, 6)]
+    + [(250, 10, 50), (10, 10, 10), (50, 50, 50), (1, 50, 50), (4, 2, 2)],
+)
+def test_the_grid_is_no_column(labels, each, columns):
+    assert each * image_directory._labels_in_a_row(labels, each) == columns
+    assert -(-labels * each // columns) <= 2 * columns
+
+
 def test_the_grid_has_a_row_per_label_and_whole_rows_only(model, tmp_path, monkeypatch):
     monkeypatch.setattr(image_directory, "GRID_IMAGES", 5)
     monkeypatch.setattr(image_directory, "GRID_COLUMNS", 2)
@@ -105,5 +115,7 @@ def test_the_grid_has_a_row_per_label_and_whole_rows_only(model, tmp_path, monke
     assert np.array_equal(found, expected[[0, 1, 3, 4]])
     assert read(tmp_path / "grid.png").shape == (22, 22, 1)
     assert len(list(tmp_path.glob("0*.png"))) == 9
+    image_directory.draw(model, [0, 1, 2, 0, 1], 1, tmp_path / "one", batch_size=4)
+    assert read(tmp_path / "one" / "grid.png").shape == (32, 22, 1)  # 3 rows of 2
     monkeypatch.setattr(image_directory, "GRID_PIXELS", 8 * 8 * 3)
     assert len(image_directory.draw(model, [0, 1, 2], 3, tmp_path, batch_size=4)) == 2
