@@ -160,7 +160,8 @@ def _evaluate(
     if reason := measures.why_no_overlap(subject.spec.kept, reference.kept):
         print(f"without precision, recall, density and coverage: {reason}", file=sys.stderr)
     if (flags.out / "card.json").exists():
-        _show(cards.read(flags.out), flags.out)
+        path = flags.out / "card.json"
+        _show(cards.read(path, f"remove {path}, and it is made again"), flags.out)
         return
     compared = passes.statistics_of_reference(reference, network, flags.out, hosts)
     found = passes.run_and_collect(subject, network, flags.out / "images", hosts, "images")
@@ -254,7 +255,7 @@ def make_reference(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
     subject = _opener(flags, network).reference(flags.reference)
     number = subject.spec.num_images
     if path.exists():
-        loaded = statistics.Statistics.load(path)
+        loaded = statistics.load_own(path, f"remove {path}, or name another file")
         before = loaded.description | {"kept": 0 if loaded.pool is None else len(loaded.pool)}
         now = {k: v for k, v in subject.description.items() if k != "versions"}
         now["kept"] = subject.spec.kept

@@ -29,12 +29,16 @@ CIFAR = ROOT.parent / "shared" / "data" / "cifar10_train.zip"
 FEATURES = ["--features", "random:0"]
 
 
+# Every evaluation would compile its network and its model anew.
+LOAD = functools.cache(generator.Generator.load)
+OPEN_FEATURES = functools.cache(features.open_features)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once():
-    """Every evaluation would compile its network and its model anew."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generator.Generator, "load", functools.cache(generator.Generator.load))
-        patch.setattr(features, "open_features", functools.cache(features.open_features))
+        patch.setattr(generator.Generator, "load", LOAD)
+        patch.setattr(features, "open_features", OPEN_FEATURES)
         yield
 
 
@@ -180,6 +184,8 @@ def test_tokenizers_are_measured_by_their_reconstructions(model, tmp_path, pictu
     expected = -10 * np.log10(np.square(error).mean())
     assert found["metrics"]["psnr"]["value"] == pytest.approx(expected, rel=1e-6)
     assert "of 64 reconstructions of 8x8 pixels" in capsys.readouterr().out
+    assert found["images"]["split"] == "train" and "split train" in found["reference"]["about"]
+    assert "may have been trained on" in " ".join(found["caveats"])
 
 
 def test_hosts_share_an_evaluation(card, model, pictures, tmp_path, capsys):
@@ -332,13 +338,13 @@ OTHER_MISTAKES = {
 
 
 def refused(arguments, tmp_path, capsys):
-    """The one line on standard error; nothing on disk may have changed."""
+    """The line of the error on standard error; nothing on disk may have changed."""
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     with pytest.raises(SystemExit) as ended:
         cli.run(evaluate.main, [str(x) for x in arguments])
     assert ended.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
+    *_, line = lines = capsys.readouterr().err.splitlines()
+    assert [x for x in lines if x.startswith("error: ")] == [line]
     assert {p: p.read_bytes() for p in before} == before
     return line
 
@@ -390,7 +396,7 @@ def test_a_full_disk_is_one_line_and_can_be_continued(card, model, tmp_path, cap
             cli.run(evaluate.main, [str(x) for x in arguments])
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("error: No space left on device: ")
-    assert lines[-1].endswith("state.npz")
+    assert "state.npz: make room there" in lines[-1]
     run(*arguments)
     assert cards.read(tmp_path / "out")["metrics"]["frechet_distance"]["value"] > 0
 

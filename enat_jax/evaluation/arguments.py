@@ -58,6 +58,12 @@ def refuse_unknown_settings(flags: argparse.Namespace) -> None:
     """Raises ValueError if a setting of --set is one that none of the sources has."""
     paths = [p for p in (flags.images, flags.source, flags.reference) if p is not None]
     kinds = sorted({images.kind(path) for path in paths if not image_sets.is_npz(path)})
+    if flags.images and not kinds:
+        for name in ("size", "split"):
+            if getattr(flags, name) is not None:
+                raise ValueError(
+                    f"--{name} has no effect on .npz files, which stay as they are: leave it out"
+                )
     known = {name for kind in kinds for name in images.SETTINGS[kind]}
     for name, _ in flags.set:
         if name not in known:

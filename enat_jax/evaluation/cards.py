@@ -21,6 +21,7 @@ from enat_jax.runtime import exits, files, paths
 from enat_jax.runtime.markdown import table as markdown_table
 
 FORMAT = "enat_jax evaluation card 1"
+ADVICE = "name the card.json that python -m enat_jax.evaluate wrote"
 Card = dict[str, Any]  # JSON values; `SECTIONS` and `FORMAT` say what is in it
 SECTIONS = (
     "kind",  # "model", "tokenizer" or "images"
@@ -65,8 +66,12 @@ def write(directory: pathlib.Path, card: Card) -> None:
     files.write_json(directory / "card.json", card, sort_keys=False)
 
 
-def read(path: str | os.PathLike) -> Card:
+def read(path: str | os.PathLike, advice: str = ADVICE) -> Card:
     """Reads a card from its JSON file or the directory that holds it.
+
+    Args:
+        path: of the file or directory.
+        advice: what to do if it is no card.
 
     Raises:
         OSError: if there is none.
@@ -75,7 +80,6 @@ def read(path: str | os.PathLike) -> Card:
     path = paths.local(path)
     if path.is_dir():
         path = path / "card.json"
-    advice = "name the card.json that python -m enat_jax.evaluate wrote"
     card = files.read_description(path, FORMAT, advice)
     if missing := [name for name in SECTIONS if name not in card]:
         raise ValueError(f"{path} is damaged, it has no {', '.join(missing)}: {advice}")

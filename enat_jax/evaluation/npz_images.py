@@ -43,7 +43,9 @@ class NpzImages:
         with npz_files.open_npz(self._path, ADVICE) as archive:
             if IMAGES not in archive:
                 names = ", ".join(archive) or "no arrays"
-                raise ValueError(f"{path} holds {names} and no images: {ADVICE}")
+                raise ValueError(
+                    f"{path} holds {names} and no images: statistics go to --reference; {ADVICE}"
+                )
             shape, dtype = archive.header(IMAGES)
             if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
                 raise ValueError(f"{path}: {IMAGES} is {dtype} {list(shape)}: {ADVICE}")

@@ -309,7 +309,7 @@ def statistics_of_reference(
         return _with_features_of_images(reference.content, reference.path, network)
     path = out / "reference.npz"
     if path.exists():
-        return statistics.Statistics.load(path)
+        return statistics.load_own(path, f"remove {path}, and it is made again")
     images = reference.content
     collected = run_and_collect(images, network, out / "reference", hosts, "reference")
     if collected is None:

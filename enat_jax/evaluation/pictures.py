@@ -97,10 +97,11 @@ class Opener:
         if unused := images.describe_unused(source.ignored):
             print(f"{path}, split {split!r}: {unused}")
         for folder, number in source.missing.items():
+            where = os.path.join(path, folder).rstrip(os.sep)
             raise ValueError(
-                f"{os.path.join(path, folder)} lacks {number:,} of the images that its "
-                "settings.json names: start the same `sample` again, which completes them, or copy "
-                "the images that are to count into another folder"
+                f"{where} lacks {number:,} of the images that its settings.json names: start the "
+                "same `sample` again, which completes them, or copy the images that are to count "
+                "into another folder"
             )
         if len(source) < 2:
             raise ValueError(

@@ -137,6 +137,19 @@ class Statistics:
             return cls(*_of_others(path, archive))
 
 
+def load_own(path: pathlib.Path, advice: str) -> Statistics:
+    """Returns what ``Statistics.save`` wrote.
+
+    Raises:
+        OSError: if there is no such file or it cannot be read.
+        ValueError: with ``advice``, if it is something else or damaged.
+    """
+    try:
+        return Statistics.load(path)
+    except ValueError as error:
+        raise ValueError(f"{str(error).removesuffix(f': {ADVICE}')}: {advice}") from error
+
+
 def sample_images(
     path: str | os.PathLike, batch_size: int
 ) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
