@@ -30,7 +30,7 @@ from PIL import (
 )
 
 from enat_jax.data import metadata
-from enat_jax.runtime import files
+from enat_jax.runtime import files, os_errors
 
 try:
     from PIL import AvifImagePlugin
@@ -64,12 +64,19 @@ Batch = dict[str, np.ndarray]  # arrays whose first axis counts the examples
 
 
 class UnreadableImage(ValueError):
-    """A picture that cannot be read: ``key`` names it, ``reason`` says why; "KEY: REASON"."""
+    """A picture that cannot be read; as text "KEY: REASON".
 
-    def __init__(self, key: str, reason: str):
-        super().__init__(key, reason)
+    Attributes:
+        key: names it for people.
+        reason: says why.
+        place: what ``Source.key`` calls it, mostly ``key``.
+    """
+
+    def __init__(self, key: str, reason: str, place: str | None = None):
+        super().__init__(key, reason, place)
         self.key = key
         self.reason = reason
+        self.place = key if place is None else place
 
     def __str__(self) -> str:
         # A name may hold line breaks, and signs that turn the rest of the line round.
@@ -78,14 +85,20 @@ class UnreadableImage(ValueError):
 
 
 @contextlib.contextmanager
-def naming(key: str) -> Iterator[None]:
-    """Turns an OSError or ValueError about a picture into an ``UnreadableImage`` that names it."""
+def naming(key: str, place: str | None = None) -> Iterator[None]:
+    """Turns an OSError or ValueError about a picture into an ``UnreadableImage`` that names it.
+
+    Raises:
+        OSError: the fault is not the picture's, see ``os_errors.OF_PROCESS``.
+    """
     try:
         yield
     except OSError as error:
-        raise UnreadableImage(key, f"cannot be read ({error.strerror})") from error
+        if error.errno in os_errors.OF_PROCESS:
+            raise OSError(error.errno, error.strerror, error.filename or key) from error
+        raise UnreadableImage(key, f"cannot be read ({error.strerror})", place) from error
     except ValueError as error:
-        raise UnreadableImage(key, str(error)) from error
+        raise UnreadableImage(key, str(error), place) from error
 
 
 class Example(NamedTuple):
@@ -137,6 +150,10 @@ class Framing:
     def identity(self) -> dict[str, object]:
         """Returns the settings as JSON values."""
         return {"plain_crop": PLAIN_CROP} | files.as_json(dataclasses.asdict(self))
+
+    def check(self, data: bytes) -> None:
+        """Raises ValueError if ``pixels`` would; without crops it is several times as fast."""
+        _refuse_elongated(decode(data, self.channels), self.size)
 
     def pixels(self, data: bytes, seed: int | None = None) -> UInt8[np.ndarray, "size size c"]:
         """Returns the pixels of an encoded picture.
@@ -193,7 +210,7 @@ def gather(
                 images[i], labels[i] = example.image, example.label
     except UnreadableImage as error:
         advice = "remove this picture or replace it by a good copy"
-        raise UnreadableImage(error.key, f"{error.reason}; {advice}") from error
+        raise UnreadableImage(error.key, f"{error.reason}; {advice}", error.place) from error
     return {"images": images, "labels": labels}
 
 

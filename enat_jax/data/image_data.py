@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from enat_jax.data import images
+from enat_jax.data import images, run_pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +16,9 @@ class Data:
         settings: of the source, such as the ``size`` of its images.
         train_split: split of the source to train on.
         held_out_split: split of the source to evaluate on.
+        unreadable: what to do about pictures that cannot be read: "refuse", or "skip", which leaves
+            them out and lists them in ``data/unreadable.txt`` of the run.
+        scan: whether the run decodes all pictures once, before its first step, to find these.
         workers: processes that read and decode images; 0: threads of this one, which do as well
             while the devices are busy elsewhere.
     """
@@ -25,8 +28,15 @@ class Data:
     train_split: str = "train"
     held_out_split: str = "test"
     workers: int = 0
+    unreadable: str = "refuse"
+    scan: bool = True
 
     def __post_init__(self) -> None:
+        if self.unreadable not in run_pictures.POLICIES:
+            raise ValueError(
+                f"data.unreadable={self.unreadable!r} is unknown: choose one of "
+                f"{run_pictures.POLICIES}"
+            )
         if not self.source:
             raise ValueError(
                 "data.source is not set: give --config.data.source=, the path of a folder, .zip or "

@@ -1,10 +1,11 @@
 """Sources of labelled images: what they offer, and how to open one by its name."""
 
+import copy
 import dataclasses
 import hashlib
 import inspect
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -144,6 +145,24 @@ class Files:
             pixels = self._framing.pixels(data, seed)
         return Example(pixels, int(self.labels[index]), key)
 
+    def check(self, index: int) -> None:
+        """See ``scan.Scannable``, as for the next two."""
+        data = self._reader.read(self._rows[index])
+        with decoding.naming(self.key(index)):
+            self._framing.check(data)
+
+    def listing(self) -> list[tuple[str, int, int]]:
+        rows = zip(self._rows, self.labels, strict=True)
+        return [(self._reader.keys[i], int(self._reader.sizes[i]), int(y)) for i, y in rows]
+
+    def without(self, keys: Collection[str]) -> "Files":
+        kept = np.array([self._reader.keys[i] not in keys for i in self._rows], bool)
+        found = copy.copy(self)
+        found._rows, found.labels = self._rows[kept], self.labels[kept]
+        for lost in np.setdiff1d(self.labels, found.labels):
+            raise ValueError(f"class {self.class_names[lost]!r} has no picture that can be read")
+        return found
+
     def gather(
         self, indices: Int[np.ndarray, " b"], seeds: Int[np.ndarray, " b"] | None = None
     ) -> Batch:
@@ -151,11 +170,9 @@ class Files:
 
     def identity(self) -> dict[str, object]:
         listing = hashlib.sha256()
-        for row, label in zip(self._rows, self.labels, strict=True):
+        for key, size, label in self.listing():
             # No key holds a zero byte, so no two listings read the same.
-            listing.update(
-                f"{self._reader.keys[row]}\0{label} {self._reader.sizes[row]}\0".encode()
-            )
+            listing.update(f"{key}\0{label} {size}\0".encode())
         return {
             "source": "files",
             **self._settings,

@@ -1,16 +1,19 @@
 """A TFDS data set that is prepared as ArrayRecord as a source of images, without TensorFlow."""
 
+import copy
 import dataclasses
+import hashlib
 import os
 import pathlib
 import re
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int
 
 from enat_jax.data import decoding, imagenet
-from enat_jax.runtime import exits
+from enat_jax.runtime import exits, os_errors
 
 PREFIX = "tfds:"
 _NAME = re.compile(r"tfds:(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
@@ -62,6 +65,7 @@ class Records:
         try:
             self._builder = tfds.builder_from_directory(self._directory)
         except Exception as error:  # of TFDS and of protocol buffers, whatever damage they find
+            os_errors.pass_on(error, self._directory)
             raise ValueError(
                 f"the description of the data set in {self._directory} is damaged "
                 f"({exits.one_line(error)}): copy it again or prepare it again"
@@ -88,9 +92,12 @@ class Records:
                 f"TensorFlow alone can read: prepare it as array_record ({_advice(self.source)})"
             ) from error
 
-    def __reduce__(self) -> tuple[type["Records"], tuple[Any, ...]]:
+        self._kept = np.arange(len(self._data))
+
+    def __reduce__(self) -> tuple[type["Records"], tuple[Any, ...], dict[str, Any]]:
         # Files are opened anew.
-        return Records, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+        fields = tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+        return Records, fields, {"_kept": self._kept}
 
     def _check_split(self) -> None:
         splits = self._builder.info.splits
@@ -104,8 +111,10 @@ class Records:
             ) from error
         if not number:
             raise ValueError(f"{self._directory}: split {self.split!r} has no pictures")
+        # Each of them stays open once it was read.
+        os_errors.allow_open_files(len(instructions), self._directory)
         for instruction in instructions:
-            if not os.path.isfile(instruction.filename):
+            if not pathlib.Path(instruction.filename).is_file():
                 raise ValueError(
                     f"{self._directory} is not complete, {instruction.filename} is missing: copy "
                     "it again or prepare it again"
@@ -117,16 +126,39 @@ class Records:
         return self.framing.flip
 
     def __len__(self) -> int:
-        return len(self._data)
+        return len(self._kept)
 
     def key(self, index: int) -> str:
-        return f"{self.split}[{decoding.checked(index, len(self))}]"
+        return f"{self.split}[{self._kept[decoding.checked(index, len(self))]}]"
 
     def load(self, index: int, seed: int | None = None) -> decoding.Example:
-        key = self.key(index)
+        key, label, data = self._read(index)
+        with decoding.naming(key, self.key(index)):
+            pixels = self.framing.pixels(data, seed)
+        return decoding.Example(pixels, label, key)
+
+    def check(self, index: int) -> None:
+        """See ``scan.Scannable``, as for the next two."""
+        key, _, data = self._read(index)
+        with decoding.naming(key, self.key(index)):
+            self.framing.check(data)
+
+    def listing(self) -> list[tuple[str, int, int]]:
+        return [(self.key(i), 0, 0) for i in range(len(self))]  # only reading tells size and label
+
+    def without(self, keys: Collection[str]) -> "Records":
+        found = copy.copy(self)
+        kept = [self.key(i) not in keys for i in range(len(self))]
+        found._kept = self._kept[np.array(kept, bool)]
+        return found
+
+    def _read(self, index: int) -> tuple[str, int, bytes]:
+        """Returns the key, the label and the encoded picture of a record."""
+        place = key = self.key(index)
         try:
-            record = self._data[int(index)]
+            record = self._data[int(self._kept[index])]
         except Exception as error:  # of ArrayRecord and of TFDS, whatever damage they find
+            os_errors.pass_on(error, self._directory)
             raise decoding.UnreadableImage(
                 key, f"its record in {self._directory} cannot be read ({error})"
             ) from error
@@ -134,10 +166,8 @@ class Records:
             key = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name)
         label = int(record[self.label_key])
         if not 0 <= label < len(self.class_names):
-            raise decoding.UnreadableImage(key, f"has no class: its label is {label}")
-        with decoding.naming(key):
-            pixels = self.framing.pixels(record[self.image_key], seed)
-        return decoding.Example(pixels, label, key)
+            raise decoding.UnreadableImage(key, f"has no class: its label is {label}", place)
+        return key, label, record[self.image_key]
 
     def gather(
         self, indices: Int[np.ndarray, " b"], seeds: Int[np.ndarray, " b"] | None = None
@@ -154,7 +184,11 @@ class Records:
             **self.framing.identity(),
             "num_examples": len(self),
             "bytes": int(info.dataset_size),
+            **({} if len(self) == len(self._data) else {"kept": self._digest()}),
         }
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self._kept.astype("<i8").tobytes()).hexdigest()
 
 
 def _find(source: str, data_dir: str | os.PathLike | None) -> pathlib.Path:

@@ -38,6 +38,37 @@ def broadcast_from_first(function: Callable[[], Any]) -> Any:
     return outcome["value"]
 
 
+def gather(function: Callable[[], Any]) -> list[Any]:
+    """Returns on every process what ``function`` returns on each of them, in their order.
+
+    Args:
+        function: returns plain JSON values.
+
+    Raises:
+        OSError: on the other processes, if ``function`` raises anything on one.
+    """
+    if jax.process_count() == 1:
+        return [function()]
+    outcome, failure = None, None
+    try:
+        outcome = {"value": function()}
+    except Exception as error:  # whatever it is, the others must not wait for ever
+        outcome, failure = {"error": f"{type(error).__name__}: {error}"}, error
+    sent = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(sent.size))
+    rows = multihost_utils.process_allgather(np.resize(sent, lengths.max()))
+    if failure is not None:
+        raise failure
+    found = [
+        json.loads(np.asarray(row[:n], np.uint8).tobytes())
+        for row, n in zip(rows, lengths, strict=True)
+    ]
+    for process, outcome in enumerate(found):
+        if "error" in outcome:
+            raise OSError(f"process {process} failed with {outcome['error']}")
+    return [outcome["value"] for outcome in found]
+
+
 def raise_on_all(failure: Exception | None, minor: type[Exception]) -> None:
     """Raises an error of the same kind on every process if any process has a failure.
 

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from enat_jax.data import decoding, images, tfds_records
+from enat_jax.data import decoding, images, scan, tfds_records
 
 
 def png(value):
@@ -132,6 +132,25 @@ def test_pictures_that_cannot_be_had_are_named(data_dir):
         shades(data_dir, "unlabelled").load(0)
     with pytest.raises(IndexError, match="3"):
         source.load(3)
+
+
+def test_records_that_cannot_be_read_can_be_left_out(data_dir):
+    source, lines = shades(data_dir, "validation"), []
+    names = ["validation_0.png", "validation_1.png"]
+    for again in (source, pickle.loads(pickle.dumps(source))):
+        found = scan.readable(again, lines.append)
+        assert "1 of 3 pictures cannot be read: validation[" in lines[-1]
+        assert "]: validation_2.png is not a JPEG" in lines[-1]
+        assert sorted(found.load(i).key for i in range(len(found))) == names
+    (bad,) = {source.key(i) for i in range(3)} - {found.key(0), found.key(1)}
+    found = source.without({bad, found.key(0)})
+    again = pickle.loads(pickle.dumps(found))
+    assert again.load(0).key == found.load(0).key and again.identity() == found.identity()
+    others = [shades(data_dir), source, found, source.without({bad})]
+    assert len({json.dumps(x.identity()) for x in others}) == 4
+    with pytest.raises(images.UnreadableImage) as caught:
+        source.gather(range(3))
+    assert caught.value.place == bad
 
 
 def test_versions_and_configurations(data_dir, tmp_path):

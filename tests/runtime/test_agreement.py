@@ -1,4 +1,4 @@
-"""With one process; with two: `test_checkpoint.py`."""
+"""With one process; with two: `test_checkpoint.py`, `test_run_pictures.py`."""
 
 import pytest
 
@@ -13,6 +13,12 @@ def test_the_first_process_returns_what_the_function_does():
     assert agreement.broadcast_from_first(lambda: {"a": [1, None]}) == {"a": [1, None]}
     with pytest.raises(ZeroDivisionError):
         agreement.broadcast_from_first(lambda: 1 / 0)
+
+
+def test_what_every_process_returns_is_gathered():
+    assert agreement.gather(lambda: {"a": [1, None]}) == [{"a": [1, None]}]
+    with pytest.raises(ZeroDivisionError):
+        agreement.gather(lambda: 1 / 0)
 
 
 def test_no_failure_raises_nothing():
