@@ -1,15 +1,17 @@
 """What the tasks that train on images share."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Self
 
 import jax
 import ml_collections
 import numpy as np
 import optax
 
-from enat_jax.data import image_data, images, loader, records
+from enat_jax.data import image_data, images, loader, records, run_pictures
 from enat_jax.data.decoding import Batch
 from enat_jax.runtime import sharding
 from enat_jax.training import optim
@@ -27,7 +29,8 @@ class ImageTask:
         loss: settings.
         seed: of the images' order and augmentation.
         batch_size: images of a batch.
-        workers: see ``image_data.Data``.
+        workers, unreadable, scan: see ``image_data.Data``.
+        pictures: what the run keeps of them, once they are ``chosen``.
     """
 
     model: Any
@@ -38,6 +41,9 @@ class ImageTask:
     seed: int
     batch_size: int
     workers: int = 0
+    unreadable: str = "refuse"
+    scan: bool = True
+    pictures: run_pictures.RunPictures | None = None
 
     MEASURES: ClassVar[tuple[str, ...]]  # names of what evaluation finds
 
@@ -59,6 +65,23 @@ class ImageTask:
             workers=self.workers,
         )
 
+    def chosen(self, workdir: pathlib.Path, say: Callable[[str], None]) -> Self:
+        """See ``task.OfPictures``, as for the next two."""
+        ignored = dict(self.source.ignored)
+        if self.held_out.key(0) != self.source.key(0):  # another split
+            ignored[images.OTHER_SPLITS] = ignored.get(images.OTHER_SPLITS, 0) - len(self.held_out)
+        if unused := images.describe_unused(ignored):
+            say(unused)
+        pictures = run_pictures.RunPictures(workdir / "data", self.unreadable, self.scan, say)
+        source, held_out = pictures.choose(self.source, self.held_out)
+        return dataclasses.replace(self, source=source, held_out=held_out, pictures=pictures)
+
+    def recognise(self, identity: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self.pictures.recognise(identity) if self.pictures else identity
+
+    def reporting(self) -> contextlib.AbstractContextManager[None]:
+        return self.pictures.reporting() if self.pictures else contextlib.nullcontext()
+
     def data_identity(self) -> dict[str, object]:
         """Returns what must not change when a run is resumed, as JSON values."""
         return self.source.identity()
@@ -68,14 +91,17 @@ class ImageTask:
         """Names of the numbers that ``evaluate`` gives."""
         return tuple(f"held_out/{name}" for name in self.MEASURES)
 
-    def held_out_batches(self, max_images: int) -> Iterator[Batch]:
+    def held_out_batches(self, max_images: int, few: bool = False) -> Iterator[Batch]:
         """Yields held-out images in batches, the last of which is cut.
 
-        They are spread evenly over the source, which is sorted by class.
+        They are spread evenly over the source, which is sorted by class. ``few``: the first batch,
+        although all of them are read.
         """
         chosen = records.evenly(len(self.held_out), max_images)
         for start in range(0, len(chosen), self.batch_size):
-            yield self.held_out.gather(chosen[start : start + self.batch_size])
+            rows = self.held_out.gather(chosen[start : start + self.batch_size])
+            if not (few and start):
+                yield rows
 
     def run(
         self,
@@ -105,4 +131,6 @@ def settings(config: ml_collections.ConfigDict, batch_size: int | None) -> dict[
         "seed": config.seed,
         "batch_size": batch_size or config.train.batch_size,
         "workers": data.workers,
+        "unreadable": data.unreadable,
+        "scan": data.scan,
     }
