@@ -59,9 +59,10 @@ def evaluate_model(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
             f"{max(2, classes)} images, and many more for numbers that mean anything"
         )
     subject = image_sets.of_generator(model, num, flags.seed, flags.batch_size, network)
+    opener = _opener(flags, network)
     reference = image_sets.open_reference(
         flags.reference,
-        lambda: _opener(flags, network).reference(flags.reference, model.tokenizer),
+        lambda: opener.reference(flags.reference, model.tokenizer),
         subject.shape,
     )
     sections = {
@@ -74,7 +75,7 @@ def evaluate_model(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
         },
         "sampler": dataclasses.asdict(model.settings),
     }
-    _evaluate(flags, hosts, network, subject, reference, sections)
+    _evaluate(flags, hosts, opener, subject, reference, sections)
 
 
 def evaluate_tokenizer(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
@@ -111,7 +112,7 @@ def evaluate_tokenizer(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
         },
         "sampler": {},
     }
-    _evaluate(flags, hosts, network, subject, reference, sections)
+    _evaluate(flags, hosts, opener, subject, reference, sections)
 
 
 def evaluate_images(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
@@ -133,17 +134,18 @@ def evaluate_images(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
         "model": {"path": flags.images, "dtype": None, "identity": identity},
         "sampler": {},
     }
-    _evaluate(flags, hosts, network, subject, reference, sections)
+    _evaluate(flags, hosts, opener, subject, reference, sections)
 
 
 def _evaluate(
     flags: argparse.Namespace,
     hosts: passes.Hosts,
-    network: features.Features,
+    opener: pictures.Opener,
     subject: image_sets.ImageSet,
     reference: image_sets.Reference,
     sections: dict[str, Any],
 ) -> None:
+    network = opener.network
     _try_features(network, subject, reference)
     settings = {
         "format": cards.FORMAT,
@@ -156,6 +158,8 @@ def _evaluate(
         "replicates": flags.replicates,
         "num_hosts": hosts.number,
     }
+    if not (flags.out / passes.PLAN).exists():  # or they have been read before
+        opener.refuse_unreadable()
     passes.claim(flags.out, settings)
     if reason := measures.why_no_overlap(subject.spec.kept, reference.kept):
         print(f"without precision, recall, density and coverage: {reason}", file=sys.stderr)
@@ -168,7 +172,7 @@ def _evaluate(
     if found is None or compared is None:
         print(f"this host's part is finished; {flags.out} is complete when the others' are")
         return
-    card = _card(flags, hosts, network, subject, found, reference, compared) | sections
+    card = _card(flags, hosts, opener, subject, found, reference, compared) | sections
     cards.write(flags.out, card)
     _show(card, flags.out)
 
@@ -180,14 +184,14 @@ def _show(card: cards.Card, out: pathlib.Path) -> None:
 def _card(
     flags: argparse.Namespace,
     hosts: passes.Hosts,
-    network: features.Features,
+    opener: pictures.Opener,
     subject: image_sets.ImageSet,
     found: accumulate.Collected,
     reference: image_sets.Reference,
     compared: statistics.Statistics,
 ) -> cards.Card:
     """Returns all of a card but what it says of the model."""
-    own = subject.statistics(found)
+    own, network = subject.statistics(found), opener.network
     own.save(flags.out / "images.npz")
     begun = time.perf_counter()
     metrics, unmeasured = measures.evaluate_set(
@@ -208,6 +212,7 @@ def _card(
             *caveats.of_features(network, subject.shape),
             *caveats.of_channels(subject.shape, reference.shape),
             *(caveats.of_split(subject.split) if flags.tokenizer else []),
+            *opener.left_out,
             *unmeasured,
         ],
         "features": {**network.description, "origin": network.origin},
@@ -252,7 +257,8 @@ def make_reference(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
     if path.suffix != ".npz":
         raise ValueError(f"--make-reference {path}: the name of a statistics file ends in .npz")
     network = features.open_features(flags.features, weights=flags.inception)
-    subject = _opener(flags, network).reference(flags.reference)
+    opener = _opener(flags, network)
+    subject = opener.reference(flags.reference)
     number = subject.spec.num_images
     if path.exists():
         loaded = statistics.load_own(path, f"remove {path}, or name another file")
@@ -269,6 +275,8 @@ def make_reference(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
         print(f"{path} already holds these statistics")
         return
     work = path.with_name(f"{path.name}.unfinished")
+    if not (work / passes.PLAN).exists():
+        opener.refuse_unreadable()
     passes.claim(
         work,
         {**subject.spec.identity, "keep": flags.keep, "num_hosts": hosts.number},
@@ -291,7 +299,8 @@ def compare(paths: list[str]) -> None:
 
 
 def _opener(flags: argparse.Namespace, network: features.Features) -> pictures.Opener:
-    return pictures.Opener(network, flags.split, flags.size, dict(flags.set), flags.keep)
+    skip = flags.on_error == "skip"
+    return pictures.Opener(network, flags.split, flags.size, dict(flags.set), flags.keep, skip)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -186,6 +186,22 @@ def test_what_a_message_advises_can_be_done(
     assert "this host's part is finished" in capsys.readouterr().out
 
 
+def test_pictures_that_cannot_be_read_are_found_at_the_start(samples, tmp_path, capsys):
+    folder, out = tmp_path / "cut", tmp_path / "out"
+    shutil.copytree(samples, folder, ignore=shutil.ignore_patterns("*.json"))
+    for name in ("00003_cat.png", "00006_dog.png"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:60])
+    arguments = ["--images", folder, *GREY, "--reference", samples, "--out", out]
+    line = refused([*arguments, *QUICK], tmp_path, capsys)
+    assert "2 of 8 pictures cannot be read: 00003_cat.png: is truncated" in line
+    assert "leave them out by --on-error skip" in line and not out.exists()
+    found = measured(*arguments, "--on-error", "skip")
+    assert found["images"]["num"] == 6 and "2 of 8 pictures" in " ".join(found["caveats"])
+    for name in ("00003_cat.png", "00006_dog.png"):
+        (folder / name).unlink()
+    assert measured(*arguments)["metrics"] == found["metrics"]
+
+
 def test_digits_are_grey_and_no_setting_changes_that():
     found = tokenization.advice("digits", (8, 8, 1), (8, 8, 3))
     assert found == "name other pictures, digits has no setting channels"

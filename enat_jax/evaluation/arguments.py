@@ -26,7 +26,7 @@ NEEDED = {  # with each use
     "make_reference": ("reference",),
     "compare": (),
 }
-_PICTURES = ("split", "size", "set", "features", "inception")
+_PICTURES = ("split", "size", "set", "on_error", "features", "inception")
 _WORK = ("out", "replicates", "save_every", "host_index", "num_hosts")
 TAKEN = {  # by each use; others would have no effect
     "model": (
@@ -109,6 +109,12 @@ def parser(description: str) -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUE",
         help="another value for a setting, such as channels=1, of every source that has it",
+    )
+    add(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do about pictures that cannot be read, which are looked for at the start",
     )
     add(
         "--features",

@@ -26,6 +26,7 @@ from enat_jax.runtime import progress as progress_bar
 
 SAVE_EVERY_S = 60.0
 STATE = "state.npz"
+PLAN = "plan.json"  # written first
 
 
 def claim(
@@ -44,7 +45,7 @@ def claim(
         OSError: if it cannot be written.
         ValueError: if it holds something else; the message says what differs.
     """
-    path = directory / "plan.json"
+    path = directory / PLAN
     settings = files.as_json(settings)  # as they are read again: no tuples
     # Looked at first: another host may claim it in between.
     occupied = directory.is_dir() and any(not x.name.startswith(".") for x in directory.iterdir())

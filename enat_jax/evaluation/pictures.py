@@ -2,10 +2,11 @@
 
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
-from enat_jax.data import image_data, images
+from enat_jax.data import image_data, images, scan
 from enat_jax.evaluation import features, image_sets, npz_images
 from enat_jax.inference import tokenization, tokenizer
 
@@ -22,6 +23,9 @@ class Opener:
         size: pixels of a side of a source's pictures; None: see ``source``.
         settings: other ones of sources; a source takes those that it has.
         keep: most pictures of a reference whose features are kept.
+        skip: whether pictures that cannot be read are left out.
+        opened: sources with all their pictures, and their paths.
+        left_out: sentences on pictures that were left out.
     """
 
     network: features.Features
@@ -29,6 +33,9 @@ class Opener:
     size: int | None
     settings: Mapping[str, Any]
     keep: int
+    skip: bool = False
+    opened: list[tuple[str, images.Source]] = dataclasses.field(default_factory=list)
+    left_out: list[str] = dataclasses.field(default_factory=list)
 
     def reference(
         self, path: str, codec: tokenizer.Tokenizer | None = None, shape: Shape | None = None
@@ -108,4 +115,22 @@ class Opener:
                 f"there is {len(source)} picture in the split {split!r} of {path}: statistics "
                 "need at least 2, and many more for numbers that mean anything"
             )
+        if self.skip:
+            return scan.readable(source, lambda text: self._say(f"{path}: {text}"))
+        self.opened.append((path, source))
         return source
+
+    def refuse_unreadable(self) -> None:
+        """Reads all pictures once; raises ValueError if one cannot be read."""
+        for path, source in self.opened:
+            said: list[str] = []
+            scan.readable(source, said.append)
+            for text in said:
+                raise ValueError(
+                    f"{path}: {text.removeprefix('left out: ')}: remove them or replace them by "
+                    "good copies, or leave them out by --on-error skip"
+                )
+
+    def _say(self, text: str) -> None:
+        print(text, file=sys.stderr)
+        self.left_out.append(f"{text}.")
