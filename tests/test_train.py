@@ -316,7 +316,8 @@ def test_a_feature_file_of_the_reference_is_trained_on(data, tmp_path):
     "change, message",
     [
         ({"grid": (2, 8)}, r"a grid of \(2, 8\) .* the tokenizer in .*\(4, 4\)"),
-        ({"class_names": ("a", "b", "x")}, "has other classes than"),
+        ({"class_names": ("a", "b", "x")}, "has other classes than .* the same class folders"),
+        ({"class_names": ("b", "a", "c")}, "numbered otherwise; .* --set class_order=text"),
     ],
 )
 def test_tokens_that_do_not_fit_are_refused(data, tmp_path, change, message):

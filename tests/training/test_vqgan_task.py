@@ -1,15 +1,21 @@
 """Training the tokenizer: it learns, no code stays dead, and nothing depends on history."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from PIL import Image
 
 from enat_jax.inference import tokenizer
 from enat_jax.models import vqgan
 from enat_jax.runtime import sharding
+from enat_jax.training import config as train_config
 from enat_jax.training import train_step, vqgan_task
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def get_config(**changes):
@@ -166,6 +172,20 @@ def test_pictures_show_originals_above_reconstructions(task, trained):
 def test_what_does_not_fit_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         vqgan_task.make(get_config(**changes))
+
+
+def test_grey_pictures_are_trained_on_as_the_message_says(tmp_path):
+    for i in range(4):
+        Image.new("RGB", (9, 8), (i * 60, 0, 0)).save(tmp_path / f"{i}.png")
+    data = {"data.source": str(tmp_path), "data.held_out": 0.5, "data.channels": 1}
+    config = str(ROOT / "configs" / "images_vqgan.py")
+    arguments = [f"--config.{name}={value}" for name, value in data.items()]
+    arguments += ["--config.data.size=16"]
+    with pytest.raises(ValueError, match=r"data.channels and model.image_channels the same value"):
+        vqgan_task.make(train_config.complete(train_config.load(config, arguments)))
+    arguments += ["--config.model.image_channels=1", "--config.loss.restart_every=0"]
+    task = vqgan_task.make(train_config.complete(train_config.load(config, arguments)))
+    assert task.source.image_shape == (16, 16, 1)
 
 
 def test_a_share_of_codes_is_swapped_for_others_of_the_batch():
