@@ -85,12 +85,11 @@ class SampleQuality:
     def why_no_overlap(self) -> str | None:
         """Why precision and recall cannot be measured; None if they can."""
         known = self.compared
-        if not isinstance(known, statistics.Statistics):
-            num = len(known)
-            kept = accumulate.PassSpec(num, 1, self.keep, {}).num_rows("pool", 0, num)
-        else:
+        if isinstance(known, statistics.Statistics):
             kept = None if known.pool is None else len(known.pool)
-        return measures.why_no_overlap(self.num, kept)
+            return measures.why_no_overlap(self.num, kept)
+        spec = accumulate.PassSpec(len(known), 1, self.keep, {})
+        return measures.why_no_overlap(self.num, spec.num_rows("pool", 0, len(known)))
 
     def measure(
         self, load: accumulate.Load, num_classes: int, few: bool = False

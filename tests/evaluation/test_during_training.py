@@ -1,12 +1,15 @@
 """Evaluation of samples during training: the program's numbers, by the EMA model."""
 
+import dataclasses
+import shutil
+
 import jax
 import numpy as np
 import PIL.Image
 import pytest
 from small_runs import small_config
 
-from enat_jax.evaluation import features
+from enat_jax.evaluation import accumulate, features
 from enat_jax.metrics import fid
 from enat_jax.runtime import sharding
 from enat_jax.training import config as train_config
@@ -51,6 +54,45 @@ def test_samples_of_the_ema_model_are_measured_against_the_reference(task, pictu
     gaussians = [y for x in pools for y in (x.mean(0), np.cov(x.T))]
     assert found[names[0]] == pytest.approx(fid.frechet_distance(*gaussians), rel=1e-8)
     assert dict(task.evaluate(state, MESH)) == found
+
+
+def test_few_samples_are_drawn_to_see_that_it_works(task, monkeypatch):
+    monkeypatch.setattr(accumulate, "CHUNK", 8)
+    drawn = []
+
+    def load(start, stop):
+        drawn.append((start, stop))
+        return accumulate.Batch(
+            np.zeros((stop - start, 8, 8, 1), np.uint8), np.zeros(stop - start, int)
+        )
+
+    found = dict(task.quality.measure(load, 3, few=True))
+    assert tuple(found) == task.quality.names and drawn == [(0, 8)]
+
+
+@pytest.mark.parametrize("kept", [4, 5, 6])
+def test_few_pictures_are_measured_without_precision(data, pictures, caplog, kept):
+    few = enat_task.make(config(data, pictures[1], keep=10))
+    few = dataclasses.replace(few.quality, keep=kept)
+    assert (few.why_no_overlap is None) == (kept > 5)
+    load = (
+        lambda start, stop: accumulate.Batch(  # noqa: E731
+            pictures[0][start:stop], np.zeros(stop - start, int)
+        )
+    )
+    assert tuple(dict(few.measure(load, 3))) == few.names
+    assert ("samples/precision" in few.names) == (kept > 5)
+
+
+def test_a_reference_of_few_pictures_is_told_of(data, pictures, tmp_path, caplog):
+    for name in ("00.png", "01.png", "02.png"):
+        shutil.copy(pictures[1] / name, tmp_path)
+    few = config(data, tmp_path)
+    assert enat_task.make(few).evaluated == ("samples/frechet_distance",)
+    assert "precision and recall are not measured: they need the features of more" in caplog.text
+    few.train.update({"best_metric": "samples/precision"})
+    with pytest.raises(ValueError, match="best_metric='samples/precision' is not evaluated here"):
+        train_config.build(few)
 
 
 def test_it_may_choose_the_best_checkpoint_and_may_be_switched_on_and_off(data, pictures):
