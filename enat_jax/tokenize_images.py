@@ -61,7 +61,8 @@ def make_spec(
     if source.image_shape != needed:
         raise ValueError(
             f"images of {source.image_shape} do not suit this tokenizer: it takes {needed}: "
-            "height, width, channels; --set size=... and channels=... change them"
+            "height, width, channels; "
+            f"{tokenization.advice(flags.source, source.image_shape, needed)}"
         )
     by_default = source.mirrored and flags.split.lower().startswith("train")
     preprocessing = {"source": source.identity(), "ignored_files": source.ignored}

@@ -147,11 +147,16 @@ def make(section: ml_collections.ConfigDict, codec: tokenizer.Tokenizer) -> Samp
     else:
         framing = tokenization.source_settings(codec, settings.reference)
         compared = images.open_source(settings.reference, settings.split, **framing)
-        if compared.image_shape != shape:
+        # Where one side is grey, the features take it as RGB.
+        if compared.image_shape[:2] != shape[:2]:
             raise ValueError(
                 f"evaluation.reference={settings.reference} has images of {compared.image_shape}, "
-                f"the tokenizer makes {shape}"
+                f"the tokenizer makes {shape}: "
+                "make statistics with `python -m enat_jax.evaluate --make-reference`, whose --size "
+                "and --set frame pictures otherwise"
             )
+        if compared.image_shape != shape:
+            network(np.zeros((1, *compared.image_shape), np.uint8))
     found = SampleQuality(network, settings.num, compared, settings.keep)
     if found.why_no_overlap and jax.process_index() == 0:
         _log.warning("samples: precision and recall are not measured: %s", found.why_no_overlap)
