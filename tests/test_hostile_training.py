@@ -11,9 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
+import hostile
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from small_runs import lines, small_config
@@ -21,8 +24,8 @@ from small_runs import lines, small_config
 from enat_jax import train
 from enat_jax.data import loader
 from enat_jax.runtime import cli, distributed, exits, sharding
+from enat_jax.training import classifier_task, enat_task, metric_writer, optim, train_step
 from enat_jax.training import config as train_config
-from enat_jax.training import enat_task, metric_writer, optim, train_step
 from enat_jax.training.task import TrainState
 
 # --- what is logged ------------------------------------------------------------------------------
@@ -230,3 +233,79 @@ def test_a_run_whose_last_steps_diverge_does_not_pass_for_done(data, tmp_path, m
             train.train(config, tmp_path, jax.devices()[:1])
         assert stop.value.code == exits.DIVERGED
     assert not (tmp_path / "model").exists()
+
+
+# --- pictures that cannot be read ----------------------------------------------------------------
+
+
+def of_pictures(source, **changes):
+    """A feature network on the pictures of a folder."""
+    config = ml_collections.ConfigDict(
+        {
+            "task": "classifier",
+            "seed": 0,
+            "model": {"widths": (4,)},
+            "data": {"source": str(source), "size": 8, "held_out": 0.3},
+            "loss": {},
+            "optimizer": {"learning_rate": 1e-3, "warmup_steps": 0},
+            "train": {
+                "batch_size": 2, "num_steps": 12, "log_every": 1, "eval_every": 100,
+                "save_every": 1, "matrix_rate": False, "rehearse": False,
+            },
+        }
+    )  # fmt: skip
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return hostile.write_folder(tmp_path / "pictures")
+
+
+def test_unreadable_pictures_are_refused_before_anything_is_computed(pictures, tmp_path, capsys):
+    for key in (hostile.BAD, "bird/00.png"):
+        (pictures / key).write_bytes(b"bad")
+    (pictures / "notes.md").write_text("text")
+    with mock.patch.object(train, "_train", side_effect=AssertionError):
+        with pytest.raises(ValueError, match="2 of 12 pictures cannot be read") as caught:
+            train.train(of_pictures(pictures), tmp_path / "run")
+    assert "--config.data.unreadable=skip" in str(caught.value)
+    assert "files that are not used: .md (1)\n" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="unreadable='drop' is unknown: choose one of"):
+        train.train(of_pictures(pictures, **{"data.unreadable": "drop"}), tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("remedy", "workers"), [("removed", 0), ("replaced", 0), ("skipped", 1)])
+def test_a_picture_that_turns_bad_stops_a_run_that_then_goes_on(tmp_path, capsys, remedy, workers):
+    """As the message says, each way."""
+    files = {f"{'ab'[i % 2]}/{i}.png": hostile.noise(i) for i in range(60)}
+    pictures = hostile.write_folder(tmp_path / "pictures", files)
+    changes = {"data.workers": workers, "data.scan": False, "train.batch_size": 1}
+    changes["train.num_steps"] = 30
+    source = classifier_task.make(of_pictures(pictures, **changes)).source
+    late = source.key(int(loader.shuffled(0, len(source), len(source), 0)[25]))
+    good = files[late]
+    (pictures / late).write_bytes(good[:-30])
+    device = jax.devices()[:1]
+    with pytest.raises(ValueError, match=f"{late}: is .*remove .*replace .*=skip"):
+        train.train(of_pictures(pictures, **changes), tmp_path / "run", device)
+    done = max(int(x.name) for x in (tmp_path / "run/checkpoints").iterdir() if x.name.isdecimal())
+    match remedy:
+        case "removed":
+            (pictures / late).unlink()
+        case "replaced":
+            (pictures / late).write_bytes(good)
+        case "skipped":
+            changes["data.unreadable"] = "skip"
+    capsys.readouterr()
+    train.train(of_pictures(pictures, **changes), tmp_path / "run", device)
+    said = capsys.readouterr().out
+    assert f"({late})" in said and f"continuing from step {done}" in said and done > 15
+    other = source.key(0) if source.key(0) != late else source.key(1)
+    (pictures / other).unlink()
+    more = changes | {"train.num_steps": 31}
+    with pytest.raises(ValueError, match="was trained on other pictures; .* missing ") as caught:
+        train.train(of_pictures(pictures, **more), tmp_path / "run", device)
+    assert other in str(caught.value)
