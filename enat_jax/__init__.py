@@ -50,17 +50,22 @@ else:
         return sorted([*globals(), "Generator"])
 
 
-def _explain_failing_imports() -> None:
+def _explain_uncaught() -> None:
     """Lets ``python -m enat_jax.NAME`` say in one line which package is not installed."""
     import sys
 
-    def explain(kind: object, error: BaseException, trace: object) -> None:
+    def uncaught(kind: object, error: BaseException, trace: object) -> None:
         from enat_jax.runtime import exits
 
-        exits.end_importing(error)
+        exits.uncaught(error)
+
+    def unraisable(found: "sys.UnraisableHookArgs") -> None:
+        from enat_jax.runtime import exits
+
+        exits.unraisable(found)
 
     if sys.argv[:1] == ["-m"]:  # so it is while Python is looking for the program, and then only
-        sys.excepthook = explain
+        sys.excepthook, sys.unraisablehook = uncaught, unraisable
 
 
-_explain_failing_imports()
+_explain_uncaught()

@@ -373,7 +373,7 @@ def main(argv: list[str]) -> None:
     del argv
     if _CONFIG.value is None or _WORKDIR.value is None:
         raise ValueError("give --config FILE and --workdir DIR; see --help")
-    for name, level in (("absl", logging.ERROR), ("jax", logging.WARNING)):
+    for name, level in (("absl", logging.CRITICAL), ("jax", logging.WARNING)):  # as in `cli.run`
         logging.getLogger(name).setLevel(level)
     workdir = paths.local(_WORKDIR.value)
     options: Any = jax.config  # whose options are added at run time

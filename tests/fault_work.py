@@ -197,8 +197,6 @@ def snapshot(root: pathlib.Path) -> dict[str, str]:
 
 def results(name: str, root: pathlib.Path) -> dict[str, str]:
     """Returns what decides whether a result is right."""
-    from enat_jax.checkpoints import model_files
-
     out = root / WORK[name].out
     if name in ("tokens", "samples"):
         return snapshot(out)
@@ -207,14 +205,30 @@ def results(name: str, root: pathlib.Path) -> dict[str, str]:
         for key in ("date", "seconds", "versions", "hardware"):
             del card[key]
         return {key: json.dumps(value, sort_keys=True) for key, value in card.items()}
-    model = out / "model" if (out / "checkpoints").exists() else out
+    found = weights(name, root)
+    for key, content in found.items():
+        assert not content.startswith("unreadable"), f"{key} is {content}"
+    return found
+
+
+def weights(name: str, root: pathlib.Path) -> dict[str, str]:
+    """Returns the fingerprints of all weights of a model that was written."""
+    from enat_jax.checkpoints import model_files, weight_files
+
+    out = root / WORK[name].out
+    model = out / "model" if WORK[name].program == "train" else out
     found = {}
-    for path in sorted(model.rglob("*")):
-        if path.suffix == ".safetensors":
-            found[str(path.relative_to(out))] = hashlib.sha256(path.read_bytes()).hexdigest()
-        elif path.name == "_METADATA":
-            params = model_files.load_params(path.parent)
-            found[str(path.parent.relative_to(out))] = model_files.fingerprint(params)
+    for path in sorted(model.rglob("*")) if WORK[name].program in ("train", "export") else ():
+        try:
+            if path.suffix == ".safetensors":
+                key, params = path, weight_files.read(path)
+            elif path.name == "_METADATA":
+                key, params = path.parent, model_files.load_params(path.parent)
+            else:
+                continue
+            found[str(key.relative_to(out))] = model_files.fingerprint(params)
+        except Exception as error:
+            found[str(path.relative_to(out))] = f"unreadable: {error}"
     return found
 
 
@@ -232,8 +246,9 @@ class Ended:
 
 def run_program(work: Work) -> None:
     """Does what ``python -m enat_jax.PROGRAM ARGUMENTS`` does."""
-    from enat_jax.runtime import cli
+    from enat_jax.runtime import cli, exits
 
+    sys.unraisablehook = exits.unraisable
     program = importlib.import_module(f"enat_jax.{work.program}")
     sys.argv = [work.program, *work.arguments.split()]
     (cli.run_absl if work.program == "train" else cli.run)(program.main)

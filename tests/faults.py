@@ -32,6 +32,7 @@ from fault_work import (
     run_fresh,
     run_program,
     snapshot,
+    weights,
 )
 
 ENDED_WELL = (2, 3, 75, 76)  # exit codes that come with one line
@@ -254,18 +255,30 @@ def run_amid(fault: Fault, directory: pathlib.Path, limits: dict[int, int]) -> E
 CHANGING = ("config.json", "metrics.jsonl", "card.json", "card.md", ".lock")
 
 
-def losses(before: dict[str, str], after: dict[str, str], reference: dict[str, str]) -> list[str]:
-    """Names what was there before the program and is not there after it."""
+def losses(
+    before: dict[str, str],
+    after: dict[str, str],
+    reference: dict[str, str],
+    whole: set[str],
+) -> list[str]:
+    """Names what was there before the program and is not there after it.
+
+    Args:
+        before: as of ``snapshot``.
+        after: as well.
+        reference: after the program without a fault.
+        whole: folders of weights that are right after it, in whichever files.
+    """
     aside = [(path, content) for path, content in after.items() if "damaged" in path]
     lost = []
     for path, content in before.items():
         now = after.get(path)
-        if now is not None and now in (content, reference.get(path)):
-            continue
-        if now is not None and (path.endswith(CHANGING) or "/events.out" in path):
+        anew = path.endswith(CHANGING) or "/events.out" in path
+        if now is not None and (now in (content, reference.get(path)) or anew):
             continue
         kept = any(x == content and pathlib.Path(path).name in y for y, x in aside)
-        if not (kept or "compilation_cache" in path):
+        rewritten = "compilation_cache" in path or any(path.startswith(x) for x in whole)
+        if not (kept or rewritten):
             lost.append(f"{path} is {'gone' if now is None else 'changed'}")
     return lost
 
@@ -280,10 +293,12 @@ def unclear(fault: Fault, ended: Ended) -> str | None:
     if fault.kind in UNDAMAGED and "damaged" in said[0]:
         return "what is whole is called damaged"
     target = pathlib.PurePath(fault.target)
-    names = {str(x) for x in (target, *target.parents)} - {"."}
-    if names and not any(name in said[0] for name in names):
+    names = {str(x) for x in (target, *target.parents)} - {"."} | {target.name}
+    if target.name.startswith("pictures"):
+        names.add(".png")  # one of those within
+    if fault.target != "." and not any(name in said[0] for name in names):
         return "the line does not say where"
-    for text in ("[Errno", "codec can't", "Expecting value", "No such file or directory: 'Non"):
+    for text in ("AttributeError", "KeyError", "TypeError", "NoneType"):
         if text in said[0]:
             return f"the line has {text!r}"
     return None
@@ -306,7 +321,10 @@ def judge(fault: Fault, stages: Stages) -> tuple[list[str], Ended]:
             ended = run_amid(fault, directory, limits)
             if fault.kind == "unreadable" and target.exists():
                 target.chmod(mode)
-            wrong = losses(before, snapshot(directory), reference)
+            found = weights(fault.work, directory)
+            out = WORK[fault.work].out
+            whole = {f"{out}/{key}" for key in found if found[key] == right.get(key)}
+            wrong = losses(before, snapshot(directory), reference, whole)
             if ended.code:
                 wrong += filter(None, [unclear(fault, ended)])
             else:

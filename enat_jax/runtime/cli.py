@@ -22,6 +22,7 @@ With the environment variable ENAT_JAX_TRACEBACK=1 mistakes show their traceback
 import argparse
 import ast
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -63,7 +64,8 @@ def run(main: Callable[[list[str]], Any], argv: list[str] | None = None) -> NoRe
     code: Any
     if hasattr(sys.stdout, "reconfigure"):  # what a notebook puts in its place has none
         sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
-    show_all = os.environ.get("ENAT_JAX_TRACEBACK", "0") not in ("", "0")
+    show_all = exits.shows_tracebacks()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of what it raises
     try:
         code = main(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:

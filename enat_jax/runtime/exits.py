@@ -138,11 +138,14 @@ def raised_in(error: BaseException, module: str) -> bool:
     return trace is not None and trace.tb_frame.f_globals.get("__name__") == module
 
 
-def end_importing(error: BaseException) -> None:
-    """Ends a program whose imports failed, as ``sys.excepthook`` does.
+def uncaught(error: BaseException) -> None:
+    """Says what no program has caught, as ``sys.excepthook`` does.
+
+    It may come from an import, and then be a mistake of the user: a package is missing, or a
+    variable of JAX has a wrong value.
 
     Args:
-        error: a mistake of the user if a package is missing or a variable of JAX has a wrong value.
+        error: whose traceback is printed, but for these.
 
     Raises:
         SystemExit: the mistake has been said, or the program was interrupted.
@@ -150,7 +153,7 @@ def end_importing(error: BaseException) -> None:
     message = no_package(error)
     if isinstance(error, ValueError) and raised_in(error, "jax._src.config"):
         message = f"an environment variable of JAX is wrong: {one_line(error)}"
-    if os.environ.get("ENAT_JAX_TRACEBACK", "0") in ("", "0"):
+    if not shows_tracebacks():
         if isinstance(error, KeyboardInterrupt):
             print("interrupted", file=sys.stderr)
             raise SystemExit(INTERRUPTED)
@@ -158,6 +161,23 @@ def end_importing(error: BaseException) -> None:
             print(f"error: {message}", file=sys.stderr)
             raise SystemExit(MISTAKE)
     sys.__excepthook__(type(error), error, error.__traceback__)
+
+
+def unraisable(found: "sys.UnraisableHookArgs") -> None:
+    """Says what was raised where nobody can catch it, as ``sys.unraisablehook`` does.
+
+    Where TensorStore fails, Orbax raises the error and closes its event loop. Each thread of
+    TensorStore then finds it closed, which is left out: it would be a traceback of every thread.
+    """
+    error = found.exc_value
+    closed = isinstance(error, RuntimeError) and raised_in(error, "asyncio.base_events")
+    if not closed or shows_tracebacks():
+        sys.__unraisablehook__(found)
+
+
+def shows_tracebacks() -> bool:
+    """Says whether the user asked for the tracebacks of mistakes, too."""
+    return os.environ.get("ENAT_JAX_TRACEBACK", "0") not in ("", "0")
 
 
 def leave(code: Any) -> NoReturn:

@@ -1,6 +1,7 @@
 """How programs end: mistakes, interrupts and bugs."""
 
 import argparse
+import asyncio
 import errno
 import os
 import pathlib
@@ -148,16 +149,36 @@ def test_what_fails_while_a_program_is_imported_is_one_line(tmp_path, variables,
 
 
 def test_a_bug_in_the_imports_of_a_program_keeps_its_traceback(capsys):
-    exits.end_importing(ModuleNotFoundError("No module named 'enat_jax.x'", name="enat_jax.x"))
-    exits.end_importing(ValueError("of ours"))
+    exits.uncaught(ModuleNotFoundError("No module named 'enat_jax.x'", name="enat_jax.x"))
+    exits.uncaught(ValueError("of ours"))
     error = capsys.readouterr().err
     assert "ModuleNotFoundError: No module named 'enat_jax.x'" in error
     assert "ValueError: of ours" in error
 
 
+@pytest.mark.parametrize(("shown", "lines"), [("", 1), ("1", 2)])
+def test_a_closed_event_loop_is_no_news(monkeypatch, capsys, shown, lines):
+    monkeypatch.setenv("ENAT_JAX_TRACEBACK", shown)
+    monkeypatch.setattr(sys, "unraisablehook", exits.unraisable)
+    loop = asyncio.new_event_loop()
+    loop.close()
+
+    class Thread:
+        def __init__(self, action):
+            self.action = action
+
+        def __del__(self):
+            self.action()
+
+    Thread(lambda: loop.call_soon_threadsafe(print))  # raises where nobody can catch it
+    Thread(lambda: "text" + 1)
+    said = [x for x in capsys.readouterr().err.splitlines() if x.startswith(("Runtime", "Type"))]
+    assert len(said) == lines and said[-1].startswith("TypeError: can only concatenate str")
+
+
 def test_an_interrupt_is_no_error(capsys):
     with pytest.raises(SystemExit) as end:
-        exits.end_importing(KeyboardInterrupt())
+        exits.uncaught(KeyboardInterrupt())
     assert (end.value.code, capsys.readouterr().err) == (130, "interrupted\n")
     assert ends(capsys, fails_with(KeyboardInterrupt())) == (130, "interrupted\n")
 
