@@ -214,8 +214,12 @@ def save_params(directory: str | pathlib.Path, params: PyTree) -> None:
     if first:
         final.parent.mkdir(parents=True, exist_ok=True)
     multihost_utils.sync_global_devices("save_params: parents")
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(orbax_paths.of(fresh), args=ocp.args.PyTreeSave(params), force=True)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            checkpointer.save(orbax_paths.of(fresh), args=ocp.args.PyTreeSave(params), force=True)
+    except Exception as error:  # TensorStore says in a ValueError that the disk is full
+        os_errors.pass_on(error, final)
+        raise
     if first:
         # There is no way to exchange two directories at once: `old` covers the gap.
         if final.exists():

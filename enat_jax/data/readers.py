@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Int
 
 from enat_jax.data import decoding, drawn
+from enat_jax.runtime import os_errors
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".tzst")
 _COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")  # gzip, xz, bzip2, zstandard
@@ -312,6 +313,7 @@ def _zip_members(path: str | os.PathLike) -> list[zipfile.ZipInfo]:
             with zipfile.ZipFile(file) as archive:
                 return archive.infolist()
         except _NOT_ZIP as error:
+            os_errors.pass_on(error, path)
             raise ValueError(
                 f"{path} is not a whole zip file ({error}): was it copied or downloaded completely?"
             ) from error

@@ -225,15 +225,18 @@ def read_shard(
     """
     again = f"remove {path.name} and start {MADE_BY} again, it makes these records anew"
     names = ("plan", "sha256", "num_records", "first_image", "keys", "skipped")
+    npy = path.with_suffix(".npy")
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        with files.naming(path):
+            description = json.loads(path.read_text(encoding="utf-8"))
         digest, sha256, num_records, first, *_ = (description[name] for name in names)
         place = plan["digest"], int(path.name[:5]) * plan["shard_items"] // plan["copies"]
-        content = path.with_suffix(".npy").read_bytes()
+        with files.naming(npy):
+            content = npy.read_bytes()
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged or stands alone ({error}): {again}") from error
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError(f"{path.with_suffix('.npy')} is damaged: {again}")
+        raise ValueError(f"{npy} is damaged: {again}")
     rows = np.load(io.BytesIO(content), allow_pickle=False)
     if (digest, first) != place or num_records != len(rows):
         raise ValueError(f"{path} is of another token set, or of another place: {again}")

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import jax
 
-from enat_jax.checkpoints import hub, model_files
+from enat_jax.checkpoints import hub, model_files, orbax_paths
 from enat_jax.inference import compiled_sampler, generator, reference_weights, tokenizer
 from enat_jax.runtime import files, paths
 
@@ -49,7 +49,7 @@ def write(
 ) -> None:
     """Writes a model directory, or adds to one that has the same model.
 
-    A new directory appears when it is complete. It is opened once before this returns.
+    A new directory appears when it is complete and has been opened once.
 
     Args:
         model: to be written.
@@ -70,6 +70,8 @@ def write(
             raise ValueError("a tokenizer draws nothing: no compiled sampler can be made of it")
         if "safetensors" not in formats and not (out / "transformer.safetensors").is_file():
             raise ValueError("a compiled sampler needs weights: add safetensors to --format")
+    if "orbax" in formats:
+        orbax_paths.of(out)  # refuses a name that Orbax cannot use, and not that of ``directory``
     with files.new_directory(out) if new else contextlib.nullcontext(out) as directory:
         if weights:
             model.save(directory, weights)
@@ -81,7 +83,7 @@ def write(
                     model if dtype is None else model.with_dtype(dtype), directory
                 )
             model.write_readme(directory, compiled=(directory / "sampler.json").is_file())
-    check(model, out)
+        check(model, directory)
 
 
 def _is_new(model: generator.Generator | tokenizer.Tokenizer, out: pathlib.Path) -> bool:

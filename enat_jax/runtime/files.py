@@ -172,7 +172,8 @@ def read_json(path: pathlib.Path, advice: str) -> Any:
         ValueError: it is not JSON; the message ends with ``advice``.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        with naming(path):
+            return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged, it is not JSON ({error}): {advice}") from error
 

@@ -10,7 +10,7 @@ _SHORTENED = re.compile(r"(gs|gcs|s3[an]?|hdfs|abfss?|wasbs?|az|adl|oci|https?|s
 
 
 def local(path: str | os.PathLike) -> pathlib.Path:
-    """Returns a path of this machine, in which ``~`` and ``~user`` are home directories.
+    """Returns a path of this machine; a text may begin with the home directory ``~`` or ``~user``.
 
     Raises:
         ValueError: it is empty or an address such as gs://bucket/x, or there is no such user.
@@ -25,7 +25,8 @@ def local(path: str | os.PathLike) -> pathlib.Path:
             f"{text} is an address and no path of this machine: name a local directory, or one "
             "where the store is mounted"
         )
-    try:
-        return pathlib.Path(text).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"{text}: this machine has no user {text.partition('/')[0]}") from error
+    if isinstance(path, str) and text.startswith("~"):
+        text = os.path.expanduser(text)
+        if text.startswith("~"):
+            raise ValueError(f"{text}: this machine has no user {text.partition('/')[0]}")
+    return pathlib.Path(text)

@@ -1,6 +1,10 @@
 """Records by index out of files on disk: the same ones as in memory, and damage is noticed."""
 
+import concurrent.futures
+import errno
+import os
 import pickle
+import resource
 
 import numpy as np
 import pytest
@@ -102,3 +106,56 @@ def test_rows_of_the_reference_must_fit(tmp_path):
     np.save(path, np.zeros((3, 5), np.int32))
     with pytest.raises(ValueError, match="int64"):
         records.Reference(path, 10, 3)
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts the files of a process")
+def test_few_files_are_open_and_none_when_the_set_is_gone(files, monkeypatch):
+    before = open_files()
+    found = records.Files(files, [3, 0, 5, 2], RECORD)
+    assert open_files() == before  # they are opened when they are read
+    found[np.arange(10)]
+    assert open_files() == before + 3
+    del found
+    assert open_files() == before
+    monkeypatch.setattr(records, "_most_open", lambda: 1)
+    found = records.Files(files, [3, 0, 5, 2], RECORD)
+    indices = np.random.default_rng(0).integers(0, 10, (200, 7))
+
+    def right(indices):
+        return found[indices].tobytes() == rows(10)[indices].tobytes()
+
+    # A file that is no longer kept is not closed under a thread that reads it.
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(right, indices))
+    assert open_files() == before + 1
+
+
+def test_two_sets_of_many_files_are_read_where_few_may_be_open(tmp_path):
+    paths = [tmp_path / f"{i}.npy" for i in range(40)]
+    for path, part in zip(paths, np.split(rows(80), 40), strict=True):
+        path.write_bytes(records.npy_bytes(part))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(paths[0]) as file:  # descriptors are numbered from 0 on, the lowest free one first
+        least = file.fileno()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (least + 40, limit[1]))
+        sets = [records.Files(paths, [2] * 40, RECORD) for _ in range(2)]
+        for found in sets * 2:
+            np.testing.assert_array_equal(found[np.arange(80)], rows(80))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+def test_what_the_system_says_names_the_file(files, monkeypatch):
+    found = records.Files(files, [3, 0, 5, 2], RECORD)
+
+    def stale(descriptor, buffers, position):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "preadv", stale)
+    with pytest.raises(OSError, match=r"Stale file handle: .*2\.npy"):
+        found[np.array([5])]

@@ -2,9 +2,11 @@
 
 import copy
 import dataclasses
+import errno
 import json
 import os
 import pathlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -192,6 +194,44 @@ def test_a_damaged_set_is_refused(tmp_path):
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(ValueError, match=r"is damaged .*00001-of-00003\.npy"):
         tokens.TokenSet.open(tmp_path / "set")
+
+
+def test_a_missing_file_is_made_anew_as_the_messages_say(tmp_path):
+    directory = make(tmp_path / "set")
+    whole = content(directory)
+    (directory / "00001-of-00003.npy").unlink()
+    with pytest.raises(ValueError, match="start the command that made it .* again, it says what"):
+        tokens.TokenSet.open(directory)
+    assert tokens.begin(directory, SPEC) == []
+    with pytest.raises(ValueError, match=r"remove 00001-of-00003\.json and start .* again"):
+        tokens.finish(directory, SPEC)
+    (directory / "00001-of-00003.json").unlink()
+    assert tokens.begin(directory, SPEC) == [1]
+    write(directory, SPEC, 1)
+    assert tokens.finish(directory, SPEC) and content(directory) == whole
+    assert len(tokens.TokenSet.open(directory)) == 20
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ESTALE, errno.EIO])
+def test_what_the_system_says_is_no_damage(tmp_path, monkeypatch, number):
+    directory = make(tmp_path / "set")
+
+    def refused(path, *args, **kwargs):
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refused)
+        with pytest.raises(OSError, match=os.strerror(number)) as caught:
+            tokens.TokenSet.open(directory)
+        assert caught.value.filename.endswith("00000-of-00003.npy")
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "read_bytes", mock.Mock(side_effect=OSError(number, "Reason")))
+        with pytest.raises(OSError, match=r"Reason: .*00000-of-00003\.npy"):
+            tokens.finish(directory, SPEC)
+    (directory / "00001-of-00003.npy").unlink()
+    (directory / "00001-of-00003.npy").mkdir()
+    with pytest.raises(IsADirectoryError):
+        tokens.TokenSet.open(directory)
 
 
 def test_skipped_images_are_listed_once(tmp_path):
