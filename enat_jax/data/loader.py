@@ -126,7 +126,10 @@ def train_batches(
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, parsed or not
     options = grain.multiprocessing.MultiprocessingOptions(workers, per_worker_buffer_size=2)
     stream = batches.to_iter_dataset(grain.ReadOptions(0, 0))
-    return iter(stream.mp_prefetch(options, worker_init_fn=_start_worker))
+    stream = stream.mp_prefetch(options, worker_init_fn=_start_worker)
+    # Through pipes: of processes that are killed together, shared memory would stay behind.
+    pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+    return iter(grain.experimental.WithOptionsIterDataset(stream, pipes))
 
 
 def _start_worker(index: int, count: int) -> None:
