@@ -112,9 +112,7 @@ def _write(out: pathlib.Path, name: str, result: Any, text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m enat_jax.analyze", description="The paper's analyses."
-    )
+    parser = cli.Parser(prog="python -m enat_jax.analyze", description="The paper's analyses.")
     programs = parser.add_subparsers(dest="program", required=True)
     directory: dict[str, Any] = {"type": cli.path, "required": True, "metavar": "DIR"}
     number = cli.at_least_one
@@ -148,6 +146,7 @@ def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     if not 0 <= getattr(options, "seed", 0) < 2**32:  # JAX would take the lower 32 bits alone
         raise ValueError(f"seed={options.seed} must be a whole number from 0 to 2**32 - 1")
+    files.require_writable(options.out)  # before the work, not after it
     options.run(options)
 
 

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m enat_jax.evaluate_digits",
         description="Compares generated digits with real ones and with a control.",
     )

@@ -64,7 +64,7 @@ def _formats(text: str) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m enat_jax.export",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

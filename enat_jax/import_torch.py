@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
         return
     with files.new_directory(options.out) as directory:
         found.save(directory)
-    model_directory.check(found, options.out)
+        model_directory.check(found, directory)
     print(f"[import] written to {options.out}")
 
 
@@ -151,7 +151,7 @@ def _image_size(text: str) -> tuple[int, int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m enat_jax.import_torch",
         description="Imports the reference's weights, and MaskGIT's tokenizer.",
     )

@@ -18,7 +18,6 @@ Pictures are read in the order of the result, all over the tar files: keep these
 seek times.
 """
 
-import argparse
 import concurrent.futures.process
 import hashlib
 import multiprocessing
@@ -221,9 +220,7 @@ def _write_missing(shards: Sequence[imagenet_records.Shard], processes: int) -> 
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m enat_jax.prepare", description=__doc__.split("\n\n")[0]
-    )
+    parser = cli.Parser(prog="python -m enat_jax.prepare", description=__doc__.split("\n\n")[0])
     parser.add_argument(
         "--tars", type=cli.path, required=True, help="directory of the official tar files"
     )

@@ -195,7 +195,7 @@ def _kinds(text: str) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m enat_jax.sample", description="Draws images with a trained model."
     )
     add = parser.add_argument

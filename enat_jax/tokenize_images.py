@@ -159,7 +159,7 @@ def _naming_flags(batch_size: int) -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m enat_jax.tokenize_images", description=__doc__.split("\n\n")[0]
     )
     add = parser.add_argument

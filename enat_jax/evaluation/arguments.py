@@ -86,7 +86,7 @@ def sampler_settings(flags: argparse.Namespace) -> dict[str, Any]:
 
 def parser(description: str) -> argparse.ArgumentParser:
     """Returns the parser of all uses; ``description`` is shown by --help."""
-    made = argparse.ArgumentParser(
+    made = cli.Parser(
         prog="python -m enat_jax.evaluate",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

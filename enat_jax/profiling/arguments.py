@@ -10,7 +10,7 @@ Programs = argparse._SubParsersAction
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of all programs; arguments that it does not know may be of the config."""
-    main = argparse.ArgumentParser(
+    main = cli.Parser(
         prog="python -m enat_jax.benchmark",
         description="Speed of the sampler and of the training step. Arguments such as "
         "--config.model.width=64 change the config.",

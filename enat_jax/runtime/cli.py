@@ -50,6 +50,14 @@ class Stop(Exception):
         self.code = code
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser of arguments whose errors are one line, as all others are, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        line = exits.one_line(message, None)
+        self.exit(exits.MISTAKE, f"error: {line}; see {self.prog} --help\n")
+
+
 def run(main: Callable[[list[str]], Any], argv: list[str] | None = None) -> NoReturn:
     """Calls ``main`` and exits with what it returns, or with an error code.
 
@@ -62,8 +70,9 @@ def run(main: Callable[[list[str]], Any], argv: list[str] | None = None) -> NoRe
         SystemExit: always, but for what is no user's mistake: that is raised as it is.
     """
     code: Any
-    if hasattr(sys.stdout, "reconfigure"):  # what a notebook puts in its place has none
-        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what a notebook puts in its place has none
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
     show_all = exits.shows_tracebacks()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of what it raises
     try:

@@ -314,3 +314,19 @@ def test_intervals_and_named_values():
     assert cli.name_value("a=1") == ("a", 1) and cli.name_value("a=b=c") == ("a", "b=c")
     with pytest.raises(argparse.ArgumentTypeError, match="'a' is not NAME=VALUE"):
         cli.name_value("a")
+
+
+def test_a_wrong_argument_is_one_line_too(capsys):
+    parser = cli.Parser(prog="python -m enat_jax.some")
+    parser.add_argument("--num", type=cli.at_least_one)
+    programs = parser.add_subparsers()
+    programs.add_parser("one").add_argument("--out", required=True)
+    for arguments, said in (
+        (["--num", "0"], "argument --num: '0' is not a whole number from 1 to 1,000,000,000; see"),
+        (["one"], "the following arguments are required: --out; see python -m enat_jax.some one "),
+    ):
+        with pytest.raises(SystemExit) as end:
+            parser.parse_args(arguments)
+        assert end.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {said}") and line.endswith(" --help")
