@@ -53,6 +53,9 @@ def main(argv: list[str]) -> None:
     options, overrides = arguments.parser().parse_known_args(argv)
     if options.program in ("loader", "machine") and overrides:
         raise ValueError(f"arguments that mean nothing: {' '.join(overrides)}")
+    for path in (getattr(options, "out", None), getattr(options, "json", None)):
+        if path and path != "-":  # before the work, not after it
+            files.require_writable(pathlib.Path(path).parent)
     # A compilation found in the persistent cache would pass for a fast one.
     jax.config.update("jax_enable_compilation_cache", False)
     match options.program:

@@ -212,7 +212,10 @@ def _rehearse(
     loop, *_, task = built
     if not rehearsal.is_due(config, workdir, restored):
         return state
-    _log("rehearsing evaluation, pictures, checkpoint and model: what cannot work is refused now")
+    _log(
+        "rehearsing evaluation, pictures, checkpoint and model: what cannot work is refused now, and "
+        "what is compiled serves later"
+    )
     begun = time.monotonic()
     state = rehearsal.rehearse(
         *(config, task, state, mesh, workdir), pictures=loop.pictures, restored=restored

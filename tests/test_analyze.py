@@ -77,3 +77,9 @@ def test_the_costs_are_written_as_numbers_table_and_plot(tmp_path, capsys):
     assert (tmp_path / "costs.md").read_text() == paper_costs.markdown(rows)
     assert paper_costs.markdown(rows) in capsys.readouterr().out
     assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_where_nothing_can_be_written_nothing_is_computed(tmp_path):
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(NotADirectoryError, match="out"):
+        analyze.main(["similarity", "--model", "nowhere", "--out", str(tmp_path / "out")])

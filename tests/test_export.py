@@ -223,6 +223,18 @@ def test_a_tokenizer(model, tmp_path, capsys):
     assert "a tokenizer draws nothing" in line
 
 
+def test_what_was_written_is_opened_before_it_is_reported(saved, tmp_path, capsys, monkeypatch):
+    save = model_files.save_params
+
+    def rounded(directory, params):
+        save(directory, jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), params))
+
+    monkeypatch.setattr(model_files, "save_params", rounded)
+    line = refused(capsys, "--model", saved, "--out", tmp_path / "out", "--format", "orbax")
+    assert "are not those that were saved" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_there_is_not_replaced(saved, tmp_path, capsys):
     tiny.make_generator(seed=1).save(tmp_path / "other", ["safetensors"])
     (tmp_path / "notes").mkdir()

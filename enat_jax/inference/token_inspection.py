@@ -90,6 +90,7 @@ def inspect(
         ValueError: a byte of the set is damaged, or it is of another tokenizer.
     """
     directory, out = pathlib.Path(directory), pathlib.Path(out)
+    files.require_writable(out)
     metadata = tokens.read_metadata(directory)
     token_set = tokens.TokenSet.open(directory)
     if token_set.tokenizer != model.fingerprint:

@@ -1,10 +1,13 @@
 """Weights of other programs become names and arrays; hostile and damaged files one clear line."""
 
 import collections
+import errno
+import json
 import os
 import pickle
 import struct
 import zipfile
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +16,7 @@ import torch_writer as writer
 from flax import serialization
 
 from enat_jax.checkpoints import torch_files, weight_files
+from enat_jax.runtime import files
 
 BFLOAT16 = np.dtype(jnp.bfloat16)
 ARRAYS = {
@@ -59,6 +63,31 @@ def refused(path, words=None, part=None):
     line = str(error.value)
     assert str(path) in line and "\n" not in line and len(line) < 900
     return line
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "U4"])
+def test_types_that_are_not_read_are_named(kind, tmp_path):
+    entries = {
+        "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+        "w": {"dtype": kind, "shape": [2], "data_offsets": [4, 5 if "4" == kind[1] else 6]},
+    }
+    header = json.dumps(entries).encode()
+    content = struct.pack("<Q", len(header)) + header + bytes(6)
+    path = written(tmp_path, content)
+    assert "damaged" not in refused(path, f"weights of type {kind}, .* convert them to float32")
+
+
+def test_what_the_system_says_is_no_damage(tmp_path, monkeypatch):
+    path = written(tmp_path, writer.zip_bytes(ARRAYS))
+    for error, words in (
+        (OSError(errno.EIO, "Input/output error"), f"Input/output error: '{path}'"),
+        (ValueError("UNAVAILABLE: reading: Stale file handle"), f"Stale file handle: '{path}'"),
+    ):
+        monkeypatch.setattr(torch_files, "read_zip", mock.Mock(side_effect=error))
+        with pytest.raises(OSError, match=words):
+            weight_files.read(path)
+    monkeypatch.setattr(torch_files, "read_zip", mock.Mock(side_effect=MemoryError("1 TiB")))
+    assert "damaged" not in refused(path, "needs more memory than there is")
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
@@ -422,3 +451,19 @@ def test_files_of_torch_itself(tmp_path):
         np.testing.assert_array_equal(found["0.weight"], model[0].weight.detach().numpy())
         torch.save(model, path, _use_new_zipfile_serialization=zipped)
         refused(path, "a whole object, 'torch.nn.modules.container.Sequential'")
+
+
+def test_what_was_written_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    write = files.write_atomically
+
+    def damaged(path, content):
+        write(path, content[:-1] + bytes([content[-1] ^ 1]))
+
+    def cut(path, content):
+        write(path, content[:-1])
+
+    for faulty in (damaged, cut):
+        monkeypatch.setattr(files, "write_atomically", faulty)
+        with pytest.raises(OSError, match="a.safetensors cannot be read back as it was written"):
+            weight_files.write_safetensors(path, ARRAYS)

@@ -75,11 +75,10 @@ def test_few_pictures_are_measured_without_precision(data, pictures, caplog, kep
     few = enat_task.make(config(data, pictures[1], keep=10))
     few = dataclasses.replace(few.quality, keep=kept)
     assert (few.why_no_overlap is None) == (kept > 5)
-    load = (
-        lambda start, stop: accumulate.Batch(  # noqa: E731
-            pictures[0][start:stop], np.zeros(stop - start, int)
-        )
-    )
+
+    def load(start, stop):
+        return accumulate.Batch(pictures[0][start:stop], np.zeros(stop - start, int))
+
     assert tuple(dict(few.measure(load, 3))) == few.names
     assert ("samples/precision" in few.names) == (kept > 5)
 

@@ -121,3 +121,17 @@ def test_a_directory_belongs_to_one_process_at_a_time(tmp_path):
                 pass
     with files.lock_directory(tmp_path / "run"):
         pass
+
+
+def test_whether_files_can_be_made_is_tried_and_leaves_nothing(tmp_path):
+    files.require_writable(tmp_path / "not" / "there" / "yet")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(NotADirectoryError) as raised:
+            files.require_writable(path)
+        assert raised.value.filename == str(tmp_path / "file")
+    if os.geteuid():  # root may do everything
+        (tmp_path / "closed").mkdir(mode=0o555)
+        with pytest.raises(PermissionError, match="closed"):
+            files.require_writable(tmp_path / "closed")
