@@ -213,8 +213,8 @@ def _rehearse(
     if not rehearsal.is_due(config, workdir, restored):
         return state
     _log(
-        "rehearsing evaluation, pictures, checkpoint and model: what cannot work is refused now, and "
-        "what is compiled serves later"
+        "rehearsing evaluation, pictures, checkpoint and model: what cannot work is refused now, "
+        "and what is compiled serves later"
     )
     begun = time.monotonic()
     state = rehearsal.rehearse(

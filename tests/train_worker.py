@@ -30,7 +30,7 @@ def main(arguments):
     data, workdir, result, num_steps = arguments
     settings = {"train.num_steps": int(num_steps), "train.log_every": 1, "train.save_every": 4}
     settings |= {"optimizer.warmup_steps": 0, "optimizer.learning_rate": 1e-3}
-    settings |= {"optimizer.eps": 1e-4}
+    settings |= {"optimizer.eps": 1e-4, "train.rehearse": True}
     config = small_config(pathlib.Path(data), **settings)
     config.sharding = {"data": 4, "fsdp": 2, "tensor": 1}
     shapes = enat_task.Task.shapes
