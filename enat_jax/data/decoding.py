@@ -53,6 +53,7 @@ EXTENSIONS: tuple[str, ...] = (
 if AvifImagePlugin and AvifImagePlugin.SUPPORTED:
     FORMATS["AVIF"] = AvifImagePlugin.AvifImageFile
     EXTENSIONS += (".avif",)
+NEW_EXTENSIONS = (".jpe", ".jfif", ".tif", ".tiff", ".avif")  # earlier versions passed them over
 MAX_PIXELS = 89_478_485  # of one picture: a quarter of a GiB of RGB
 MAX_BYTES = 64 * 2**20  # of one encoded picture
 PLAIN_CROP = "centre, halved by a box filter, then bicubic (ADM)"  # what identities say
@@ -96,7 +97,9 @@ def naming(key: str, place: str | None = None) -> Iterator[None]:
     except OSError as error:
         if error.errno in os_errors.OF_PROCESS:
             raise OSError(error.errno, error.strerror, error.filename or key) from error
-        raise UnreadableImage(key, f"cannot be read ({error.strerror})", place) from error
+        what_to_do = f": {advice}" if (advice := os_errors.ADVICE.get(error.errno or 0)) else ""
+        reason = f"cannot be read ({error.strerror}){what_to_do}"
+        raise UnreadableImage(key, reason, place) from error
     except ValueError as error:
         raise UnreadableImage(key, str(error), place) from error
 
@@ -209,8 +212,10 @@ def gather(
             for i, example in enumerate(pool.map(load, map(int, indices), drawn)):
                 images[i], labels[i] = example.image, example.label
     except UnreadableImage as error:
-        advice = "remove this picture or replace it by a good copy"
-        raise UnreadableImage(error.key, f"{error.reason}; {advice}", error.place) from error
+        reason = error.reason
+        if not (isinstance(error.__cause__, OSError) and error.__cause__.errno in os_errors.ADVICE):
+            reason += "; remove this picture or replace it by a good copy"
+        raise UnreadableImage(error.key, reason, error.place) from error
     return {"images": images, "labels": labels}
 
 

@@ -71,9 +71,9 @@ class RunPictures:
             listed = self._directory / "unreadable.txt"
             if bad and self._unreadable == "refuse":
                 raise ValueError(
-                    f"{scan.describe(bad, total)}; all are in {listed}. Remove them or replace "
-                    "them by good copies, or leave them out by --config.data.unreadable=skip, and "
-                    "start again"
+                    f"{scan.describe(bad, total)}; all are in {listed}. Mend them, replace them by "
+                    "good copies or remove them, or leave them out by "
+                    "--config.data.unreadable=skip, and start again"
                 )
             if bad:
                 self._say(f"left out: {scan.describe(bad, total)}; all are in {listed}")
@@ -133,10 +133,10 @@ class RunPictures:
             advice = "or just start the same command again, which leaves it out"
             if self._unreadable == "refuse":
                 advice = (
-                    "then start the same command again; or leave it out by "
+                    "start the same command again then, or leave it out by "
                     "--config.data.unreadable=skip"
                 )
-            raise ValueError(f"{error}, {advice}") from error
+            raise ValueError(f"{error}; {advice}") from error
 
     # --- what can be read ------------------------------------------------------------------------
 
@@ -250,7 +250,7 @@ class RunPictures:
         """
         listed = self._read(_name(identity))
         if listed is None:
-            return None
+            return _new_kinds(identity, source)
         before = {key: tuple(rest) for key, *rest in listed}
         now = {key: tuple(rest) for key, *rest in source.listing()}
         changes = {
@@ -259,11 +259,7 @@ class RunPictures:
             "of another size": [k for k, v in now.items() if k in before and before[k][0] != v[0]],
             "of another class": [k for k, v in now.items() if k in before and before[k][1] != v[1]],
         }
-        words = [
-            f"{len(keys):,} {what} ({', '.join(keys[:_NAMED])}{', ...' * (len(keys) > _NAMED)})"
-            for what, keys in changes.items()
-            if keys
-        ]
+        words = [_named(what, keys) for what, keys in changes.items() if keys]
         others = any(not self._reported.issuperset(keys) for keys in changes.values())
         return {"words": ", ".join(words), "others": others}
 
@@ -285,6 +281,20 @@ class RunPictures:
 
 def _rest(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in identity.items() if name not in _COUNTED}
+
+
+def _new_kinds(identity: Mapping[str, Any], source: scan.Scannable) -> dict[str, Any] | None:
+    """Says whether the difference is that of pictures which earlier versions did not know."""
+    new = [key for key, *_ in source.listing() if key.lower().endswith(decoding.NEW_EXTENSIONS)]
+    with contextlib.suppress(ValueError):
+        if new and files.as_json(source.without(new).identity()) == identity:
+            words = f"{_named('new', new)}, files that earlier versions did not take for pictures"
+            return {"words": words, "others": True}
+    return None
+
+
+def _named(what: str, keys: Sequence[str]) -> str:
+    return f"{len(keys):,} {what} ({', '.join(keys[:_NAMED])}{', ...' * (len(keys) > _NAMED)})"
 
 
 def _name(identity: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """What a run keeps of its pictures: scans are made once, and data are told by names."""
 
+import errno
 import gzip
 import json
 from unittest import mock
@@ -217,6 +218,30 @@ def test_what_nobody_kept_is_compared_as_it_stands(run):
     assert pictures.recognise(other) == other
     settings = source.identity() | {"size": 16}
     assert pictures.recognise(settings) == settings
+
+
+def test_pictures_that_earlier_versions_passed_over_are_named(run):
+    run.mend()
+    before = run.start()[1].identity()  # as an earlier version wrote it, without a listing
+    for path in (run.workdir / "data").glob("listing-*"):
+        path.unlink()
+    hostile.write_folder(
+        run.folder, {"a/1.tif": hostile.noise(1, "TIFF"), "b/2.JPE": FILES["b/01.png"]}
+    )
+    pictures, _ = run.start()
+    with pytest.raises(ValueError, match=r"now there are . new \(.*earlier versions did not take"):
+        pictures.recognise(before)
+
+
+def test_what_the_system_does_not_give_is_no_reason_to_remove_it(run, monkeypatch):
+    run.mend()
+    with monkeypatch.context() as patch:
+        refusing = mock.Mock(side_effect=PermissionError(errno.EACCES, "Permission denied"))
+        patch.setattr("os.open", refusing)
+        with pytest.raises(ValueError, match="80 of 80 .*let this user have it .*Mend") as caught:
+            run.start()
+    assert "remove this picture" not in str(caught.value)
+    assert len(run.start()[1])
 
 
 def test_the_limit_of_pixels_is_skipped_by_the_same_setting(run, monkeypatch):
