@@ -331,7 +331,7 @@ def _read_arrays(path: pathlib.Path, abstract_state: PyTree) -> PyTree:
         state = handler.restore(orbax_paths.of(path) / "state", args=args)
     except Exception as error:  # all of them, so that the other processes learn of it
         cause = error.__cause__ or error  # Orbax wraps TensorStore's errors
-        failure = os_errors.behind(error, path)
+        failure = os_errors.behind(error, path) or os_errors.below(path)
         if failure is None:
             failure = error if _is_no_damage(cause) else _Damaged(exits.one_line(cause, named=True))
     finally:

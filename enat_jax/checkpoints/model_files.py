@@ -250,7 +250,7 @@ def load_params(directory: str | pathlib.Path) -> dict[str, Any]:
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             return checkpointer.restore(place, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     except (*DAMAGE, AttributeError) as error:
-        os_errors.pass_on(error, final)
+        os_errors.pass_on(os_errors.below(final) or error, final)
         raise ValueError(
             f"the parameters at {final} cannot be read; write or copy them again "
             f"({exits.one_line(error, named=True)})"

@@ -10,6 +10,7 @@ import os
 import re
 import resource
 from collections.abc import Iterator
+from typing import NoReturn
 
 _DISK = "see to the disk or the network, then start again"
 _PERMISSION = "let this user have it (chmod, chown), then start again"
@@ -68,6 +69,21 @@ def pass_on(error: BaseException, path: str | os.PathLike) -> None:
         raise found from error
 
 
+def below(directory: str | os.PathLike) -> OSError | None:
+    """Returns the first error of the system over opening the files below a directory, if any.
+
+    A library that asks whether a file exists takes one that it may not see for one that is missing,
+    and then complains of something else.
+    """
+    try:
+        for top, _, names in os.walk(os.fspath(directory), onerror=_raise):
+            for name in names:
+                os.close(os.open(os.path.join(top, name), os.O_RDONLY | os.O_NONBLOCK))
+    except OSError as error:
+        return error if error.errno in ADVICE else None
+    return None
+
+
 def words(error: OSError | MemoryError) -> str | None:
     """Returns one line with the system's reason, the file and what to do; None if it has none."""
     if isinstance(error, MemoryError):
@@ -100,6 +116,10 @@ def allow_open_files(count: int, path: str | os.PathLike) -> None:
             raise OSError(errno.EMFILE, f"{os.strerror(errno.EMFILE)} ({reason})", os.fspath(path))
         wanted = hard
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

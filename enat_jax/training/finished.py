@@ -16,7 +16,7 @@ from enat_jax.evaluation import features
 from enat_jax.inference import generator, model_directory, tokenizer
 from enat_jax.runtime import agreement, exits, files, os_errors, paths, sharding, versions
 from enat_jax.training import config as train_config
-from enat_jax.training import enat_task, vqgan_task
+from enat_jax.training import enat_task, outlook, vqgan_task
 from enat_jax.training.task import Task, TrainState
 
 
@@ -128,6 +128,8 @@ def _of_checkpoint(
     for candidate in reversed(steps) if step is None else [step]:
         params, damage = _read(workdir / "checkpoints" / str(candidate), config, task)
         if not damage:
+            if start := outlook.of_average(task.loss, candidate):
+                print(f"[export] {start}", flush=True)
             return trained(config, task, params, candidate)
         damaged.append(f"step {candidate}: {damage}")
         print(f"[export] checkpoint cannot be read, {damaged[-1]}", flush=True)
@@ -157,7 +159,7 @@ def _read(
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             found = checkpointer.restore(orbax_paths.of(path) / "state", args=args)
     except model_files.DAMAGE as error:
-        os_errors.pass_on(error, path)
+        os_errors.pass_on(os_errors.below(path) or error, path)
         return None, exits.one_line(error, named=True)
     changed = manifest.changed(described, found)
     return found[name], f"the contents of {changed} have changed" if changed else None

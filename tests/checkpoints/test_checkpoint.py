@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import gc
 import json
 import logging
@@ -422,6 +423,43 @@ def test_a_lack_of_permission_is_not_damage(tmp_path, monkeypatch):
     with pytest.raises(PermissionError, match="Permission denied: .*20'"):
         restore(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["10", "20"]
+
+
+def largest_file(path):
+    return max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize("part", [lambda path: path / "meta" / "metadata", largest_file])
+def test_a_file_that_the_system_does_not_give_is_no_damage(tmp_path, part):
+    save_steps(tmp_path, [10, 20])
+    file = part(tmp_path / "20")
+    file.unlink()
+    file.symlink_to(file.name)  # which no one can open, root neither
+    with pytest.raises(OSError, match=f"symbolic links: '{tmp_path}.*20.*'"):
+        restore(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["10", "20"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        ValueError('RESOURCE_EXHAUSTED: Error reading "a": Failed to open: Too many open files'),
+    ],
+)
+def test_a_lack_of_descriptors_is_no_damage(tmp_path, monkeypatch, error):
+    save_steps(tmp_path, [10, 20])
+    fails = mock.Mock(side_effect=error)
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", fails)
+    with pytest.raises(OSError, match="Too many open files: .*20'") as caught:
+        restore(tmp_path)
+    assert caught.value.errno == errno.EMFILE
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["10", "20"]
+    # As for a model, which nothing may call damaged either.
+    model_files.save_params(tmp_path / "params", {"a": np.ones(2)})
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", fails)
+    with pytest.raises(OSError, match="Too many open files"):
+        model_files.load_params(tmp_path / "params")
 
 
 def test_a_lack_of_memory_is_passed_on(tmp_path, monkeypatch):

@@ -57,6 +57,16 @@ def test_the_same_again_draws_only_what_is_missing(model, tmp_path, capsys, monk
         image_directory.draw(*arguments)
 
 
+def test_an_image_that_the_system_does_not_give_is_not_drawn_anew(model, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    path = out / "00000_cat.png"
+    path.symlink_to(path.name)
+    with pytest.raises(OSError, match="symbolic links: .*00000_cat.png"):
+        image_directory.draw(model, [0], 1, out)
+    assert sorted(x.name for x in out.iterdir()) == [".lock", path.name, "settings.json"]
+
+
 def test_long_names_of_classes_make_file_names_that_fit(model, tmp_path):
     letter = "\U00020000"  # of four bytes
     names = (letter * 80, "a/b/../c", "x" * 300)
