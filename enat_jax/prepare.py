@@ -220,7 +220,9 @@ def _write_missing(shards: Sequence[imagenet_records.Shard], processes: int) -> 
 
 
 def main(arguments: list[str]) -> None:
-    parser = cli.Parser(prog="python -m enat_jax.prepare", description=__doc__.split("\n\n")[0])
+    parser = cli.Parser(
+        prog="python -m enat_jax.prepare", description=(__doc__ or "").split("\n\n")[0]
+    )
     parser.add_argument(
         "--tars", type=cli.path, required=True, help="directory of the official tar files"
     )

@@ -160,7 +160,7 @@ def _naming_flags(batch_size: int) -> Iterator[None]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
-        prog="python -m enat_jax.tokenize_images", description=__doc__.split("\n\n")[0]
+        prog="python -m enat_jax.tokenize_images", description=(__doc__ or "").split("\n\n")[0]
     )
     add = parser.add_argument
     add("--model", type=cli.path, required=True, metavar="DIR", help="tokenizer directory")
