@@ -7,9 +7,9 @@
 
 Start the same command again to continue an interrupted run from its last checkpoint: the result is
 the one of an uninterrupted run, bit for bit on the same machine. WORKDIR receives `config.json`,
-`checkpoints/`, `metrics.jsonl`, TensorBoard events, `pictures/` and, at the end, `model/`. SIGTERM
-or Ctrl-C saves first; exit codes are in ``cli``. With several processes (``distributed``) each of
-them runs this same command.
+`checkpoints/`, `metrics.jsonl`, TensorBoard events, `pictures/`, what is known of the training
+pictures in `data/` and, at the end, `model/`. SIGTERM or Ctrl-C saves first; exit codes are in
+``cli``. With several processes (``distributed``) each of them runs this same command.
 """
 
 import collections

@@ -170,6 +170,8 @@ _TIFF_PIXELS = {
     *(*range(512, 522), *range(529, 533)),  # JPEG of earlier times, YCbCr
 }
 
+_TIFF_NUMBERS = {256, 257, 259, 262, 266, 277, 278, 284, 317}  # of which there is one each
+
 
 def _directory(data: bytes) -> tuple[str, int, range, int]:
     """Returns where the first directory of a TIFF file says what.
@@ -197,7 +199,8 @@ def _tiff(data: bytes) -> Stripped:
     The EXIF block is the whole file, whose first directory has the orientation.
 
     Raises:
-        ValueError: the directory, or a value that it names, lies behind the end.
+        ValueError: the directory, or a value that it names, lies behind the end, or there are
+            several where there must be one.
     """
     kept = []
     try:
@@ -207,6 +210,8 @@ def _tiff(data: bytes) -> Stripped:
             tag, kind = struct.unpack_from(f"{order}HH", data, place)
             (count,) = struct.unpack_from(offset, data, place + 4)
             (value,) = struct.unpack_from(offset, data, place + width)
+            if tag in _TIFF_NUMBERS and count != 1:
+                raise ValueError(f"tag {tag} has {count} values")
             if tag in _TIFF_PIXELS:
                 size = count * _SIZES.get(kind, 0)
                 if size > struct.calcsize(offset) and value + size > len(data):

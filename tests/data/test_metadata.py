@@ -267,3 +267,8 @@ def test_avif_is_turned_as_its_pixels_say():
     exif = Image.Exif()
     exif[0x0112] = 6
     assert decoding.decode(encode("AVIF", exif=exif)).size == (4, 6)
+
+
+def test_a_tiff_that_says_two_things_of_its_pixels_is_damaged():
+    with pytest.raises(ValueError, match=r"is damaged \(tag 284 has 2 values\)"):
+        decoding.decode(tiff((284, 3, 2, 1)))
