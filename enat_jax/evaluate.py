@@ -158,7 +158,7 @@ def _evaluate(
         "replicates": flags.replicates,
         "num_hosts": hosts.number,
     }
-    if not (flags.out / passes.PLAN).exists():  # or they have been read before
+    if flags.scan and not (flags.out / passes.PLAN).exists():  # or they have been read before
         opener.refuse_unreadable()
     passes.claim(flags.out, settings)
     if reason := measures.why_no_overlap(subject.spec.kept, reference.kept):
@@ -275,7 +275,7 @@ def make_reference(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
         print(f"{path} already holds these statistics")
         return
     work = path.with_name(f"{path.name}.unfinished")
-    if not (work / passes.PLAN).exists():
+    if flags.scan and not (work / passes.PLAN).exists():
         opener.refuse_unreadable()
     passes.claim(
         work,
@@ -300,6 +300,8 @@ def compare(paths: list[str]) -> None:
 
 def _opener(flags: argparse.Namespace, network: features.Features) -> pictures.Opener:
     skip = flags.on_error == "skip"
+    if skip and not flags.scan:
+        raise ValueError("--on-error skip has to read all pictures first: leave out --no-scan")
     return pictures.Opener(network, flags.split, flags.size, dict(flags.set), flags.keep, skip)
 
 

@@ -11,6 +11,7 @@ from test_evaluate import FEATURES, compiled_once, model, pictures, refused, run
 
 from enat_jax import evaluate
 from enat_jax.data import drawn
+from enat_jax.data.decoding import UnreadableImage
 from enat_jax.evaluation import cards, caveats, features
 from enat_jax.inference import tokenization, tokenizer
 
@@ -195,6 +196,10 @@ def test_pictures_that_cannot_be_read_are_found_at_the_start(samples, tmp_path, 
     line = refused([*arguments, *QUICK], tmp_path, capsys)
     assert "2 of 8 pictures cannot be read: 00003_cat.png: is truncated" in line
     assert "leave them out by --on-error skip" in line and not out.exists()
+    line = refused([*arguments, *QUICK, "--on-error", "skip", "--no-scan"], tmp_path, capsys)
+    assert "leave out --no-scan" in line
+    with pytest.raises(UnreadableImage, match="00003_cat.png: is truncated"):
+        run(*arguments, *QUICK, "--no-scan", "--out", tmp_path / "late")
     found = measured(*arguments, "--on-error", "skip")
     assert found["images"]["num"] == 6 and "2 of 8 pictures" in " ".join(found["caveats"])
     for name in ("00003_cat.png", "00006_dog.png"):

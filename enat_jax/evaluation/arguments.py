@@ -26,7 +26,7 @@ NEEDED = {  # with each use
     "make_reference": ("reference",),
     "compare": (),
 }
-_PICTURES = ("split", "size", "set", "on_error", "features", "inception")
+_PICTURES = ("split", "size", "set", "on_error", "scan", "features", "inception")
 _WORK = ("out", "replicates", "save_every", "host_index", "num_hosts")
 TAKEN = {  # by each use; others would have no effect
     "model": (
@@ -115,6 +115,12 @@ def parser(description: str) -> argparse.ArgumentParser:
         choices=("stop", "skip"),
         default="stop",
         help="what to do about pictures that cannot be read, which are looked for at the start",
+    )
+    add(
+        "--scan",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="read all pictures once before it begins, to find those that cannot be read",
     )
     add(
         "--features",
