@@ -107,7 +107,8 @@ def test_the_newest_of_a_run_that_goes_on(states, run, tmp_path, capsys):
     config, _, saved = states
     before = contents(run)
     command("--workdir", run, "--out", tmp_path / "model")
-    assert "step 4" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "step 4" in said and "still is 66% the initial parameters after 4 steps" in said
     assert contents(run) == before  # nothing is set aside, renamed or locked
     loaded = Generator.load(tmp_path / "model")
     same(loaded.params, saved[4].ema_params)  # the averages

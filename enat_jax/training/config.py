@@ -212,6 +212,7 @@ def keep_what_began(workdir: pathlib.Path, values: flags.FlagValues = flags.FLAG
         return
     begun = files.read_json(path, "move it away; nothing else needs it")
     config, parser = values["config"].value, values["config"].parser
+    assert config is not None and isinstance(parser, _ConfigParser)
     if not isinstance(begun, dict) or begun.get("task") != config.task:
         return  # which will be refused
     before = {RENAMED[config.task].get(name, name): value for name, value in begun.items()}
@@ -272,7 +273,8 @@ class _ConfigParser(flags.ArgumentParser):
         config.lock()
 
         scaled = file.get("scaled")
-        self.given, self.scaled = set(), lambda: scaled(config.train.num_steps) if scaled else {}
+        self.given = set()
+        self.scaled = lambda: scaled(steps) if scaled and (steps := config.train.num_steps) else {}
 
         def put(path: str, value: Any) -> None:
             self.given.add(path)

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from enat_jax.checkpoints import manifest, model_files, orbax_paths
 from enat_jax.evaluation import features
 from enat_jax.inference import generator, model_directory, tokenizer
-from enat_jax.runtime import agreement, exits, files, os_errors, paths, sharding, versions
+from enat_jax.runtime import agreement, exits, files, numerics, os_errors, paths, sharding, versions
 from enat_jax.training import config as train_config
 from enat_jax.training import enat_task, outlook, vqgan_task
 from enat_jax.training.task import Task, TrainState
@@ -146,7 +146,7 @@ def _read(
     described, damage = manifest.read(path)
     if described is None:
         return None, damage
-    state = jax.eval_shape(task.init, jax.random.key(0))
+    state = jax.eval_shape(task.init, numerics.key(0))
     expected = train_config.identity(config, task)
     differences = manifest.differences(described, expected, state, train_config.complete_identity)
     if differences:

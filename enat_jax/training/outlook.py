@@ -20,7 +20,7 @@ def sentences(loop: train_config.Loop, optimizer: optim.Optimizer, loss: object)
         loss: settings of the task's loss.
     """
     yield from _of_learning_rate(optimizer, loop.num_steps)
-    if isinstance(loss, enat_task.Loss) and (average := of_average(loss, loop.num_steps)):
+    if average := of_average(loss, loop.num_steps):
         decay = math.floor(1000 * INITIAL_SHARE ** (1 / loop.num_steps)) / 1000
         yield f"{average}: give --config.loss.ema_warmup=true or --config.loss.ema_decay={decay:g}"
     if isinstance(loss, vqgan_task.Loss):
@@ -28,8 +28,10 @@ def sentences(loop: train_config.Loop, optimizer: optim.Optimizer, loss: object)
     yield from _of_intervals(loop)
 
 
-def of_average(loss: enat_task.Loss, step: int) -> str | None:
+def of_average(loss: object, step: int) -> str | None:
     """Returns what to say if the moving average after so many steps has not forgotten its start."""
+    if not isinstance(loss, enat_task.Loss):
+        return None  # there is none
     share = loss.initial_share(step)
     if share <= INITIAL_SHARE:
         return None

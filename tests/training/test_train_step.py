@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import chex
 import jax
@@ -14,6 +15,7 @@ from small_tasks import make_task
 
 from enat_jax.runtime import sharding
 from enat_jax.training import enat_task, train_step, vqgan_task
+from enat_jax.training import task as tasks
 
 # All shapes of a mesh of eight devices.
 POLICIES = [
@@ -213,3 +215,41 @@ def test_a_batch_of_another_shape_is_refused_before_anything_is_compiled():
         ValueError, match=r'batch\["tokens"\] must have the shape .*16\], not \[8, 9\]'
     ):
         steps(steps.init(), [batch], 0)
+
+
+# --- the moving average ---------------------------------------------------------------------
+
+
+def averages(updates, **loss):
+    """The moving average after each of so many updates of parameters that are their number."""
+    task = types.SimpleNamespace(loss=enat_task.Loss(**loss), optimizer=optax.sgd(1.0))
+    params = {"x": jnp.zeros(())}
+    state = tasks.initial_state(params, task.optimizer, ema_params=params)
+    found = []
+    for skipped in (False, *updates):
+        new = enat_task.Task.update(task, state, {"x": -jnp.ones(())}, {})
+        state = state if skipped else new
+        state = state.replace(step=state.step + 1, skipped=state.skipped + skipped)
+        found.append(float(state.ema_params["x"]))
+    return found
+
+
+def test_the_moving_average_warms_up():
+    """By TensorFlow's rule: the decay of update n is at most (1 + n) / (10 + n)."""
+    expected = [0.0]
+    for n in range(20):
+        decay = min(0.6, (1 + n) / (10 + n))
+        expected.append(decay * expected[-1] + (1 - decay) * (n + 1))
+    found = averages([False] * 19, ema_decay=0.6, ema_warmup=True)
+    np.testing.assert_allclose(found, expected[1:], rtol=1e-5)
+    # Steps that changed nothing do not count: the same averages, later.
+    skipping = averages([True, False, True, False], ema_decay=0.6, ema_warmup=True)
+    np.testing.assert_allclose(skipping, np.array(expected)[[1, 1, 2, 2, 3]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("updates", [1, 2, 30])
+@pytest.mark.parametrize("warmup", [False, True])
+def test_how_much_of_the_average_is_the_start(updates, warmup):
+    loss = enat_task.Loss(ema_decay=0.99, ema_warmup=warmup)
+    decays = [float(loss.decay_at(jnp.asarray(n))) for n in range(updates)]
+    assert loss.initial_share(updates) == pytest.approx(np.prod(decays), rel=1e-4, abs=1e-10)
