@@ -351,16 +351,17 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
     """Returns the metadata of a finished token set; raises as ``TokenSet.open`` does."""
     directory = paths.local(directory)
     path = directory / "metadata.json"
-    if not path.is_file():
+    try:
+        metadata = files.read_json(path, f"start {MADE_BY} again, it writes this file anew")
+    except (FileNotFoundError, NotADirectoryError) as error:
         if (directory / "plan.json").is_file():
             raise ValueError(
                 f"the token set in {directory} is not finished: start the command that made it "
                 f"({MADE_BY}) again, it goes on where it was"
-            )
+            ) from error
         raise FileNotFoundError(
             f"there is no token set in {directory} (no metadata.json): make one with {MADE_BY}"
-        )
-    metadata = files.read_json(path, f"start {MADE_BY} again, it writes this file anew")
+        ) from error
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ValueError(f"{path} does not say {FORMAT!r}: make the token set again with {MADE_BY}")
     if missing := {"shards", "class_counts", "skipped"} - metadata.keys():

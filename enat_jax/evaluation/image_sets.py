@@ -12,7 +12,7 @@ from enat_jax.data import images
 from enat_jax.evaluation import accumulate, features, npz_files, npz_images
 from enat_jax.evaluation import statistics as image_statistics
 from enat_jax.inference import generator, tokenizer
-from enat_jax.runtime import versions
+from enat_jax.runtime import paths, versions
 
 # Settings of sources that no evaluation has a use for.
 AUGMENTATION = ("rotation", "scale", "shear", "shift", "crop_area", "crop_ratio", "flip")
@@ -245,7 +245,7 @@ def open_reference(
         OSError: if it cannot be read.
         ValueError: if it is neither, or does not suit the images.
     """
-    file = pathlib.Path(path).expanduser()
+    file = paths.local(path)
     if is_npz(path) and not _holds_images_alone(file):
         found = image_statistics.Statistics.load(file)
         with open(file, "rb") as content:

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import pathlib
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import IO
 import numpy as np
 
 from enat_jax.data import records
-from enat_jax.runtime import os_errors
+from enat_jax.runtime import os_errors, paths
 
 _DAMAGE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
@@ -89,7 +88,7 @@ def open_npz(path: str | os.PathLike, advice: str) -> Iterator[Archive]:
         OSError: if there is no such file or it cannot be read.
         ValueError: with ``advice``, if it is no .npz file or damaged.
     """
-    path = pathlib.Path(path)
+    path = paths.local(path)
     if path.is_dir():
         raise ValueError(f"{path} is a directory, not an .npz file: {advice}")
     if not path.exists():

@@ -188,12 +188,14 @@ def read_description(path: str | os.PathLike, expected_format: str, advice: str)
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
         ValueError: it is not JSON, or of another format.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: {advice}")
-    values = read_json(path, advice)
+    try:
+        values = read_json(path, advice)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"there is no {path}: {advice}") from error
     found = values.get("format") if isinstance(values, dict) else None
     if found != expected_format:
         if _is_newer(found, expected_format):

@@ -2,6 +2,7 @@
 
 import errno
 import pathlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -160,6 +161,10 @@ def test_a_state_of_something_else_or_damaged_is_refused(tmp_path):
     with pytest.raises(ValueError, match="of another evaluation: name another --out"):
         run(tmp_path, spec=other)
     state = tmp_path / "00000-of-00001" / "state.npz"
+    with pytest.MonkeyPatch.context() as patch:  # what the system says is no damage
+        patch.setattr(np, "load", mock.Mock(side_effect=OSError(errno.ESTALE, "Stale file handle")))
+        with pytest.raises(OSError, match=r"Stale file handle: .*state\.npz"):
+            run(tmp_path)
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"state\.npz is damaged .*remove the folder"):
         run(tmp_path)

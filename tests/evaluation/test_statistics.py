@@ -1,4 +1,7 @@
+import errno
 import pathlib
+import zipfile
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -252,3 +255,11 @@ def test_ten_thousand_real_images_against_the_others():
     print(f"distance {found:.10g}, NumPy and SciPy {expected:.10g}, {found / expected - 1:.2e}")
     assert found > 0
     assert found == pytest.approx(expected, rel=1e-8)
+
+
+def test_what_the_system_says_is_no_damage(tmp_path, monkeypatch):
+    statistics().save(tmp_path / "a.npz")
+    fails = mock.Mock(side_effect=OSError(errno.EIO, "Input/output error"))
+    monkeypatch.setattr(zipfile.ZipFile, "open", fails)
+    with pytest.raises(OSError, match=r"Input/output error: .*a\.npz"):
+        Statistics.load(tmp_path / "a.npz")

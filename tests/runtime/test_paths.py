@@ -3,9 +3,14 @@
 import ast
 import pathlib
 
+import numpy as np
 import pytest
+import tiny
 
 from enat_jax import analyze, evaluate, export, import_torch, prepare, sample, tokenize_images
+from enat_jax.data import images, token_data
+from enat_jax.evaluation import statistics
+from enat_jax.inference import tokenizer
 from enat_jax.inference.generator import Generator
 from enat_jax.runtime import cli, paths
 
@@ -60,8 +65,6 @@ def test_no_program_writes_to_an_address(name, tmp_path, monkeypatch, capsys):
 
 
 def test_no_library_call_writes_to_an_address_or_into_a_folder_of_tildes(monkeypatch, tmp_path):
-    import tiny
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     model = tiny.make_generator()
@@ -72,6 +75,33 @@ def test_no_library_call_writes_to_an_address_or_into_a_folder_of_tildes(monkeyp
     model.save("~/model", ["safetensors"])
     assert Generator.load("~/model").fingerprint == model.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_paths_in_a_config_have_homes(monkeypatch, tmp_path):
+    codec = tiny.make_tokenizer()
+    codec.save(tmp_path / "codec", ["safetensors"])
+    made = tiny.token_set(
+        np.zeros((3, tiny.NUM_TOKENS), int),
+        np.arange(3),
+        codebook_size=tiny.CODES,
+        class_names=tiny.CLASSES,
+        tokenizer=codec.fingerprint,
+    )
+    tiny.write_tokens(tmp_path / "set", made)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = tokenizer.Tokenizer.load("~/codec")
+    assert len(token_data.open_tokens("~/set", {}, found)) == 3
+    np.save(tmp_path / "set.npy", np.zeros((5, 1 + tiny.NUM_TOKENS), np.int64))
+    assert len(token_data.open_tokens("~/set.npy", {"num_classes": 3}, found)) == 5
+    calls = (
+        lambda path: token_data.open_tokens(path, {}, found),
+        tokenizer.Tokenizer.load,
+        lambda path: images.open_source(path, "train"),
+        statistics.Statistics.load,
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="^gs://bucket/x is an address"):
+            call("gs://bucket/x")
 
 
 def test_no_argument_is_a_plain_path():
