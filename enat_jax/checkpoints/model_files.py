@@ -246,7 +246,10 @@ def load_params(directory: str | pathlib.Path) -> dict[str, Any]:
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             place = orbax_paths.of(source)
-            tree = checkpointer.metadata(place).item_metadata.tree
+            described = checkpointer.metadata(place).item_metadata
+            if described is None:
+                raise ValueError("what describes them is missing")
+            tree = described.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             return checkpointer.restore(place, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     except (*DAMAGE, AttributeError) as error:

@@ -23,6 +23,7 @@ ADVICE = {
     errno.ENOMEM: "free memory, then start again",
     errno.EACCES: _PERMISSION,
     errno.EPERM: _PERMISSION,
+    errno.EFBIG: "raise the limit of the size of files (ulimit -f unlimited), then start again",
     errno.EROFS: "mount it for writing or name another directory",
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
