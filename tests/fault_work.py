@@ -62,8 +62,8 @@ def _remove(*names: str) -> Callable[[pathlib.Path], None]:
 
 TRAIN = (
     "--config.train.num_steps=6 --config.train.save_every=2 --config.train.log_every=2 "
-    "--config.train.keep=10 --config.train.matrix_rate=False --config.optimizer.warmup_steps=1 "
-    "--config.optimizer.schedule=constant"
+    "--config.train.eval_every=6 --config.train.keep=10 --config.train.matrix_rate=False "
+    "--config.optimizer.warmup_steps=1 --config.optimizer.schedule=constant"
 )
 EVALUATE = "--set channels=1 --features random:0 --replicates 0 --keep 4 --batch-size 2"
 WORK = {
