@@ -7,7 +7,6 @@ The section ``evaluation`` of a config switches it on, or the command line:
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,8 +17,6 @@ import numpy as np
 from enat_jax.data import images
 from enat_jax.evaluation import accumulate, features, image_sets, measures, passes, statistics
 from enat_jax.inference import tokenization, tokenizer
-
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,5 +156,6 @@ def make(section: ml_collections.ConfigDict, codec: tokenizer.Tokenizer) -> Samp
             network(np.zeros((1, *compared.image_shape), np.uint8))
     found = SampleQuality(network, settings.num, compared, settings.keep)
     if found.why_no_overlap and jax.process_index() == 0:
-        _log.warning("samples: precision and recall are not measured: %s", found.why_no_overlap)
+        reason = found.why_no_overlap
+        print(f"[evaluation] precision and recall are not measured: {reason}", flush=True)
     return found

@@ -71,7 +71,7 @@ def test_few_samples_are_drawn_to_see_that_it_works(task, monkeypatch):
 
 
 @pytest.mark.parametrize("kept", [4, 5, 6])
-def test_few_pictures_are_measured_without_precision(data, pictures, caplog, kept):
+def test_few_pictures_are_measured_without_precision(data, pictures, kept):
     few = enat_task.make(config(data, pictures[1], keep=10))
     few = dataclasses.replace(few.quality, keep=kept)
     assert (few.why_no_overlap is None) == (kept > 5)
@@ -83,12 +83,13 @@ def test_few_pictures_are_measured_without_precision(data, pictures, caplog, kep
     assert ("samples/precision" in few.names) == (kept > 5)
 
 
-def test_a_reference_of_few_pictures_is_told_of(data, pictures, tmp_path, caplog):
+def test_a_reference_of_few_pictures_is_told_of(data, pictures, tmp_path, capsys):
     for name in ("00.png", "01.png", "02.png"):
         shutil.copy(pictures[1] / name, tmp_path)
     few = config(data, tmp_path)
     assert enat_task.make(few).evaluated == ("samples/frechet_distance",)
-    assert "precision and recall are not measured: they need the features of more" in caplog.text
+    said = "precision and recall are not measured: they need the features of more"
+    assert said in capsys.readouterr().out
     few.train.update({"best_metric": "samples/precision"})
     with pytest.raises(ValueError, match="best_metric='samples/precision' is not evaluated here"):
         train_config.build(few)
