@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from enat_jax.checkpoints import orbax_paths
 from enat_jax.data import imagenet
 from enat_jax.inference import generator, model_directory, reference_weights, sampling, tokenizer
 from enat_jax.runtime import cli, files
@@ -55,6 +56,7 @@ def class_names_for(num_classes: int, path: pathlib.Path | None) -> tuple[str, .
 def main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
     _check_free(options.out)
+    orbax_paths.of(options.out)  # refuses a name that Orbax cannot use
     found = _only_tokenizer(options) if options.enat is None else _whole_model(options)
     if options.out.exists() and any(options.out.iterdir()):
         if _descriptions(type(found).load(options.out)) != _descriptions(found):

@@ -1,11 +1,14 @@
 """TFDS sets made here, without TensorFlow, and read back."""
 
+import errno
 import io
 import json
 import pathlib
 import pickle
+import resource
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -232,6 +235,19 @@ def test_a_missing_shard_is_noticed_at_once(copy):
     shard.unlink()
     with pytest.raises(ValueError, match=f"not complete, .*{shard.name} is missing"):
         shades(copy.parents[1])
+
+
+def test_more_shards_than_may_be_open_are_refused_at_once(data_dir, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1, 1))
+    with pytest.raises(OSError, match="Too many open files .* are needed, 1 allowed"):
+        shades(data_dir)
+
+
+def test_what_the_system_says_is_no_damage(data_dir, monkeypatch):
+    fails = mock.Mock(side_effect=PermissionError(errno.EACCES, "Permission denied", "info"))
+    monkeypatch.setattr(tfds, "builder_from_directory", fails)
+    with pytest.raises(PermissionError, match="Permission denied: 'info'"):
+        shades(data_dir)
 
 
 def test_a_damaged_shard_is_named(copy):
