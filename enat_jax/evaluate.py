@@ -41,7 +41,7 @@ from enat_jax.evaluation import (
     statistics,
 )
 from enat_jax.inference import generator, tokenization, tokenizer
-from enat_jax.runtime import cli, files, versions
+from enat_jax.runtime import cli, files, numerics, versions
 
 # --- the uses ------------------------------------------------------------------------------------
 
@@ -157,6 +157,7 @@ def _evaluate(
         "reference": reference.identity,
         "replicates": flags.replicates,
         "num_hosts": hosts.number,
+        **numerics.recorded(),
     }
     if flags.scan and not (flags.out / passes.PLAN).exists():  # or they have been read before
         opener.refuse_unreadable()
@@ -264,7 +265,7 @@ def make_reference(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
         loaded = statistics.load_own(path, f"remove {path}, or name another file")
         before = loaded.description | {"kept": 0 if loaded.pool is None else len(loaded.pool)}
         now = {k: v for k, v in subject.description.items() if k != "versions"}
-        now["kept"] = subject.spec.kept
+        now |= {"kept": subject.spec.kept, "numerics": now.get("numerics")}
         # In the order of what is wanted, which has what matters most first.
         if found := files.differences(now, {k: before.get(k) for k in now}):
             name, wanted, was = found[0]

@@ -23,7 +23,7 @@ import jax
 
 from enat_jax.data import images, tokens
 from enat_jax.inference import token_inspection, tokenization, tokenizer
-from enat_jax.runtime import cli, paths
+from enat_jax.runtime import cli, numerics, paths
 
 PIXELS = 1 << 20  # of one call of the tokenizer on one device
 _SETTINGS = {name for settings in images.SETTINGS.values() for name in settings}
@@ -68,6 +68,7 @@ def make_spec(
     preprocessing = {"source": source.identity(), "ignored_files": source.ignored}
     if flags.copies > 1:
         preprocessing["augmentation_seed"] = tokenization.SEED
+    preprocessing |= numerics.recorded()
     return tokens.TokenSetSpec(
         num_images=len(source),
         copies=flags.copies,

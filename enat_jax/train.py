@@ -37,6 +37,7 @@ from enat_jax.runtime import (
     exits,
     files,
     matrix_rate,
+    numerics,
     paths,
     progress,
     sharding,
@@ -84,7 +85,7 @@ def train(
     workdir = paths.local(workdir)
     orbax_paths.of(workdir)  # refuses a name that no checkpoint can have, before there is anything
     built = train_config.build(config)
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held, numerics.pinned():
         # The first process holds the directory for all.
         only_one = functools.partial(held.enter_context, files.lock_directory(workdir))
         agreement.broadcast_from_first(only_one)
@@ -138,7 +139,7 @@ def _train(
         task, mesh, rules, seed=config.seed, accumulate=loop.accumulate
     )
     checkpointer = _checkpointer(workdir, loop, task)
-    meta = train_config.identity(config, task)
+    meta = train_config.identity(config, task) | numerics.recorded()
     restored = checkpointer.restore(steps.abstract_state, meta, from_step)
     state, start = (steps.init(), 0) if restored is None else restored
     if start > loop.num_steps:

@@ -14,8 +14,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree, Shaped, UInt32
 
+from enat_jax.runtime import numerics
 
-@jax.jit
+
+@numerics.jit
 def of_tree(tree: PyTree) -> list[UInt32[Array, ""]]:
     """Computes the checksum of each array on its devices; compiled once for a kind of tree.
 

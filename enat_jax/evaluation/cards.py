@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from enat_jax.runtime import exits, files, paths
+from enat_jax.runtime import exits, files, numerics, paths
 from enat_jax.runtime.markdown import table as markdown_table
 
 FORMAT = "enat_jax evaluation card 1"
@@ -93,13 +93,17 @@ def read(path: str | os.PathLike, advice: str = ADVICE) -> Card:
 
 
 def hardware() -> dict[str, Any]:
-    """Returns the section ``hardware`` of this host, but for the number of hosts."""
+    """Returns the section ``hardware`` of this host, but for the number of hosts.
+
+    What is set to change the numbers of a machine stands there, too, see ``numerics.choices``.
+    """
     devices = jax.local_devices()
     return {
         "device": devices[0].device_kind,
         "num_devices": len(devices),
         "cpu": _cpu_name(),
         "num_cpus": os.cpu_count(),
+        **numerics.recorded(),
     }
 
 

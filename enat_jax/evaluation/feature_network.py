@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Float, PyTree, UInt8
 
-from enat_jax.runtime import sharding
+from enat_jax.runtime import numerics, sharding
 
 BATCH_SIZE = 32  # images on a device at a time
 
@@ -114,7 +114,7 @@ class Features:
                 check_vma=False,  # not known of exported functions
             )
             params = jax.device_put(self.params, sharding.replicated(mesh))
-            self._placed[devices] = mesh, params, jax.jit(run)
+            self._placed[devices] = mesh, params, numerics.jit(run)
         return self._placed[devices]
 
     def _selected(self, params: PyTree, images: jax.Array) -> dict[str, jax.Array]:

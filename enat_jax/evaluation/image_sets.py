@@ -12,7 +12,7 @@ from enat_jax.data import images
 from enat_jax.evaluation import accumulate, features, npz_files, npz_images
 from enat_jax.evaluation import statistics as image_statistics
 from enat_jax.inference import generator, tokenizer
-from enat_jax.runtime import paths, versions
+from enat_jax.runtime import numerics, paths, versions
 
 # Settings of sources that no evaluation has a use for.
 AUGMENTATION = ("rotation", "scale", "shear", "shift", "crop_area", "crop_ratio", "flip")
@@ -133,7 +133,7 @@ def _split_of(identity: dict[str, Any]) -> str | None:
 
 
 def _identity(images: dict[str, Any], network: features.Features) -> dict[str, Any]:
-    return {"images": images, "features": network.description}
+    return {"images": images, "features": network.description, **numerics.recorded()}
 
 
 def _description(
@@ -153,6 +153,7 @@ def _description(
         "crop": crop,
         "num_images": num,
         "versions": versions.library_versions(),
+        **numerics.recorded(),
     }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from enat_jax.checkpoints import weight_files
 from enat_jax.models import conversion, inception
-from enat_jax.runtime import files, paths
+from enat_jax.runtime import files, numerics, paths
 
 FILE_NAME = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE_NAME}"
@@ -43,7 +43,7 @@ def params(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
         ValueError: if they are not those of this network; one line.
     """
     images = jax.ShapeDtypeStruct((1, inception.SIZE, inception.SIZE, 3), np.float32)
-    target = jax.eval_shape(inception.Inception().init, jax.random.key(0), images)["params"]
+    target = numerics.eval_shape(inception.Inception().init, numerics.key(0), images)["params"]
     try:
         return conversion.convert(fold(state_dict), TABLE, target)
     except ValueError as error:

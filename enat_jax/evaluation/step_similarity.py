@@ -33,6 +33,7 @@ from jaxtyping import Array, Float, Int, Int8, PyTree
 from enat_jax.inference import sampling, windows
 from enat_jax.models import nat
 from enat_jax.models.transformers import Transformer
+from enat_jax.runtime import numerics
 from enat_jax.schedules import reveal
 
 GROUPS = ("already visible", "newly revealed", "masked")
@@ -83,7 +84,7 @@ def draw(
     """
     static, inputs = sampling.make_schedule(settings, model)
     trace = sampling.trace_tokens(
-        model, static, inputs, params, labels, image_index, jax.random.key(seed)
+        model, static, inputs, params, labels, image_index, numerics.key(seed)
     )
     return np.asarray(trace.tokens[-1]), np.asarray(trace.visible).argmax(axis=0).astype(np.int32)
 
@@ -134,7 +135,7 @@ def similarities_of_passes(
     return Similarities(raster(group), *values)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "most_new"))
+@numerics.jit(static_argnames=("model", "most_new"))
 def _compare_passes(
     model: Transformer,
     most_new: int,

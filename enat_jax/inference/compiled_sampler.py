@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8, UInt32
 
 from enat_jax.inference import sampling, tokenizer
 from enat_jax.inference.generator import Generator
-from enat_jax.runtime import files
+from enat_jax.runtime import files, numerics
 
 FORMAT = "enat_jax compiled sampler 1"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -81,7 +81,7 @@ def make(generator: Generator) -> tuple[bytes, dict[str, Any]]:
     weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), kept)
     schedule = {name: np.asarray(getattr(inputs, name)) for name in SCHEDULE}
     integers = jax.ShapeDtypeStruct((b,), jnp.int32)
-    exported = export.export(jax.jit(sample), platforms=PLATFORMS)(
+    exported = numerics.pinned()(export.export(jax.jit(sample), platforms=PLATFORMS))(
         weights, integers, integers, jax.ShapeDtypeStruct((2,), jnp.uint32), _shapes(schedule)
     )
     return bytes(exported.serialize()), _description(generator, exported, schedule)

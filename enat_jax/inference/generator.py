@@ -22,12 +22,12 @@ from typing import Any, Self
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from enat_jax.checkpoints import hub, model_files
 from enat_jax.inference import masked_scores, model_card, sampling, tokenizer
 from enat_jax.models import nat, transformers
-from enat_jax.runtime import files, paths, sharding
+from enat_jax.runtime import files, numerics, paths, sharding
 
 FORMAT = "enat_jax model 2"
 BATCH_SIZE = 100  # images per call of the sampler at most, by default
@@ -115,7 +115,7 @@ class Generator(model_files.TrainedModel):
             batch_size = max(1, min(BATCH_SIZE, len(labels)))
         if batch_size < 1:
             raise ValueError(f"{batch_size=} must be at least 1")
-        key = _key(seed)
+        key = numerics.key(seed)
         mesh, params = self.placed
         run = sampling.make(self.model, self.settings)
         for start in range(0, len(labels), batch_size):
@@ -142,7 +142,7 @@ class Generator(model_files.TrainedModel):
         tokens = np.asarray(tokens, np.int32)
         if not 0 <= num_visible < self.model.num_tokens:
             raise ValueError(f"{num_visible=} must lie in [0, {self.model.num_tokens})")
-        order = np.asarray(masked_scores.random_order(jax.random.key(seed), tokens.shape))
+        order = np.asarray(masked_scores.random_order(numerics.key(seed), tokens.shape))
         mesh, params = self.placed
         rows = [sharding.place(x, mesh) for x in (tokens, self._checked(labels), order)]
         scores = masked_scores.scores(self.model, params, *rows, int(num_visible))
@@ -258,7 +258,7 @@ class Generator(model_files.TrainedModel):
         mesh, params = self.placed
         rows = [sharding.place(x, mesh) for x in (labels, index.astype(np.int32))]
         static, inputs = sampling.make_schedule(self.settings, self.model)
-        found = sampling.trace_tokens(self.model, static, inputs, params, *rows, _key(seed))
+        found = sampling.trace_tokens(self.model, static, inputs, params, *rows, numerics.key(seed))
         return sampling.Trace(*(np.asarray(x)[:, : len(labels)] for x in found))
 
     def _checked(self, labels: Integers) -> Int[np.ndarray, " n"]:
@@ -272,12 +272,6 @@ class Generator(model_files.TrainedModel):
                 f"{self.model.num_classes - 1}, and {self.model.num_classes} for no class"
             )
         return labels.astype(np.int32)
-
-
-def _key(seed: int) -> Key[Array, ""]:
-    if not 0 <= seed < 2**32:  # JAX would take the lower 32 bits alone
-        raise ValueError(f"{seed=} must lie in [0, 2**32)")
-    return jax.random.key(seed)
 
 
 def _description(directory: pathlib.Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from jaxtyping import UInt8
 import enat_jax
 from enat_jax.data import drawn
 from enat_jax.inference import generator
-from enat_jax.runtime import files, os_errors, paths, png, progress
+from enat_jax.runtime import files, numerics, os_errors, paths, png, progress
 
 NPZ = "samples.npz"
 MAX_IMAGES = 10**7  # of a directory
@@ -101,6 +101,7 @@ class Images:
             "dtype": np.dtype(self.model.model.dtype).name,
             "transformer": self.model.fingerprint,
             "tokenizer": self.model.tokenizer.fingerprint,
+            **numerics.recorded(),
         }
 
     def _class_name(self, label: int) -> str:
@@ -170,16 +171,23 @@ def _claim(images: Images) -> None:
     if not path.exists():
         files.write_json(path, settings)
         return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        differ = sorted(k for k in settings.keys() | found if found.get(k) != settings.get(k))
-    except (ValueError, AttributeError, TypeError):
-        differ = ["settings.json"]
-    if differ:
+    advice = "choose another directory"
+    found = files.read_json(path, advice)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged, it holds no settings: {advice}")
+    for values in (found, settings):
+        values["numerics"] = numerics.completed(values.get("numerics", {}))
+    if differ := sorted(files.differences(found, settings), key=lambda found: found[0]):
+        some = [f"{name} is {_shortened(was)}, not {_shortened(now)}" for name, was, now in differ]
+        more = f", and {len(some) - 3} more" if len(some) > 3 else ""
         raise ValueError(
-            f"{images.out} holds images of other settings ({', '.join(differ)} differ): choose "
-            "another directory"
+            f"{images.out} holds images of other settings ({', '.join(some[:3])}{more}): {advice}"
         )
+
+
+def _shortened(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def _draw_missing(images: Images, batch_size: int) -> None:

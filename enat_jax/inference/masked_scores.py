@@ -11,17 +11,19 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from enat_jax.inference import windows
 from enat_jax.models import losses
 from enat_jax.models.transformers import Transformer
+from enat_jax.runtime import numerics
 from enat_jax.schedules import reveal
 
 VISIBLE_SHARES = (1 / 16, 1 / 4, 1 / 2, 3 / 4)  # of the tokens, at which models are compared
 
 
+@numerics.jit(static_argnames="shape")
 def random_order(key: Key[Array, ""], shape: tuple[int, ...]) -> Int[Array, "b l"]:
     """Draws a uniformly random permutation of 0..l-1 for every row; ``shape``: (b, l)."""
     return jnp.argsort(jax.random.uniform(key, shape), axis=1).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "num_visible"))
+@numerics.jit(static_argnames=("model", "num_visible"))
 def scores(
     model: Transformer,
     params: PyTree,

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 from enat_jax.inference import guidance, windows
 from enat_jax.models import shapes
 from enat_jax.models.transformers import Transformer
+from enat_jax.runtime import numerics
 from enat_jax.schedules import costs, reveal
 
 MAX_STEPS = 4096  # four times the tokens of the largest model; the rest would reveal nothing
@@ -174,7 +175,7 @@ def make(model: Transformer, settings: Settings) -> Callable[..., Int[Array, "b 
     return functools.partial(sample_tokens, model, *make_schedule(settings, model))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "static"))
+@numerics.jit(static_argnames=("model", "static"))
 def sample_tokens(
     model: Transformer,
     static: Schedule,
@@ -213,7 +214,7 @@ class Trace(NamedTuple):
     visible: Bool[Array | np.ndarray, "t b l"]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "static"))
+@numerics.jit(static_argnames=("model", "static"))
 def trace_tokens(
     model: Transformer,
     static: Schedule,
@@ -351,7 +352,7 @@ def _choose(
     noise_keys = None if static.greedy and not static.noisy_order else at(keys, positions)
 
     def gumbel(shape: tuple[int, ...], stream: int) -> Float[Array, "b m ..."]:
-        draw = lambda key: jax.random.gumbel(fold(key, stream), shape)  # noqa: E731
+        draw = lambda key: jax.random.gumbel(fold(key, stream), shape, mode="low")  # noqa: E731
         return jax.vmap(jax.vmap(draw))(noise_keys)
 
     scores = log_probs

@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import itertools
 import os
 import pathlib
@@ -18,7 +17,7 @@ from jaxtyping import Array, Int, PyTree, Shaped, UInt8
 
 from enat_jax.data import decoding, image_data, images, loader, tokens
 from enat_jax.inference import tokenizer
-from enat_jax.runtime import progress, sharding
+from enat_jax.runtime import numerics, progress, sharding
 
 SEED = 0  # of augmented copies
 
@@ -221,7 +220,7 @@ def _encoder(
     """Returns what turns images into tokens, over all devices of the mesh."""
     params = jax.device_put(model.params, sharding.replicated(mesh))
 
-    @functools.partial(jax.jit, out_shardings=sharding.of_batch(mesh))
+    @numerics.jit(out_shardings=sharding.of_batch(mesh))
     def encode(params: PyTree, batch: UInt8[Array, "b h w c"]) -> Int[Array, "b views l"]:
         views = [batch, batch[:, :, ::-1]][: spec.views]
         found = [tokenizer.encode(model.model, params, view) for view in views]

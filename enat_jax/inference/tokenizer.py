@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 
 from enat_jax.checkpoints import model_files
 from enat_jax.models import vqgan
-from enat_jax.runtime import files, paths, sharding
+from enat_jax.runtime import files, numerics, paths, sharding
 
 FORMAT = "enat_jax tokenizer 1"
 BATCH_SIZE = 64  # images per call of the network and device
@@ -191,5 +191,5 @@ def decode(
     return to_uint8(images)
 
 
-_encode = jax.jit(encode, static_argnums=0)
-_decode = jax.jit(decode, static_argnums=0)
+_encode = numerics.jit(encode, static_argnums=0)
+_decode = numerics.jit(decode, static_argnums=0)

@@ -20,7 +20,7 @@ from enat_jax.inference import sampling
 from enat_jax.models.transformers import Transformer
 from enat_jax.models.vqgan import VQGAN
 from enat_jax.profiling import setup, timing
-from enat_jax.runtime import exits, memory
+from enat_jax.runtime import exits, memory, numerics
 from enat_jax.training.enat_task import Task
 
 GIB = 2**30
@@ -237,7 +237,7 @@ def fit_sampler(
         model, settings, segments, codec, how: see ``timing.time_sampler``.
         first, most, report, free: see ``fit``.
     """
-    params = jax.eval_shape(functools.partial(setup.init_model, model))
+    params = numerics.eval_shape(functools.partial(setup.init_model, model))
 
     def attempt(batch: int, check: Check) -> tuple[list[timing.Measurement], float]:
         check.arrays(params)
@@ -270,7 +270,7 @@ def fit_training(
         first, most, report, free: see ``fit``.
     """
     largest = int(np.argmax(timing.padded_work(task)))
-    state = jax.eval_shape(task.init, jax.random.key(0))
+    state = numerics.eval_shape(task.init, numerics.key(0))
 
     def attempt(batch: int, check: Check, **which: Any) -> tuple[timing.TrainingMeasurement, float]:
         check.arrays(state)

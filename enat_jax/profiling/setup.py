@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 from jaxtyping import PyTree
 
 from enat_jax.models import transformers, vqgan
 from enat_jax.models.transformers import Transformer
+from enat_jax.runtime import numerics
 from enat_jax.training import config as train_config
 from enat_jax.training import enat_task
 
@@ -50,7 +50,7 @@ def make_model(config: ml_collections.ConfigDict, dtype: str | None = None) -> T
 def init_model(model: Transformer) -> PyTree:
     """Returns fresh random parameters; pure, so that their shapes can be had without them."""
     ids, labels = jnp.zeros((1, model.num_tokens), jnp.int32), jnp.zeros((1,), jnp.int32)
-    return model.init(jax.random.key(0), ids, labels)["params"]
+    return model.init(numerics.key(0), ids, labels)["params"]
 
 
 def make_codec(config: ml_collections.ConfigDict, dtype: str) -> vqgan.VQGAN:

@@ -21,7 +21,7 @@ from enat_jax.inference import sampling, tokenizer
 from enat_jax.models.transformers import Transformer
 from enat_jax.models.vqgan import VQGAN
 from enat_jax.profiling import setup
-from enat_jax.runtime import matrix_rate, memory, sharding
+from enat_jax.runtime import matrix_rate, memory, numerics, sharding
 from enat_jax.schedules import costs, shape_buckets
 from enat_jax.training import train_step
 from enat_jax.training.enat_task import Task
@@ -178,9 +178,9 @@ def time_sampler(
         raise ValueError(f"{batch_size=} must be at least 1")
     side = math.isqrt(model.num_tokens)
     codec_params = {} if codec is None else _init_codec(model, codec, side)
-    params = jax.jit(functools.partial(setup.init_model, model))()
+    params = numerics.jit(functools.partial(setup.init_model, model))()
     index = jnp.arange(batch_size, dtype=jnp.int32)
-    labels, key = index % model.num_classes, jax.random.key(0)
+    labels, key = index % model.num_classes, numerics.key(0)
     dims = costs.dims_of(model)
     decoded = 0 if codec is None else batch_size * costs.image_decoder_cost(codec, side, side)
     guided = settings.guidance_weights() > 0
@@ -203,7 +203,7 @@ def time_sampler(
         )
         arguments = (codec_params, inputs, params, labels, index, key)
         return time_in_turns(
-            lambda: jax.jit(functools.partial(sample, static)).lower(*arguments),
+            lambda: numerics.jit(functools.partial(sample, static)).lower(*arguments),
             lambda compiled: compiled(*arguments),
             model.dtype,
             **how,
@@ -227,8 +227,8 @@ def _init_codec(model: Transformer, codec: VQGAN, side: int) -> PyTree:
             f"{model.codebook_size}: name the tokenizer's config that belongs to it"
         )
     grid = jnp.zeros((1, side, side), jnp.int32)
-    init = jax.jit(functools.partial(codec.init, method="decode_codes"))
-    return init(jax.random.key(0), grid)["params"]
+    init = numerics.jit(functools.partial(codec.init, method="decode_codes"))
+    return init(numerics.key(0), grid)["params"]
 
 
 # --- the training step ----------------------------------------------------------------------

@@ -76,6 +76,9 @@ def run(main: Callable[[list[str]], Any], argv: list[str] | None = None) -> NoRe
     show_all = exits.shows_tracebacks()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of what it raises
     try:
+        from enat_jax.runtime import numerics  # late, since it imports JAX
+
+        numerics.pin()
         code = main(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         if show_all:

@@ -13,6 +13,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped
 
+from enat_jax.runtime import numerics
+
 RATE_SHAPE, RATE_SHAPE_CPU = (4096, 4096, 4096), (1024, 1024, 1024)
 MIN_SECONDS = 0.02  # of one timing, within which shorter calls are repeated
 
@@ -52,14 +54,14 @@ def matrix_product(
     mesh = Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
     shardings = NamedSharding(mesh, PartitionSpec("rows")), NamedSharding(mesh, PartitionSpec())
 
-    @functools.partial(jax.jit, out_shardings=shardings)
+    @numerics.jit(out_shardings=shardings)
     def factors() -> tuple[Shaped[Array, "rows inner"], Shaped[Array, "inner columns"]]:
-        keys = jax.random.split(jax.random.key(0))
+        keys = jax.random.split(numerics.key(0))
         normal = functools.partial(jax.random.normal, dtype=dtype)
         return normal(keys[0], (rows * len(devices), inner)), normal(keys[1], (inner, columns))
 
     a, b = factors()
-    return functools.partial(jax.jit(jnp.dot).lower(a, b).compile(), a, b)
+    return functools.partial(numerics.jit(jnp.dot).lower(a, b).compile(), a, b)
 
 
 def matrix_rate(

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from enat_jax.models import classifier, losses
+from enat_jax.runtime import numerics
 from enat_jax.training import image_task
 from enat_jax.training import task as tasks
 from enat_jax.training.task import Metrics, TrainState
@@ -97,7 +98,7 @@ class Task(image_task.ImageTask):
 
     @functools.cached_property
     def _jitted_scores(self) -> Callable[..., tuple[Array, Array]]:
-        return jax.jit(self._scores)
+        return numerics.jit(self._scores)
 
 
 def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Task:

@@ -22,7 +22,7 @@ from enat_jax.data import image_data, images, token_data
 from enat_jax.evaluation import during_training
 from enat_jax.inference import sampling
 from enat_jax.models import classifier, transformers, vqgan
-from enat_jax.runtime import files, paths, sharding
+from enat_jax.runtime import files, numerics, paths, sharding
 from enat_jax.schedules import reveal
 from enat_jax.training import classifier_task, enat_task, optim, settings, vqgan_task
 from enat_jax.training.task import Task
@@ -366,4 +366,5 @@ def complete_identity(values: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("data", {}).get("source") == "files":
         # Versions that did not write it down knew no other.
         filled["data"] = {"class_order": "text"} | values["data"]
+    filled["numerics"] = numerics.completed(values.get("numerics", {}))
     return {"seed": SEED.default} | values | filled

@@ -24,7 +24,7 @@ from enat_jax.inference import masked_scores, sampling
 from enat_jax.inference.tokenizer import Tokenizer
 from enat_jax.models import transformers
 from enat_jax.models.transformers import Transformer
-from enat_jax.runtime import png, sharding
+from enat_jax.runtime import numerics, png, sharding
 from enat_jax.schedules import costs, reveal, shape_buckets
 from enat_jax.training import masked_tokens, optim
 from enat_jax.training import task as tasks
@@ -89,7 +89,8 @@ class Loss:
         """Returns the moving average's decay of the update after so many; may be traced."""
         if not self.ema_warmup:
             return self.ema_decay
-        return jnp.minimum(self.ema_decay, (1 + updates) / (10 + updates))
+        n = jnp.asarray(updates, jnp.float32)
+        return jnp.minimum(self.ema_decay, (1 + n) / (10 + n))
 
     def initial_share(self, updates: int) -> float:
         """Returns the share of the initial parameters in the average after so many updates."""
@@ -253,7 +254,7 @@ class Task:
         rows = held_out.gather(records.evenly(len(held_out), EVALUATED))
         n = len(rows["labels"])
         order = np.asarray(
-            masked_scores.random_order(jax.random.key(self.seed), rows["tokens"].shape)
+            masked_scores.random_order(numerics.key(self.seed), rows["tokens"].shape)
         )
         placed = [sharding.place(x, mesh) for x in (rows["tokens"], rows["labels"], order)]
         for share in masked_scores.VISIBLE_SHARES:
@@ -289,7 +290,7 @@ class Task:
         """Images of the EMA model, of these labels and numbers."""
         sample = sampling.make(self.model, self.sampler)
         placed = [sharding.place(x, mesh) for x in (labels, index)]
-        codes = sample(state.ema_params, *placed, jax.random.key(self.seed))
+        codes = sample(state.ema_params, *placed, numerics.key(self.seed))
         return self.tokenizer.decode(sharding.to_host(codes)[: len(labels)])
 
 

@@ -30,7 +30,7 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from enat_jax.models import shapes
-from enat_jax.runtime import sharding
+from enat_jax.runtime import numerics, sharding
 from enat_jax.training import task as tasks
 from enat_jax.training.task import Metrics, Task, TrainState
 
@@ -74,7 +74,7 @@ class CompiledSteps:
                 " change train.batch_size, train.accumulate or the sharding"
             )
         self._task, self._mesh, self._seed, self._accumulate = task, mesh, seed, accumulate
-        abstract = jax.eval_shape(self._init)
+        abstract = numerics.eval_shape(self._init)
         placed = sharding.of_state(abstract, mesh, rules)
         self.abstract_state = _abstract(abstract, placed)
         self._placed_params = placed.params
@@ -82,20 +82,20 @@ class CompiledSteps:
         self.compiled: dict[Hashable, float] = {}
         rep = sharding.replicated(mesh)
         after = (placed, rep)  # the state and metrics
-        self._jit_init = jax.jit(self._init, out_shardings=placed)
-        self._jit_step = jax.jit(
+        self._jit_init = numerics.jit(self._init, out_shardings=placed)
+        self._jit_step = numerics.jit(
             self._step, static_argnums=0, donate_argnums=1, out_shardings=after
         )
         if accumulate > 1:
             total = self._abstract_total()
             placed_total = (placed.params, *jax.tree.map(lambda _: rep, total[1:]))
             zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), total)  # noqa: E731
-            self._jit_zeros = jax.jit(zeros, out_shardings=placed_total)
-            self._jit_prepare = jax.jit(self._prepare, donate_argnums=0, out_shardings=after)
-            self._jit_add = jax.jit(
+            self._jit_zeros = numerics.jit(zeros, out_shardings=placed_total)
+            self._jit_prepare = numerics.jit(self._prepare, donate_argnums=0, out_shardings=after)
+            self._jit_add = numerics.jit(
                 self._add_gradients, static_argnums=0, donate_argnums=2, out_shardings=placed_total
             )
-            self._jit_update = jax.jit(self._update, donate_argnums=0, out_shardings=after)
+            self._jit_update = numerics.jit(self._update, donate_argnums=0, out_shardings=after)
 
     def init(self) -> TrainState:
         """Returns the state before step 0, created in shards."""
@@ -167,7 +167,7 @@ class CompiledSteps:
         """Shapes of what is summed over micro-batches."""
         static, traced = self._shapes(0)
         with jax.set_mesh(self._mesh):
-            return jax.eval_shape(
+            return numerics.eval_shape(
                 lambda *arguments: self._gradients(static, *arguments),
                 *(self.abstract_state, self._abstract_batch(), traced),
             )
@@ -175,10 +175,10 @@ class CompiledSteps:
     # --- what is compiled, all pure ---------------------------------------------------------
 
     def _init(self) -> TrainState:
-        return self._task.init(jax.random.key(self._seed))
+        return self._task.init(numerics.key(self._seed))
 
     def _key(self, index: Array) -> Key[Array, ""]:
-        return jax.random.fold_in(jax.random.key(self._seed), index)
+        return jax.random.fold_in(numerics.key(self._seed), index)
 
     def _prepare(self, state: TrainState, batch: Batch, index: Array) -> tuple[TrainState, Metrics]:
         if not isinstance(self._task, tasks.Prepared):

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from enat_jax.inference import tokenizer
 from enat_jax.models import vqgan
-from enat_jax.runtime import png
+from enat_jax.runtime import numerics, png
 from enat_jax.training import image_task
 from enat_jax.training import task as tasks
 from enat_jax.training.task import Metrics, TrainState
@@ -165,7 +165,9 @@ class Task(image_task.ImageTask):
             _, codes = apply(z, method="quantize")
             distances = jnp.square(z - codes).sum(-1).ravel()
             # The v largest of log weight + Gumbel noise are a draw without replacement.
-            scores = jnp.log(distances + 1e-12) + jax.random.gumbel(key, distances.shape)
+            scores = jnp.log(distances + 1e-12) + jax.random.gumbel(
+                key, distances.shape, mode="low"
+            )
             chosen = z.reshape(-1, z.shape[-1])[jax.lax.top_k(scores, v)[1]]
             dead = (usage < self.loss.dead_below / v) & jnp.isfinite(chosen).all(-1)
             # A moved code is given the time to win positions before it is judged again.
@@ -229,7 +231,7 @@ class Task(image_task.ImageTask):
             )
             return apply(codes, method="decode"), ids
 
-        return jax.jit(reconstruct)
+        return numerics.jit(reconstruct)
 
 
 def _swap_some(

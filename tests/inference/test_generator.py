@@ -77,10 +77,10 @@ def test_an_image_does_not_depend_on_the_devices(model):
 
 def test_a_smaller_last_batch_compiles_nothing(model):
     whole = model.sample(LABELS, seed=1)
-    compiled = sampling.sample_tokens._cache_size()
+    compiled = sampling.sample_tokens.jitted._cache_size()
     last = model.sample(LABELS[3:], seed=1, first_index=3, batch_size=5)
     assert np.array_equal(last, whole[3:])
-    assert sampling.sample_tokens._cache_size() == compiled
+    assert sampling.sample_tokens.jitted._cache_size() == compiled
 
 
 def test_an_image_depends_on_seed_index_and_label(model):
