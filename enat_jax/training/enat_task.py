@@ -215,9 +215,8 @@ class Task:
         """The optimizer's update and that of the moving average; the step is not counted here."""
         del extra
         state = tasks.apply_gradients(state, self.optimizer, grads)
-        decay = self.loss.decay_at(
-            state.step - state.skipped
-        )  # steps without an update don't count
+        # Steps that were not finite made no update.
+        decay = self.loss.decay_at(state.step - state.skipped)
         ema_params = jax.tree.map(
             lambda e, p: decay * e + (1 - decay) * p, state.ema_params, state.params
         )
