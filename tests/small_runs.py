@@ -78,7 +78,7 @@ COMMAND = [
     "--config.model.num_classes=3", "--config.model.width=16", "--config.model.num_heads=2",
     "--config.model.encoder_layers=1", "--config.training.max_shapes=2",
     "--config.train.batch_size=8", "--config.train.num_steps=200", "--config.train.save_every=5",
-    "--config.train.eval_every=1000", "--config.train.log_every=10",
+    "--config.train.eval_every=20", "--config.train.log_every=10",
     "--config.optimizer.warmup_steps=5",
 ]  # fmt: skip
 

@@ -80,6 +80,16 @@ def test_killed_at_thirty_moments_it_ends_in_the_same_bits(data, cache, whole, t
     chex.assert_trees_all_equal(ours, theirs)
     steps = [line["step"] for line in lines(tmp_path) if "loss" in line]
     assert steps == sorted(set(steps)) and steps[-1] == 200
+    # Of evaluations, too, which the kills have broken off after the save.
+    measured = [
+        [{k: v for k, v in x.items() if k == "step" or "held_out/" in k} for x in y]
+        for y in (
+            [line for line in lines(root) if "held_out/loss_0.5_visible" in line]
+            for root in (tmp_path, whole)
+        )
+    ]
+    assert measured[0] == measured[1]
+    assert [line["step"] for line in measured[0]] == list(range(20, 201, 20))
 
 
 @pytest.mark.slow
