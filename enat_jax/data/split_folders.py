@@ -178,8 +178,8 @@ def choose(
     tests = [by_split[name] for name in TO_TEST_ON if name in by_split]
     if tests and held_out:
         raise ValueError(
-            f"{where} has a folder {tests[0]!r} to test on, so held_out={held_out} must be 0; or, if "
-            "its folders are classes, set splits to 'none'"
+            f"{where} has a folder {tests[0]!r} to test on, so held_out={held_out} must be 0; or, "
+            "if its folders are classes, set splits to 'none'"
         )
     wanted = of_name(split)
     if split == "all":
