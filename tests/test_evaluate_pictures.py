@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -235,3 +236,12 @@ def test_what_is_damaged_is_made_again_as_the_message_says(samples, tmp_path, ca
     assert f"remove {tmp_path / 's.npz'}, or name" in refused(make, tmp_path, capsys)
     (tmp_path / "s.npz").unlink()
     run(*make)
+
+
+def test_an_evaluation_in_another_precision_is_another_one(samples, tmp_path):
+    arguments = ["--images", samples, *GREY, "--reference", samples, "--out", tmp_path]
+    with jax.default_matmul_precision("highest"):
+        card = measured(*arguments)
+        assert "numerics.JAX_DEFAULT_MATMUL_PRECISION | highest" in cards.markdown(card)
+    with pytest.raises(ValueError, match="other settings: numerics.JAX_DEFAULT_MATMUL_PRECISION"):
+        run(*arguments, *QUICK)

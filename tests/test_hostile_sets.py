@@ -259,3 +259,10 @@ def test_a_feature_file_of_the_reference_that_is_none(tmp_path, kind):
         found = tokens.TokenSet.open_reference(tmp_path / "train.npy", 8, ("bird", "cat"))
         found.gather(np.arange(4))
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_tokens_of_another_precision_are_not_mixed(model, finished, capsys):
+    again = command(model, finished, "--source", finished.parent / "pictures")
+    with jax.default_matmul_precision("highest"):
+        refused(again, ["preprocessing.numerics", "'highest'"], capsys)
+    assert run(again, capsys) == (0, [])
