@@ -41,7 +41,7 @@ from enat_jax.evaluation import (
     statistics,
 )
 from enat_jax.inference import generator, tokenization, tokenizer
-from enat_jax.runtime import cli, files, numerics, versions
+from enat_jax.runtime import cli, files, versions
 
 # --- the uses ------------------------------------------------------------------------------------
 
@@ -157,7 +157,6 @@ def _evaluate(
         "reference": reference.identity,
         "replicates": flags.replicates,
         "num_hosts": hosts.number,
-        **numerics.recorded(),
     }
     if flags.scan and not (flags.out / passes.PLAN).exists():  # or they have been read before
         opener.refuse_unreadable()

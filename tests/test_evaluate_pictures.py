@@ -243,5 +243,5 @@ def test_an_evaluation_in_another_precision_is_another_one(samples, tmp_path):
     with jax.default_matmul_precision("highest"):
         card = measured(*arguments)
         assert "numerics.JAX_DEFAULT_MATMUL_PRECISION | highest" in cards.markdown(card)
-    with pytest.raises(ValueError, match="other settings: numerics.JAX_DEFAULT_MATMUL_PRECISION"):
+    with pytest.raises(ValueError, match="PRECISION is highest, now it would be not set"):
         run(*arguments, *QUICK)

@@ -133,7 +133,7 @@ def _split_of(identity: dict[str, Any]) -> str | None:
 
 
 def _identity(images: dict[str, Any], network: features.Features) -> dict[str, Any]:
-    return {"images": images, "features": network.description, **numerics.recorded()}
+    return {"images": images, "features": network.description}
 
 
 def _description(

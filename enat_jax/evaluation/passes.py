@@ -21,7 +21,7 @@ import numpy as np
 
 from enat_jax.evaluation import accumulate, features, image_sets, statistics
 from enat_jax.evaluation.accumulate import Collected, PassSpec, Totals
-from enat_jax.runtime import cli, exits, files
+from enat_jax.runtime import cli, exits, files, numerics
 from enat_jax.runtime import progress as progress_bar
 
 SAVE_EVERY_S = 60.0
@@ -38,7 +38,7 @@ def claim(
 
     Args:
         directory: of the evaluation; it is created if missing.
-        settings: JSON values that decide what it holds.
+        settings: JSON values that decide what it holds, beside ``numerics.choices``.
         advice: what to do if it holds something else.
 
     Raises:
@@ -46,12 +46,14 @@ def claim(
         ValueError: if it holds something else; the message says what differs.
     """
     path = directory / PLAN
-    settings = files.as_json(settings)  # as they are read again: no tuples
+    # As they are read again: no tuples.
+    settings = files.as_json({**settings, **numerics.recorded()})
     # Looked at first: another host may claim it in between.
     occupied = directory.is_dir() and any(not x.name.startswith(".") for x in directory.iterdir())
     if path.exists():
         before = files.read_json(path, advice)
-        if found := sorted(files.differences(before, settings), key=lambda found: found[0]):
+        plans = [numerics.with_all(plan) for plan in (before, settings)]
+        if found := sorted(files.differences(*plans), key=lambda found: found[0]):
             name, was, now = found[0]
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             raise ValueError(

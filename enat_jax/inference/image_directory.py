@@ -176,9 +176,8 @@ def _claim(images: Images) -> None:
     found = files.read_json(path, advice)
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged, it holds no settings: {advice}")
-    for values in (found, settings):
-        values["numerics"] = numerics.completed(values.get("numerics", {}))
-    if differ := sorted(files.differences(found, settings), key=lambda found: found[0]):
+    both = [numerics.with_all(values) for values in (found, settings)]
+    if differ := sorted(files.differences(*both), key=lambda found: found[0]):
         some = [f"{name} is {_shortened(was)}, not {_shortened(now)}" for name, was, now in differ]
         more = f", and {len(some) - 3} more" if len(some) > 3 else ""
         raise ValueError(

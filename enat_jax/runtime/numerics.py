@@ -138,13 +138,19 @@ def choices() -> dict[str, str]:
     return found
 
 
-def completed(found: Mapping[str, str]) -> dict[str, str]:
-    """Returns what ``recorded`` gave with ``UNSET`` for all others: a difference then says both."""
-    names = (*(name.upper() for name in CHOSEN), "NVIDIA_TF32_OVERRIDE", "XLA_FLAGS")
-    return {name: UNSET for name in names} | dict(found)
-
-
 def recorded() -> dict[str, dict[str, str]]:
     """Returns ``choices`` as the entry ``numerics`` of a record, which has none without them."""
     found = choices()
     return {"numerics": found} if found else {}
+
+
+def with_all(record: Any) -> Any:
+    """Returns a record whose ``numerics`` say of every choice what it is.
+
+    Two records that are compared then name both values. What is no record is returned as it is.
+    """
+    if not isinstance(record, Mapping):
+        return record
+    names = (*(name.upper() for name in CHOSEN), "NVIDIA_TF32_OVERRIDE", "XLA_FLAGS")
+    every = dict.fromkeys(names, UNSET)
+    return {**record, "numerics": every | dict(record.get("numerics") or {})}

@@ -366,5 +366,4 @@ def complete_identity(values: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("data", {}).get("source") == "files":
         # Versions that did not write it down knew no other.
         filled["data"] = {"class_order": "text"} | values["data"]
-    filled["numerics"] = numerics.completed(values.get("numerics", {}))
-    return {"seed": SEED.default} | values | filled
+    return numerics.with_all({"seed": SEED.default} | values | filled)
