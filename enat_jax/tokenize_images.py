@@ -92,14 +92,28 @@ def _location(model: tokenizer.Tokenizer, flags: argparse.Namespace) -> dict[str
     return {"source": flags.source, "split": flags.split} | settings | dict(flags.set)
 
 
-def _begin(directory: pathlib.Path, spec: tokens.TokenSetSpec) -> list[int]:
+def _begin(directory: pathlib.Path, spec: tokens.TokenSetSpec, source: images.Source) -> list[int]:
     """Does what ``tokens.begin`` does, and says how to go on with a set of other settings."""
     try:
         return tokens.begin(directory, spec)
     except tokens.OtherTokens as error:
         if arguments := _arguments_of(error.differences):
             raise ValueError(f"{error}; to go on with it, give {' '.join(arguments)}") from error
+        if gone := _gone(directory, source):
+            raise ValueError(
+                f"{error}; to go on with it, put back what is missing of its pictures: "
+                f"{', '.join(gone[:3])}{f' and {len(gone) - 3} more' if gone[3:] else ''}"
+            ) from error
         raise
+
+
+def _gone(directory: pathlib.Path, source: images.Source) -> list[str]:
+    """Returns the names of the pictures of finished shards that a source no longer has."""
+    known: set[str] = set()
+    for path in directory.glob("*-of-*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            known.update(json.loads(path.read_text(encoding="utf-8"))["keys"])
+    return sorted(known.difference(source.key(i) for i in range(len(source))))
 
 
 def _arguments_of(differences: list[tuple[str, Any, Any]]) -> list[str]:
@@ -232,7 +246,7 @@ def main(arguments: list[str]) -> None:
     location = _location(model, flags)
     source = images.open_source(**location)
     spec = make_spec(model, source, location, flags)
-    unfinished = _begin(flags.out, spec)
+    unfinished = _begin(flags.out, spec, source)
     if not unfinished and (flags.out / "metadata.json").exists():
         tokens.finish(flags.out, spec)  # reads all of it: what is damaged does not count as made
         print(f"{flags.out} already holds these tokens")

@@ -295,7 +295,7 @@ def unclear(fault: Fault, ended: Ended) -> str | None:
     target = pathlib.PurePath(fault.target)
     names = {str(x) for x in (target, *target.parents)} - {"."} | {target.name}
     if target.name.startswith("pictures"):
-        names.add(".png")  # one of those within
+        names |= {".png", "num_images"}  # one of those within, or how many there are
     if fault.target != "." and not any(name in said[0] for name in names):
         return "the line does not say where"
     for text in ("AttributeError", "KeyError", "TypeError", "NoneType"):

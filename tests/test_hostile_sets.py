@@ -163,8 +163,17 @@ def other_pictures(source):
     (source / BAD).write_bytes(noise(99, side=20))
 
 
+def fewer_pictures(source):
+    (source / BAD).unlink()
+
+
 @pytest.mark.parametrize(
-    ("change", "words"), [(more_pictures, "num_images is 12"), (other_pictures, "were renamed or")]
+    ("change", "words"),
+    [
+        (more_pictures, "num_images is 12"),
+        (other_pictures, "were renamed or"),
+        (fewer_pictures, f"put back what is missing of its pictures: {BAD}"),
+    ],
 )
 def test_pictures_that_changed_before_it_went_on(
     model, finished, tmp_path, capsys, untouched, change, words
