@@ -17,6 +17,18 @@ from enat_jax.models.layers import BATCH, Dense, constrain
 Count = Int[Array | np.ndarray, ""] | Int[Array | np.ndarray, " b"] | int
 
 
+class Prompt(NamedTuple):
+    """A text before the transformer has read it.
+
+    Attributes:
+        tokens: words, or states of a text encoder, real ones first.
+        length: real tokens; None: all.
+    """
+
+    tokens: Int[Array, "b p"] | Float[Array, "b p e"]
+    length: Count | None = None
+
+
 class Text(NamedTuple):
     """A text as a window of its own beside those of the reveal order: always visible, not counted.
 

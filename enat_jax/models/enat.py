@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from enat_jax.models import blocks, layers, shapes
-from enat_jax.models.blocks import Count, Text
+from enat_jax.models.blocks import Count, Prompt, Text
 
 TEXT_ENCODINGS = ("once", "every_step", "never")
 REUSE_PROJECTIONS = ("mlp", "linear")
@@ -157,24 +157,16 @@ class ENAT(nn.Module):
         shapes.check("labels", labels, b=None)
         return self.modulation(labels, self.encoder_layers if encoder_only else None)
 
-    def read(
-        self,
-        text: Int[Array, "b p"] | Float[Array, "b p e"],
-        modulation: Float[Array, "layers b 8 d"],
-        length: Count | None = None,
-        deterministic: bool = True,
-    ) -> Text:
+    def read(self, prompt: Prompt, modulation: Float[Array, "layers b 8 d"]) -> Text:
         """Returns a text as ``encode`` and ``decode`` take it; to be called once a call.
 
         With ``text_encoding`` "once" it has been through the encoder, alone: it is the same at
         every step, and in training as in sampling. It never passes through the projection f.
 
         Args:
-            text: words, or states of the text encoder; p is at most ``text_tokens`` and may be 0.
+            prompt: of at most ``text_tokens`` words or states; p may be 0. With ``attend_padding``
+                all p are attended to, whatever its length.
             modulation: from ``condition``.
-            length: real tokens of each text, its first ones; None: all. With ``attend_padding`` the
-                others are attended to nevertheless.
-            deterministic: False applies dropout (rng "dropout").
 
         Raises:
             ValueError: the model takes no text, or an argument has a wrong shape.
@@ -182,13 +174,14 @@ class ENAT(nn.Module):
         if not self.takes_text:
             raise ValueError("this model takes no text: text_width and text_vocabulary are None")
         sizes = {} if self.text_vocabulary is not None else {"e": self.text_width}
-        shapes.check("text", text, b=None, p=None, **sizes)
-        b, p = text.shape[:2]
+        shapes.check("the prompt's tokens", prompt.tokens, b=None, p=None, **sizes)
+        b, p = prompt.tokens.shape[:2]
         if p > self.text_tokens:
             raise ValueError(f"a text of {p} tokens is longer than text_tokens={self.text_tokens}")
-        shapes.check_count("length", length, b)
-        length = None if self.attend_padding else length
-        x = self.embed_text(text)
+        num_layers = {self.encoder_layers, self.encoder_layers + self.decoder_layers}
+        shapes.check_inputs(self, b, modulation, num_layers, 8, **{"its length": prompt.length})
+        length = None if self.attend_padding else prompt.length
+        x = self.embed_text(prompt.tokens)
         if self.text_encoding == "once" and p:
             mask = blocks.key_mask((p, None, length))
             x, _ = self.encoder(x, modulation[: self.encoder_layers], None, mask)
@@ -262,7 +255,8 @@ class ENAT(nn.Module):
         b: int,
     ) -> tuple[Float[Array, "b c d"] | None, list[tuple[int, Count | None, Count | None]]]:
         """Returns what tokens look at beside themselves, text first, and its windows of keys."""
-        parts, keys = [], []
+        parts: list[Float[Array, "b c d"]] = []
+        keys: list[tuple[int, Count | None, Count | None]] = []
         if text is not None:
             shapes.check("the text's features", text.features, b=b, p=None, d=self.width)
             parts.append(text.features)
@@ -339,10 +333,10 @@ class ENAT(nn.Module):
         modulation = self.condition(labels)
         text = None
         if self.takes_text:
-            one = (ids.shape[0], 1)
-            words = jnp.zeros(one, jnp.int32)
-            states = jnp.zeros((*one, self.text_width or 1), jnp.float32)
-            text = self.read(states if self.text_vocabulary is None else words, modulation)
+            words = jnp.zeros((ids.shape[0], 1), jnp.int32)
+            states = jnp.zeros((*words.shape, self.text_width or 1), jnp.float32)
+            prompt = Prompt(states if self.text_vocabulary is None else words)
+            text = self.read(prompt, modulation)
         cache = self.encode(ids[:, :1], positions[:, :1], modulation, text=text)
         if text is not None:
             cache, text = cache

@@ -325,8 +325,8 @@ class ConstantModulation(nn.Module):
         constants = jnp.asarray(self.param("constants", nn.initializers.zeros, shape))
         gates = jnp.zeros((self.num_vectors, 1)).at[jnp.array([-4, -1])].set(1.0)
         vectors = (constants + gates).astype(self.dtype)[:num_layers, None]
-        shape = (vectors.shape[0], labels.shape[0], *vectors.shape[2:])
-        return constrain(jnp.broadcast_to(vectors, shape), None, BATCH, None, None)
+        of_each = (vectors.shape[0], labels.shape[0], *vectors.shape[2:])
+        return constrain(jnp.broadcast_to(vectors, of_each), None, BATCH, None, None)
 
 
 class TextEmbedding(nn.Module):

@@ -10,6 +10,7 @@ import pytest
 from references import Golden, apply, order_of, perturbed, rows
 
 from enat_jax.models import enat
+from enat_jax.models.blocks import Prompt
 
 LABELS = jnp.zeros((3,), jnp.int32)
 IDS = jnp.arange(48).reshape(3, 16) % 20
@@ -42,7 +43,7 @@ def steps(model, text, length=None, labels=None, rows=slice(None), params=None, 
     modulation = run(LABELS[: len(ids)] if labels is None else labels, method="condition")
     window, cache = None, None
     if text is not None:
-        window = run(text, modulation, length, method="read")
+        window = run(Prompt(text, length), modulation, method="read")
     outputs = []
     for start, stop in ((0, 4), (4, 7)):
         new = ids[:, start:stop], order[:, start:stop]
@@ -103,8 +104,8 @@ def test_a_text_is_read_alone_and_once():
     model = small()
     run = functools.partial(apply, model, parameters(model))
     modulation = run(LABELS, method="condition")
-    together = run(states(), modulation, LENGTHS, method="read")
-    alone = run(states()[1:2], modulation[:, 1:2], LENGTHS[1:2], method="read")
+    together = run(Prompt(states(), LENGTHS), modulation, method="read")
+    alone = run(Prompt(states()[1:2], LENGTHS[1:2]), modulation[:, 1:2], method="read")
     close(together.features[1, :2], alone.features[0, :2])
     _, after = run(IDS[:, :4], ORDER[:, :4], modulation, text=together, method="encode")
     chex.assert_trees_all_equal(after, together)
@@ -114,7 +115,7 @@ def test_at_every_step_the_text_is_read_with_the_new_tokens_and_never_projected(
     model = small(text_encoding="every_step")
     run = functools.partial(apply, model, parameters(model))
     modulation = run(LABELS, method="condition")
-    window = run(states(), modulation, method="read")
+    window = run(Prompt(states()), modulation, method="read")
     read = []
     for n in (0, 4):
         _, seen = run(IDS[:, :n], ORDER[:, :n], modulation, text=window, method="encode")
@@ -203,7 +204,7 @@ def test_one_class_s_modulation_as_constants_gives_the_reference_s_logits():
     }
     run = functools.partial(apply, model, params)
     modulation = run(label, method="condition")
-    text = run(jnp.zeros((1, 0, 6)), modulation, method="read")
+    text = run(Prompt(jnp.zeros((1, 0, 6))), modulation, method="read")
     new = ids[:, :num_visible], order[:1, :num_visible]
     cache, text = run(*new, modulation, text=text, method="encode")
     logits = run(order[:1, num_visible:], modulation, cache, text=text, method="decode")
@@ -279,12 +280,12 @@ def test_settings_that_make_no_sense_are_refused(changes, message):
     [
         (dict(text_width=None), states(), None, "takes no text"),
         ({}, states(p=8), None, "8 tokens is longer than text_tokens=7"),
-        ({}, states()[..., :5], None, "text must have the shape"),
-        ({}, states(), jnp.array([1, 2]), "length must have the shape"),
+        ({}, states()[..., :5], None, "the prompt's tokens must have the shape"),
+        ({}, states(), jnp.array([1, 2]), "its length must have the shape"),
     ],
 )
 def test_texts_that_do_not_fit_are_refused(changes, text, length, message):
     model = small(**changes)
     modulation = jnp.zeros((3, 3, 8, 16))
     with pytest.raises(ValueError, match=message):
-        apply(model, parameters(model), text, modulation, length, method="read")
+        apply(model, parameters(model), Prompt(text, length), modulation, method="read")

@@ -9,6 +9,7 @@ import pytest
 
 from enat_jax.inference import sampling
 from enat_jax.models import enat, nat, vqgan
+from enat_jax.models.blocks import Prompt
 from enat_jax.schedules import costs, reveal
 
 NAT_S = costs.Dims(288, mixed_layers=8, reuse=False)
@@ -23,6 +24,18 @@ SMALL = dict(num_tokens=16, codebook_size=24, num_classes=5, width=12, num_heads
 SMALL_ENAT = enat.ENAT(**SMALL, encoder_layers=3, decoder_layers=2)
 SMALL_DISENTANGLED = enat.ENAT(**SMALL, encoder_layers=2, decoder_layers=1, reuse=False)
 SMALL_NAT = nat.NAT(**SMALL, num_layers=3)
+
+
+def small_text(**changes):
+    settings = dict(num_classes=0, text_width=7, text_tokens=4, encoder_layers=3, decoder_layers=2)
+    return enat.ENAT(**SMALL | settings | changes)
+
+
+def prompts(model, b):
+    """As many texts as images and one for the unconditional branch, if the model takes any."""
+    if not getattr(model, "takes_text", False):
+        return ()
+    return tuple(Prompt(jnp.zeros((n, 4, 7))) for n in (b, 1))
 
 
 def multiply_adds(function, *args):
@@ -119,22 +132,27 @@ def test_the_image_decoder_costs_what_the_paper_says():
         (SMALL_ENAT, 17),  # more steps than tokens: some reveal nothing
         (SMALL_DISENTANGLED, 5),
         (SMALL_NAT, 5),
+        (small_text(), 5),
+        (small_text(text_encoding="every_step"), 5),
     ],
 )
 def test_the_exact_count_is_what_the_sampler_computes(model, num_steps):
     settings = sampling.Settings(num_steps=num_steps)
     sampler = sampling.make(model, settings)
     labels = jnp.zeros(3, int)
-    counted = multiply_adds(sampler, small_params(model), labels, labels, jax.random.key(0))
+    rows = labels, labels, jax.random.key(0), *prompts(model, 3)
+    counted = multiply_adds(sampler, small_params(model), *rows)
     dims = costs.dims_of(model)
     assert costs.exact_sampling_cost(dims, num_steps, batch_size=3) == counted
 
 
-def test_without_guidance_one_branch_is_counted():
-    sampler = sampling.make(SMALL_ENAT, sampling.Settings(num_steps=6, guidance_scale=0.0))
+@pytest.mark.parametrize("model", [SMALL_ENAT, small_text(), small_text(text_encoding="never")])
+def test_without_guidance_one_branch_is_counted(model):
+    sampler = sampling.make(model, sampling.Settings(num_steps=6, guidance_scale=0.0))
     labels = jnp.zeros(2, int)
-    counted = multiply_adds(sampler, small_params(SMALL_ENAT), labels, labels, jax.random.key(0))
-    dims = costs.dims_of(SMALL_ENAT)
+    rows = labels, labels, jax.random.key(0), *prompts(model, 2)
+    counted = multiply_adds(sampler, small_params(model), *rows)
+    dims = costs.dims_of(model)
     assert costs.exact_sampling_cost(dims, 6, guided=False, batch_size=2) == counted
 
 
@@ -172,11 +190,6 @@ def test_the_image_decoder_count_is_what_the_vqgan_computes():
     assert costs.image_decoder_cost(tokenizer, 2, 3) == counted
 
 
-def small_text(**changes):
-    settings = dict(num_classes=0, text_width=7, text_tokens=4, encoder_layers=3, decoder_layers=2)
-    return enat.ENAT(**SMALL | settings | changes)
-
-
 @pytest.mark.parametrize(("cached", "visible"), [(0, 5), (2, 5), (5, 5)])
 @pytest.mark.parametrize(
     "model",
@@ -198,7 +211,7 @@ def test_training_is_three_forward_passes_and_the_ema_encoder(model, cached, vis
         modulation = apply(params, zeros(1)[0], method="condition")
         cache, ids = jnp.zeros((1, cached, 12)), zeros(visible - cached)
         if model.takes_text:
-            read = apply(params, text, modulation, method="read")
+            read = apply(params, Prompt(text), modulation, method="read")
             cache, read = apply(params, ids, ids, modulation, cache, text=read, method="encode")
         else:
             read, cache = None, apply(params, ids, ids, modulation, cache, method="encode")
@@ -207,7 +220,7 @@ def test_training_is_three_forward_passes_and_the_ema_encoder(model, cached, vis
     def ema(params):
         # Of the modulation, encoding needs the three encoder layers: 3/5 of the vectors.
         modulation = jnp.zeros((5, 1, 8, 12))
-        read = apply(params, text, modulation, method="read") if model.takes_text else None
+        read = apply(params, Prompt(text), modulation, method="read") if model.takes_text else None
         return apply(params, zeros(cached), zeros(cached), modulation, text=read, method="encode")
 
     params, dims = small_params(model), costs.dims_of(model)
