@@ -4,12 +4,13 @@ import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int
 
-from enat_jax.data import decoding, imagenet
+from enat_jax.data import decoding, imagenet, layout
 from enat_jax.runtime import exits
 
 PREFIX = "tfds:"
@@ -32,7 +33,8 @@ class Records:
         framing: of each picture.
         data_dir: where TFDS keeps its data; None: TFDS's default.
         image_key: name of the feature that holds the picture.
-        label_key: name of the feature that holds the label.
+        label_key: name of the feature that holds the label; a set without any feature of this kind
+            is of one class.
 
     Raises:
         ValueError: the set is not there, not prepared as ArrayRecord or not complete, or lacks the
@@ -68,14 +70,23 @@ class Records:
             ) from error
         features = self._builder.info.features
         image, label = tfds.features.Image, tfds.features.ClassLabel
-        for key, kind in ((self.image_key, image), (self.label_key, label)):
+        # A set without classes, such as coco_captions, is of one class.
+        self._labelled = self.label_key != "label" or any(
+            name == "label" or isinstance(feature, label) for name, feature in features.items()
+        )
+        needed = ((self.image_key, image), (self.label_key, label))
+        for key, kind in needed if self._labelled else needed[:1]:
             if key not in features or not isinstance(features[key], kind):
                 found = {name: type(feature).__name__ for name, feature in features.items()}
                 raise ValueError(
                     f"{self._directory} has no {kind.__name__} feature {key!r}: set image_key and "
                     f"label_key to some of {found}"
                 )
-        self.class_names = imagenet.readable_names(features[self.label_key].names)
+        self.class_names = (
+            imagenet.readable_names(features[self.label_key].names)
+            if self._labelled
+            else (layout.ONLY_CLASS,)
+        )
         self.image_shape = self.framing.shape
         self._check_split()
         try:
@@ -118,6 +129,35 @@ class Records:
         return f"{self.split}[{decoding.checked(index, len(self))}]"
 
     def load(self, index: int, seed: int | None = None) -> decoding.Example:
+        key, record = self._record(index)
+        label = int(record[self.label_key]) if self._labelled else 0
+        if not 0 <= label < len(self.class_names):
+            raise decoding.UnreadableImage(key, f"has no class: its label is {label}")
+        with decoding.naming(key):
+            pixels = self.framing.pixels(record[self.image_key], seed)
+        return decoding.Example(pixels, label, key)
+
+    def feature(self, name: str) -> Iterator[tuple[str, Any]]:
+        """Yields of every record the key and the values of a feature such as "captions/text".
+
+        Raises:
+            ValueError: there is no such feature, or a record cannot be read.
+        """
+        features, inner = self._builder.info.features, name.split("/")
+        names = [name] if name in features else inner
+        if names[0] not in features:
+            raise ValueError(f"{self._directory} has no feature {name!r}: it has {list(features)}")
+        for index in range(len(self)):
+            key, values = self._record(index)
+            try:
+                for part in names:
+                    values = values[part]
+            except (KeyError, TypeError, IndexError) as error:
+                raise ValueError(f"{self._directory}: {key} has no feature {name!r}") from error
+            yield key, values
+
+    def _record(self, index: int) -> tuple[str, Any]:
+        """Returns the key and the features of a record."""
         key = self.key(index)
         try:
             record = self._data[int(index)]
@@ -125,14 +165,9 @@ class Records:
             raise decoding.UnreadableImage(
                 key, f"its record in {self._directory} cannot be read ({error})"
             ) from error
-        if name := record.get("file_name"):
+        if name := record.get("file_name") or record.get("image/filename"):
             key = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name)
-        label = int(record[self.label_key])
-        if not 0 <= label < len(self.class_names):
-            raise decoding.UnreadableImage(key, f"has no class: its label is {label}")
-        with decoding.naming(key):
-            pixels = self.framing.pixels(record[self.image_key], seed)
-        return decoding.Example(pixels, label, key)
+        return key, record
 
     def gather(
         self, indices: Int[np.ndarray, " b"], seeds: Int[np.ndarray, " b"] | None = None
