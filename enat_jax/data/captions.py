@@ -258,7 +258,7 @@ class Captions:
             )
             if not fitting:
                 raise ValueError("its files do not fit together")
-        except (KeyError, TypeError, AttributeError, ValueError, EOFError) as error:
+        except (FileNotFoundError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"the captions in {directory} are damaged ({error}): remove them and make them "
                 f"again with {MADE_BY}"
