@@ -263,8 +263,8 @@ class Zip(Reader):
     def __init__(self, path: str | os.PathLike) -> None:
         self._file = _File(path)
         listing = _Listing(path)
-        for info in sorted(_zip_members(path), key=_zip_name):  # messages name the first one
-            name = _zip_name(info)
+        for info in sorted(_zip_members(path), key=zip_name):  # messages name the first one
+            name = zip_name(info)
             if "\\" in name:
                 raise _unsafe(path, name)
             key = _member_key(path, name)
@@ -319,7 +319,8 @@ def _zip_members(path: str | os.PathLike) -> list[zipfile.ZipInfo]:
             ) from error
 
 
-def _zip_name(info: zipfile.ZipInfo) -> str:
+def zip_name(info: zipfile.ZipInfo) -> str:
+    """Returns the name of a member of a zip file as it was meant."""
     name = info.orig_filename  # ``filename`` ends at a zero byte
     if info.flag_bits & 0x800 or name.isascii():
         return name

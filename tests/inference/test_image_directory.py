@@ -50,7 +50,9 @@ def test_the_same_again_draws_only_what_is_missing(model, tmp_path, capsys, monk
         assert drawn == [4] and contents(tmp_path) == before
         drawn.clear()
     assert "4 of 8 images are there already" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"other settings \(seed is 0, not 1\): choose another dir"):
+    with pytest.raises(
+        ValueError, match=r"other settings \(seed is 0, not 1\): choose another dir"
+    ):
         image_directory.draw(*arguments, seed=1)
     (tmp_path / "settings.json").write_text("[")
     with pytest.raises(ValueError, match="settings.json is damaged, .* another directory"):
