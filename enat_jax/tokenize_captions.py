@@ -14,7 +14,6 @@ at all: start an interrupted command again.
 import argparse
 import itertools
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,8 +30,6 @@ SHOWN = 3  # of what there may be many of, in the report
 
 def main(arguments: list[str]) -> None:
     flags = _parser().parse_args(arguments)
-    if hasattr(sys.stdout, "reconfigure"):  # what a notebook puts in its place has none
-        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
     metadata, keys = tokens.read_metadata(flags.tokens), tokens.image_keys(flags.tokens)
     if flags.held_out_tokens:
         held_out = tokens.image_keys(flags.held_out_tokens)
@@ -180,11 +177,11 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m enat_jax.tokenize_captions", description=(__doc__ or "").split("\n\n")[0]
     )
     add = parser.add_argument
-    add("--tokens", type=pathlib.Path, required=True, metavar="DIR", help="token set")
+    add("--tokens", type=cli.path, required=True, metavar="DIR", help="token set")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--captions",
@@ -198,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help='a text with {} for the name of the class, such as "a photo of a {}"; may be repeated',
     )
-    add("--out", type=pathlib.Path, required=True, metavar="DIR", help="directory to write")
+    add("--out", type=cli.path, required=True, metavar="DIR", help="directory to write")
     add(
         "--tokens-as",
         choices=("clip", "words"),
@@ -226,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--held-out-tokens",
-        type=pathlib.Path,
+        type=cli.path,
         metavar="DIR",
         help="token set of the evaluation, which must not share pictures of COCO",
     )

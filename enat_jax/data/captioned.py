@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from enat_jax.data import coco, text_tokens, token_data, tokens
+from enat_jax.data import coco, text_tokens, tokens
 from enat_jax.data.captions import MADE_BY, Captions
 from enat_jax.data.decoding import Batch
 
@@ -133,29 +133,27 @@ def open_captions(directory: str | os.PathLike, token_directory: str | os.PathLi
     return found
 
 
-def open_both(data: token_data.Data) -> tuple[Captions | None, Captions | None]:
-    """Opens the captions of a config's data, and checks that they fit the tokens and each other.
-
-    Returns:
-        The captions to train on and those to evaluate on; None: there are none.
+def open_both(
+    token_directory: str | os.PathLike,
+    directory: str | os.PathLike,
+    held_out_tokens: str | os.PathLike,
+    held_out_captions: str | os.PathLike,
+) -> tuple[Captions, Captions]:
+    """Opens the captions to train on and those to evaluate on, and checks that they fit.
 
     Raises:
-        FileNotFoundError: there are no captions where the config says.
+        FileNotFoundError: there are no captions.
         ValueError: captions are damaged, of other tokens, or made by another tokenizer of texts;
             or pictures of MS-COCO are both trained and evaluated on.
     """
-    training = held_out = None
-    if data.captions:
-        training = open_captions(data.captions, data.tokens)
-    if data.held_out_captions and data.held_out_tokens:
-        held_out = open_captions(data.held_out_captions, data.held_out_tokens)
-    if training is not None and held_out is not None and data.held_out_tokens:
-        if training.kind.identity() != held_out.kind.identity():
-            raise ValueError(
-                f"{data.held_out_captions} and {data.captions} were made with different text "
-                f"tokens: make one of them again ({MADE_BY}) with the vocabulary of the other"
-            )
-        if training.plan != held_out.plan:
-            names = (data.tokens, data.held_out_tokens)
-            coco.refuse_shared(tokens.image_keys(names[0]), tokens.image_keys(names[1]), names)
+    training = open_captions(directory, token_directory)
+    held_out = open_captions(held_out_captions, held_out_tokens)
+    if training.kind.identity() != held_out.kind.identity():
+        raise ValueError(
+            f"{held_out_captions} and {directory} were made with different text tokens: make one "
+            f"of them again ({MADE_BY}) with the vocabulary of the other"
+        )
+    if training.plan != held_out.plan:
+        names = str(token_directory), str(held_out_tokens)
+        coco.refuse_shared(tokens.image_keys(names[0]), tokens.image_keys(names[1]), names)
     return training, held_out

@@ -15,7 +15,7 @@ import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import NoReturn, Protocol
+from typing import BinaryIO, NoReturn, Protocol
 
 import numpy as np
 from jaxtyping import Int
@@ -293,6 +293,9 @@ class Zip(Reader):
             if fixed[:4] != b"PK\3\4":
                 raise ValueError("has no header where the zip file's directory says")
             name, extra = struct.unpack("<HH", fixed[26:])
+            own_name = _zip_text(self._file.read(header + 30, name))
+            if _member_key("the zip file", own_name) != self.keys[i]:
+                raise ValueError("has another name than the zip file's directory says")
             data = self._file.read(header + 30 + name + extra, packed)
             if method == zipfile.ZIP_DEFLATED:
                 try:
@@ -311,7 +314,9 @@ def _zip_members(path: str | os.PathLike) -> list[zipfile.ZipInfo]:
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                return archive.infolist()
+                found = archive.infolist()
+            _check_number(file, len(found))
+            return found
         except _NOT_ZIP as error:
             os_errors.pass_on(error, path)
             raise ValueError(
@@ -319,15 +324,26 @@ def _zip_members(path: str | os.PathLike) -> list[zipfile.ZipInfo]:
             ) from error
 
 
+def _check_number(file: BinaryIO, found: int) -> None:
+    """Raises ValueError unless the end of a zip file tells of as many entries as were found."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16) - 22))
+    end = file.read()
+    (number,) = struct.unpack_from("<H", end, end.rfind(b"PK\5\6") + 10)
+    if number not in (found & 0xFFFF, 0xFFFF):  # the last is that of a zip64 file
+        raise ValueError(f"its directory lists {found} entries of {number}")
+
+
 def zip_name(info: zipfile.ZipInfo) -> str:
     """Returns the name of a member of a zip file as it was meant."""
     name = info.orig_filename  # ``filename`` ends at a zero byte
-    if info.flag_bits & 0x800 or name.isascii():
-        return name
-    try:  # macOS writes UTF-8 without saying so, and zipfile takes it for the alphabet of DOS
-        return name.encode("cp437").decode("utf-8")
+    return name if info.flag_bits & 0x800 else _zip_text(name.encode("cp437"))
+
+
+def _zip_text(name: bytes) -> str:
+    try:  # macOS writes UTF-8 without saying so
+        return name.decode("utf-8")
     except UnicodeError:
-        return name
+        return name.decode("cp437")
 
 
 class Tar(Reader):

@@ -17,16 +17,12 @@ class Data:
         tokenizer: directory of the tokenizer, for pictures and the finished model.
         held_out_tokens: as ``tokens``, of what to evaluate on; None: no evaluation.
         in_memory: whether to read the training tokens once and keep them, for slow disks.
-        captions: directory of the captions of ``tokens``; None: no text.
-        held_out_captions: the same of ``held_out_tokens``.
     """
 
     tokens: str
     tokenizer: str
     held_out_tokens: str | None = None
     in_memory: bool = False
-    captions: str | None = None
-    held_out_captions: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("tokens", "tokenizer"):
@@ -35,14 +31,6 @@ class Data:
                     f"data.{name} is not set: give --config.data.{name}=DIR, what "
                     f"{'tokenize_images' if name == 'tokens' else 'train'} wrote"
                 )
-        for captions, of in (("captions", "tokens"), ("held_out_captions", "held_out_tokens")):
-            if getattr(self, captions) and not getattr(self, of):
-                raise ValueError(f"data.{captions} is set, but data.{of} is not: set both")
-        if self.held_out_tokens and bool(self.captions) != bool(self.held_out_captions):
-            without = "held_out_captions" if self.captions else "captions"
-            raise ValueError(
-                f"data.{without} is not set: training and evaluation both need captions, or none"
-            )
 
 
 class Codec(Protocol):

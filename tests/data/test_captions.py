@@ -2,14 +2,13 @@
 
 import collections
 import json
-import pathlib
 import pickle
 
 import fake_coco
 import numpy as np
 import pytest
 
-from enat_jax.data import captioned, captions, loader, text_tokens, token_data, tokens
+from enat_jax.data import captioned, captions, loader, text_tokens, tokens
 
 WORDS = text_tokens.Words(tuple("a b c d left right of".split()))
 TEXTS = [["a left of b", "b", "c right"], ["d"], ["a", "b"], [], ["left"], [""]]
@@ -189,19 +188,11 @@ def test_the_stream_is_resumed_and_shared_exactly(root):
             np.testing.assert_array_equal(np.concatenate([p[name] for p in pieces]), values)
 
 
-def data(root, **values):
-    found = {k: str(v) for k, v in ({"tokens": root / "tokens"} | values).items()}
-    return token_data.Data(tokenizer="anywhere", **found)
-
-
-def test_the_section_of_a_config(root, tmp_path):
+def test_captions_to_train_and_to_evaluate_on_fit_each_other(root, tmp_path):
     of_twenty(root, "swap")
-    assert captioned.open_both(data(root)) == (None, None)
-    training, held_out = captioned.open_both(data(root, captions=root / "swap"))
-    assert training.longest == 3 and held_out is None
-    same = data(root, captions=root / "swap", held_out_tokens=root / "tokens",
-                held_out_captions=root / "swap")  # fmt: skip
-    assert captioned.open_both(same)[1].plan == training.plan
+    ours = root / "tokens", root / "swap"
+    training, held_out = captioned.open_both(*ours, *ours)
+    assert training.longest == 3 and held_out.plan == training.plan
 
     other = fake_coco.write_tokens(tmp_path / "other", ["a.png"])
     plan = tokens.read_metadata(other)["digest"]
@@ -211,24 +202,13 @@ def test_the_section_of_a_config(root, tmp_path):
     leaked = fake_coco.write_tokens(tmp_path / "leaked", [fake_coco.file_name(3, 2017)])
     plan = tokens.read_metadata(leaked)["digest"]
     write(tmp_path / "of leaked", [["a"]], plan, keys=["a.png"])
-    pair = {"captions": root / "swap", "held_out_tokens": other}
-    assert captioned.open_both(data(root, **pair, held_out_captions=tmp_path / "fits"))[1]
+    assert captioned.open_both(*ours, other, tmp_path / "fits")[1]
     for wrong, words in (
-        (pair | {"held_out_captions": root / "swap"}, "are not of the tokens in"),
-        (pair | {"held_out_captions": tmp_path / "fewer words"}, "with different text tokens"),
-        (
-            pair | {"held_out_tokens": leaked, "held_out_captions": tmp_path / "of leaked"},
-            "1 pictures of .*leaked are in .*tokens as well",
-        ),
-        ({"tokens": pathlib.Path("train.npy"), "captions": root / "swap"}, "can have no captions"),
-        ({"captions": tmp_path}, "there is no .*metadata.json: make captions with"),
+        ((*ours, other, root / "swap"), "are not of the tokens in"),
+        ((*ours, other, tmp_path / "fewer words"), "with different text tokens"),
+        ((*ours, leaked, tmp_path / "of leaked"), "1 pictures of .*leaked are in .*tokens as well"),
+        (("train.npy", root / "swap", *ours), "can have no captions"),
+        ((root / "tokens", tmp_path, *ours), "there is no .*metadata.json: make captions with"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=words):
-            captioned.open_both(data(root, **wrong))
-    for wrong, words in (
-        (pair, "data.held_out_captions is not set"),
-        ({"held_out_tokens": other, "held_out_captions": other}, "data.captions is not set"),
-        ({"held_out_captions": other}, "data.held_out_tokens is not: set both"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            data(root, **wrong)
+            captioned.open_both(*wrong)

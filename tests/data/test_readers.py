@@ -349,7 +349,14 @@ def sparse(path):
         archive.addfile(info)
 
 
+def swallowed(path):
+    data = bytearray(make_zip(path, {f"{i}.jpg": b"1" for i in range(3)}).read_bytes())
+    data[data.index(b"PK\1\2") + 32] = 51  # a comment as long as the next entry, with its name
+    path.write_bytes(data)
+
+
 REFUSED = {
+    "swallowed entry": ("x.zip", swallowed, "x.zip is not a whole zip file .* 2 entries of 3"),
     "climbing": ("x.zip", lambda p: make_zip(p, {"../1.jpg": b""}), r"'\.\./1.jpg'"),
     "absolute": ("x.zip", lambda p: make_zip(p, {"/1.jpg": b""}), "'/1.jpg'"),
     "backslash": ("x.zip", lambda p: make_zip(p, {"a\\1.jpg": b""}), "1.jpg"),
@@ -412,6 +419,7 @@ UNREADABLE = {
     "no header": (directory_says(42, 7), "no header"),
     "behind the end": (directory_says(42, 10**6), "cannot be read|no header|ends within"),
     "damaged header": (damaged(0), "no header"),
+    "damaged name": (damaged(30), "another name"),
     "damaged data": (damaged(2000), "wrong checksum|damaged"),
 }
 
