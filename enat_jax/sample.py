@@ -9,11 +9,12 @@ Names with commas are found, too; in double quotes, '"cat, wild",dog', nothing i
 
 DIR receives `NNNNN_<class name>.png`, `grid.png` with a row per label, or several labels in a row
 where there are few images of many, and `settings.json`. Images are numbered through, label by
-label; an image depends on seed, number and label alone. What it was made with stands in its text
-chunk "parameters", too, as JSON. With --npz all images stand in `samples.npz`, too, as ADM's
-evaluation program and `evaluate --images` read them. Interrupt it whenever you like: the same
-command again draws what is missing and makes the same files; a directory with images of other
-settings is left alone.
+label; an image depends on seed, number and label alone, whatever JAX is set to. A precision of
+products or flags of XLA that change numbers are settings like others. What an image was made with
+stands in its text chunk "parameters", too, as JSON. With --npz all images stand in `samples.npz`,
+too, as ADM's evaluation program and `evaluate --images` read them. Interrupt it whenever you like:
+the same command again draws what is missing and makes the same files; a directory with images of
+other settings is left alone.
 """
 
 import argparse

@@ -6,10 +6,11 @@
     python -m enat_jax.train --config configs/digits.py --help   # all settings, types and defaults
 
 Start the same command again to continue an interrupted run from its last checkpoint: the result is
-the one of an uninterrupted run, bit for bit on the same machine. WORKDIR receives `config.json`,
-`checkpoints/`, `metrics.jsonl`, TensorBoard events, `pictures/`, what is known of the training
-pictures in `data/` and, at the end, `model/`. SIGTERM or Ctrl-C saves first; exit codes are in
-``cli``. With several processes (``distributed``) each of them runs this same command.
+the one of an uninterrupted run, bit for bit on the same machine, whatever JAX is set to. Where a
+precision of JAX or XLA is set, all of a run needs the same one, see ``numerics``. WORKDIR receives
+`config.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events, `pictures/`, what is known of
+the training pictures in `data/` and, at the end, `model/`. SIGTERM or Ctrl-C saves first; exit
+codes are in ``cli``. With several processes (``distributed``) each of them runs this same command.
 """
 
 import collections

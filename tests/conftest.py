@@ -1,6 +1,7 @@
 """What must hold before the first test: devices, flags, and which tests this machine can run."""
 
 import atexit
+import contextlib
 import ctypes
 import gc
 import importlib.metadata
@@ -55,6 +56,34 @@ def forget_compiled_programs():
     gc.collect()
     if _TRIM is not None:  # what is free goes back to the system
         _TRIM(0)
+
+
+@pytest.fixture(scope="session")
+def other_settings():
+    """Within it, JAX is set to what would give other numbers, other types, or errors."""
+    others = {
+        "jax_default_prng_impl": "rbg",
+        "jax_enable_x64": True,
+        "jax_high_dynamic_range_gumbel": True,
+        "jax_numpy_dtype_promotion": "strict",
+        "jax_numpy_rank_promotion": "raise",
+        "jax_random_seed_offset": 5,
+        "jax_softmax_custom_jvp": True,
+        "jax_threefry_partitionable": False,
+    }
+
+    @contextlib.contextmanager
+    def settings():
+        before = {name: getattr(jax.config, name) for name in others}
+        try:
+            for name, value in others.items():
+                jax.config.update(name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+
+    return settings
 
 
 @pytest.fixture(scope="module")

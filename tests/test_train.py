@@ -21,6 +21,7 @@ from enat_jax.data import tokens
 from enat_jax.inference.generator import Generator
 from enat_jax.runtime import sharding
 from enat_jax.training import enat_task, rehearsal
+from enat_jax.training import finished as runs
 
 EVALUATED = {"train.eval_every": 4, "train.pictures": True}
 
@@ -49,9 +50,11 @@ def test_a_run_leaves_metrics_pictures_checkpoints_and_a_model(finished):
     assert generator.provenance["step"] == 6
 
 
-def test_a_resumed_run_ends_in_the_same_bits(data, finished, tmp_path):
+def test_a_resumed_run_ends_in_the_same_bits(data, finished, tmp_path, other_settings):
+    """Also where JAX is set otherwise than before."""
     train.train(small_config(data, **{"train.num_steps": 4}), tmp_path)
-    state = train.train(small_config(data), tmp_path)
+    with other_settings():
+        state = train.train(small_config(data), tmp_path)
     chex.assert_trees_all_equal(jax.device_get(state), jax.device_get(finished[1]))
     assert [x["step"] for x in lines(tmp_path) if "loss" in x] == [2, 4, 6]
 
@@ -214,6 +217,21 @@ def test_it_learns(data, finished):
 def test_a_run_is_not_continued_with_another_config(data, finished, change, message):
     with pytest.raises(ValueError, match=message):
         train.train(small_config(data, **change), finished[0])
+
+
+def test_a_run_is_not_continued_with_other_numerics(finished, data, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_cpu_enable_fast_math=true")
+    with (
+        jax.default_matmul_precision("highest"),
+        pytest.raises(ValueError, match="of another configuration") as error,
+    ):
+        train.train(small_config(data), finished[0])
+    assert (
+        "numerics.JAX_DEFAULT_MATMUL_PRECISION is not set in the checkpoint but highest is expected"
+    ) in str(error.value)
+    assert "--xla_cpu_enable_fast_math=true" in str(error.value)
+    # Who only reads the weights may do so with any.
+    assert runs.of_run(finished[0], step=4).provenance["step"] == 4
 
 
 @pytest.mark.parametrize(

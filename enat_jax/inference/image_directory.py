@@ -3,8 +3,9 @@
 It holds ``NNNNN_<class name>.png``, ``grid.png`` with a row per label, or several labels in a row
 if it were a column otherwise, and ``settings.json``. On request all images stand in
 ``samples.npz``, too, as ADM's evaluation program reads them. Images are numbered through, label by
-label; an image depends on seed, number and label alone. What it was made with stands in its text
-chunk "parameters", too, as JSON.
+label; an image depends on seed, number and label alone, whatever JAX is set to. A precision of
+products or flags of XLA that the user chose stand in the settings as ``numerics``. What an image
+was made with stands in its text chunk "parameters", too, as JSON.
 """
 
 import concurrent.futures
@@ -181,7 +182,8 @@ def _claim(images: Images) -> None:
         some = [f"{name} is {_shortened(was)}, not {_shortened(now)}" for name, was, now in differ]
         more = f", and {len(some) - 3} more" if len(some) > 3 else ""
         raise ValueError(
-            f"{images.out} holds images of other settings ({', '.join(some[:3])}{more}): {advice}"
+            f"{images.out} holds images of other settings ({', '.join(some[:3])}{more}): "
+            f"set as before, or {advice}"
         )
 
 

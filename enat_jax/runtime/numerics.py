@@ -1,13 +1,13 @@
-"""What the surroundings of a process must not decide: random keys, types and promotion.
+"""Random keys, and settings of JAX that change numbers: some are fixed here, others are recorded.
 
-JAX takes settings from the environment and from whoever calls ``jax.config.update``. Of these
+JAX takes its settings from the environment and from any caller of ``jax.config.update``. Results
+must not depend on that without a word:
 
-- the ones in ``PINNED`` have one meaning here: programs set them when they start (``pin``), and all
-  that is compiled (``jit``) is traced and called with them, in a process of any settings;
-- a key is made of its seed alone (``key``);
-- precision and optimisation are the user's choice, which nobody else may make. ``choices`` says
-  which are not the defaults. They stand beside what was made with them, and what goes on does so
-  with the same ones.
+- Keys are made by ``key``, of the seed alone.
+- The settings in ``PINNED`` have one value here. Programs set them when they start, by ``pin``; and
+  what is compiled by ``jit`` is traced and called with them, also in a process with other settings.
+- Precision and optimisation are left to the user. ``choices`` returns what is not the default. It
+  is recorded with what was made, and what was begun is only continued with the same choices.
 """
 
 import contextlib
@@ -49,11 +49,22 @@ UNSET = "not set"
 # Options of XLA_FLAGS that change the numbers, as far as their names tell.
 _XLA = re.compile(
     r"--(xla_\w*(?:fast_math|fast_min_max|excess_precision|dependent_math|strict_dot|_ftz|alg_dot|"
-    r"tf32|reassociation|backend_optimization_level|fusion_emitters|disable_hlo_passes)\w*)"
+    r"tf32|reassociation|backend_optimization_level|fusion_emitters|disable_hlo_passes|max_isa|"
+    r"vector_width)\w*)"
     r"(?:[= ](?!-)(\S+))?"
 )
 
 
+@contextlib.contextmanager
+def pinned() -> Iterator[None]:
+    """Within, and in this thread, ``PINNED`` holds."""
+    with contextlib.ExitStack() as stack:
+        for name, value in PINNED.items():
+            stack.enter_context(getattr(jax, name.removeprefix("jax_"))(value))
+        yield
+
+
+@pinned()
 def key(seed: int) -> Key[Array, ""]:
     """Returns the random key of a seed, as ``jax.random.key`` does where nothing else is set.
 
@@ -66,18 +77,9 @@ def key(seed: int) -> Key[Array, ""]:
     return jax.random.wrap_key_data(jnp.array([0, seed], np.uint32), impl=PRNG)
 
 
-@contextlib.contextmanager
-def pinned() -> Iterator[None]:
-    """Within, and in this thread, ``PINNED`` holds."""
-    with contextlib.ExitStack() as stack:
-        for name, value in PINNED.items():
-            stack.enter_context(getattr(jax, name.removeprefix("jax_"))(value))
-        yield
-
-
 def pin() -> None:
-    """Lets ``PINNED`` hold for this process from now on."""
-    for name, value in PINNED.items():
+    """Lets ``PINNED`` hold for this process from now on, and allows it transfers to devices."""
+    for name, value in {**PINNED, "jax_transfer_guard": "allow"}.items():
         if getattr(jax.config, name) != value:
             jax.config.update(name, value)
 

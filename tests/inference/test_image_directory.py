@@ -51,7 +51,8 @@ def test_the_same_again_draws_only_what_is_missing(model, tmp_path, capsys, monk
         drawn.clear()
     assert "4 of 8 images are there already" in capsys.readouterr().out
     with pytest.raises(
-        ValueError, match=r"other settings \(seed is 0, not 1\): choose another dir"
+        ValueError,
+        match=r"other settings \(seed is 0, not 1\): set as before, or choose another dir",
     ):
         image_directory.draw(*arguments, seed=1)
     (tmp_path / "settings.json").write_text("[")
