@@ -32,6 +32,8 @@ INSTALL_REQUIRES = [
 
 HUGGINGFACE_HUB = "huggingface_hub>=2.4"  # Reason: load models from there and push them.
 MATPLOTLIB = "matplotlib>=3.11"  # Reason: the plots of enat_jax.analyze.
+# Reason: byte pairs of CLIP's texts, and the repair of texts before. OpenAI's package needs torch.
+TEXT = ["tokenizers>=0.22", "ftfy>=6.3"]
 NOTEBOOK = ["nbclient>=0.11", "ipykernel>=7.4"]  # Reason: run launch/sampling_colab.ipynb.
 
 EXTRAS_REQUIRE = {
@@ -43,6 +45,7 @@ EXTRAS_REQUIRE = {
     "wandb": ["wandb>=0.19"],
     "hub": [HUGGINGFACE_HUB],
     "analyze": [MATPLOTLIB],
+    "text": TEXT,
     "notebook": [*NOTEBOOK, MATPLOTLIB],
     "dev": [
         "pytest>=9.0",
@@ -53,6 +56,7 @@ EXTRAS_REQUIRE = {
         HUGGINGFACE_HUB,
         MATPLOTLIB,
         *NOTEBOOK,
+        *TEXT,
     ],
 }
 
@@ -62,7 +66,9 @@ setuptools.setup(
     description="ENAT, token-based image synthesis in a few parallel steps, in JAX",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["enat_jax", "enat_jax.*"]),
-    package_data={"enat_jax.data": ["imagenet_classes.txt"]},
+    package_data={
+        "enat_jax.data": ["imagenet_classes.txt", "clip_merges.txt.gz", "clip_merges.LICENSE"]
+    },
     python_requires=">=3.11,<3.14",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

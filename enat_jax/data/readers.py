@@ -263,8 +263,8 @@ class Zip(Reader):
     def __init__(self, path: str | os.PathLike) -> None:
         self._file = _File(path)
         listing = _Listing(path)
-        for info in sorted(_zip_members(path), key=_zip_name):  # messages name the first one
-            name = _zip_name(info)
+        for info in sorted(_zip_members(path), key=zip_name):  # messages name the first one
+            name = zip_name(info)
             if "\\" in name:
                 raise _unsafe(path, name)
             key = _member_key(path, name)
@@ -333,7 +333,8 @@ def _check_number(file: BinaryIO, found: int) -> None:
         raise ValueError(f"its directory lists {found} entries of {number}")
 
 
-def _zip_name(info: zipfile.ZipInfo) -> str:
+def zip_name(info: zipfile.ZipInfo) -> str:
+    """Returns the name of a member of a zip file as it was meant."""
     name = info.orig_filename  # ``filename`` ends at a zero byte
     return name if info.flag_bits & 0x800 else _zip_text(name.encode("cp437"))
 

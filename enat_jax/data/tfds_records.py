@@ -6,13 +6,13 @@ import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int
 
-from enat_jax.data import decoding, imagenet
+from enat_jax.data import decoding, imagenet, layout
 from enat_jax.runtime import exits, os_errors
 
 PREFIX = "tfds:"
@@ -35,7 +35,8 @@ class Records:
         framing: of each picture.
         data_dir: where TFDS keeps its data; None: TFDS's default.
         image_key: name of the feature that holds the picture.
-        label_key: name of the feature that holds the label.
+        label_key: name of the feature that holds the label; a set without any feature of this kind
+            is of one class.
 
     Raises:
         ValueError: the set is not there, not prepared as ArrayRecord or not complete, or lacks the
@@ -72,14 +73,23 @@ class Records:
             ) from error
         features = self._builder.info.features
         image, label = tfds.features.Image, tfds.features.ClassLabel
-        for key, kind in ((self.image_key, image), (self.label_key, label)):
+        # A set without classes, such as coco_captions, is of one class.
+        self._labelled = self.label_key != "label" or any(
+            name == "label" or isinstance(feature, label) for name, feature in features.items()
+        )
+        needed = ((self.image_key, image), (self.label_key, label))
+        for key, kind in needed if self._labelled else needed[:1]:
             if key not in features or not isinstance(features[key], kind):
                 found = {name: type(feature).__name__ for name, feature in features.items()}
                 raise ValueError(
                     f"{self._directory} has no {kind.__name__} feature {key!r}: set image_key and "
                     f"label_key to some of {found}"
                 )
-        self.class_names = imagenet.readable_names(features[self.label_key].names)
+        self.class_names = (
+            imagenet.readable_names(features[self.label_key].names)
+            if self._labelled
+            else (layout.ONLY_CLASS,)
+        )
         self.image_shape = self.framing.shape
         self._check_split()
         try:
@@ -154,7 +164,36 @@ class Records:
 
     def _read(self, index: int) -> tuple[str, int, bytes]:
         """Returns the key, the label and the encoded picture of a record."""
-        place = key = self.key(index)
+        key, record = self._record(index)
+        label = int(record[self.label_key]) if self._labelled else 0
+        if not 0 <= label < len(self.class_names):
+            raise decoding.UnreadableImage(
+                key, f"has no class: its label is {label}", self.key(index)
+            )
+        return key, label, record[self.image_key]
+
+    def feature(self, name: str) -> Iterator[tuple[str, Any]]:
+        """Yields of every record the key and the values of a feature such as "captions/text".
+
+        Raises:
+            ValueError: there is no such feature, or a record cannot be read.
+        """
+        features, inner = self._builder.info.features, name.split("/")
+        names = [name] if name in features else inner
+        if names[0] not in features:
+            raise ValueError(f"{self._directory} has no feature {name!r}: it has {list(features)}")
+        for index in range(len(self)):
+            key, values = self._record(index)
+            try:
+                for part in names:
+                    values = values[part]
+            except (KeyError, TypeError, IndexError) as error:
+                raise ValueError(f"{self._directory}: {key} has no feature {name!r}") from error
+            yield key, values
+
+    def _record(self, index: int) -> tuple[str, Any]:
+        """Returns the key and the features of a record."""
+        key = self.key(index)
         try:
             record = self._data[int(self._kept[index])]
         except Exception as error:  # of ArrayRecord and of TFDS, whatever damage they find
@@ -162,12 +201,9 @@ class Records:
             raise decoding.UnreadableImage(
                 key, f"its record in {self._directory} cannot be read ({error})"
             ) from error
-        if name := record.get("file_name"):
+        if name := record.get("file_name") or record.get("image/filename"):
             key = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name)
-        label = int(record[self.label_key])
-        if not 0 <= label < len(self.class_names):
-            raise decoding.UnreadableImage(key, f"has no class: its label is {label}", place)
-        return key, label, record[self.image_key]
+        return key, record
 
     def gather(
         self, indices: Int[np.ndarray, " b"], seeds: Int[np.ndarray, " b"] | None = None

@@ -21,12 +21,13 @@ import math
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
 from enat_jax.data import records
+from enat_jax.data.decoding import Batch
 from enat_jax.runtime import files, paths, versions
 
 FORMAT = "enat_jax tokens 3"
@@ -263,7 +264,7 @@ class TokenSet:
 
     def gather(
         self, indices: Int[np.ndarray, " b"], seeds: Int[np.ndarray, " b"] | None = None
-    ) -> dict[str, np.ndarray]:
+    ) -> Batch:
         """Returns {"tokens": int32 ``[b, l]``, "labels": int32 ``[b]``}.
 
         Args:
@@ -274,6 +275,10 @@ class TokenSet:
             ValueError: a record is damaged so that it could not be trained on.
         """
         del seeds
+        return as_batch(self.read(indices))
+
+    def read(self, indices: Int[np.ndarray, " b"]) -> Shaped[np.ndarray, " b"]:
+        """Returns records, see ``records.dtype``; raises as ``gather`` does."""
         rows = self.rows[np.asarray(indices, np.int64)]
         for name, limit in (("tokens", self.codebook_size), ("label", len(self.class_names))):
             if rows[name].size and not 0 <= rows[name].min() <= rows[name].max() < limit:
@@ -281,11 +286,11 @@ class TokenSet:
                     f"a record of the token set has {name} outside of [0, {limit}), it is damaged: "
                     f"{MADE_BY} --inspect says which file"
                 )
-        return {"tokens": rows["tokens"].astype(np.int32), "labels": rows["label"].astype(np.int32)}
+        return rows
 
-    def in_memory(self) -> "TokenSet":
+    def in_memory(self) -> Self:
         """Returns the same set, read once and kept."""
-        return dataclasses.replace(self, rows=self.rows[np.arange(len(self))])
+        return dataclasses.replace(self, rows=self.rows[np.arange(len(self.rows))])
 
     @classmethod
     def open(cls, directory: str | os.PathLike) -> "TokenSet":
@@ -345,6 +350,40 @@ class TokenSet:
             tokenizer=None,
             preprocessing={"reference_file": pathlib.Path(path).name},
         )
+
+
+def as_batch(rows: Shaped[np.ndarray, " b"]) -> Batch:
+    """Returns records as ``TokenSet.gather`` does."""
+    return {"tokens": rows["tokens"].astype(np.int32), "labels": rows["label"].astype(np.int32)}
+
+
+def image_keys(directory: str | os.PathLike) -> list[str]:
+    """Returns what the images of a finished token set are called, by the ``image`` of its records.
+
+    Raises:
+        FileNotFoundError: there is no token set.
+        ValueError: it is unfinished or damaged.
+    """
+    directory = pathlib.Path(directory)
+    metadata = read_metadata(directory)
+    keys: dict[int, str] = {}
+    num_shards = len(metadata["shards"])
+    for shard in range(num_shards):
+        path = _shard_path(directory, shard, num_shards, ".json")
+        again = f"remove {path.name} and start {MADE_BY} again, it makes these records anew"
+        found = files.read_json(path, again)
+        try:
+            if found["plan"] != metadata["digest"]:
+                raise ValueError("it is of another token set")
+            keys |= enumerate(found["keys"], found["first_image"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}): {again}") from error
+    if len(keys) != metadata["num_images"]:
+        raise ValueError(
+            f"{directory} names {len(keys)} of {metadata['num_images']} images: start {MADE_BY} "
+            "again"
+        )
+    return [keys[image] for image in range(len(keys))]
 
 
 def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Classifier-free guidance: its schedules, and the arithmetic of its two branches.
 
-A guided batch has two rows for each image, side by side: c0 u0 c1 u1 ..., with the label and
-without. Side by side, not one branch after the other, so that a sharded batch stays where it is.
+A guided batch has two rows for each image, side by side: c0 u0 c1 u1 ..., with its label and text
+and without them. Side by side, not one branch after the other, so that a sharded batch stays where
+it is.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from enat_jax.inference.windows import Cut
+from enat_jax.models.blocks import Text
 
 # The weight of step s = 0 ... t - 1 as a share of the guidance scale, from ``s / t`` [t] and the
 # interval (low, high). A new schedule is one more entry.
@@ -45,11 +47,47 @@ def pair(
     return both.reshape(both.shape[0], -1, *both.shape[3:])
 
 
+def pair_texts(conditional: Text, unconditional: Text) -> Text:
+    """Puts the texts of the two branches side by side, padded to the longer of them.
+
+    Args:
+        conditional: of b images.
+        unconditional: of b images, or one for all.
+    """
+    b = conditional.features.shape[0]
+    texts = conditional, unconditional
+    sizes = [text.features.shape[1] for text in texts]
+    features, lengths = [], []
+    for text, size in zip(texts, sizes, strict=True):
+        padded = jnp.pad(text.features, ((0, 0), (0, max(sizes) - size), (0, 0)))
+        features.append(jnp.broadcast_to(padded, (b, *padded.shape[1:])))
+        lengths.append(jnp.broadcast_to(size if text.length is None else text.length, (b,)))
+    (both,) = pair(*(x[None] for x in features))
+    if sizes[0] == sizes[1] and all(text.length is None for text in texts):
+        return Text(both, None)
+    return Text(both, jnp.stack(lengths, axis=1).reshape(-1))
+
+
+def of_text(text: Text | None) -> dict[str, Text]:
+    """Returns the argument of ``encode`` and ``decode``; a NAT, which takes no text, has none."""
+    return {} if text is None else {"text": text}
+
+
+def _every(text: Text | None, skip: int) -> Text | None:
+    """Returns the text of every ``skip``-th row."""
+    if text is None or skip == 1:
+        return text
+    length = None if text.length is None else jnp.asarray(text.length)
+    if length is not None and length.ndim:
+        length = length[::skip]
+    return Text(text.features[::skip], length)
+
+
 def conditional_only(
-    modulation: Float[Array, "k 2*b ..."], cache: Float[Array, "2*b p d"]
-) -> tuple[Float[Array, "k b ..."], Float[Array, "b p d"]]:
+    modulation: Float[Array, "k 2*b ..."], cache: Float[Array, "2*b p d"], text: Text | None = None
+) -> tuple[Float[Array, "k b ..."], Float[Array, "b p d"], Text | None]:
     """Drops the unconditional rows, for steps after which no other one is guided."""
-    return modulation[:, ::2], cache[::2]
+    return modulation[:, ::2], cache[::2], _every(text, 2)
 
 
 def guided_logits(
@@ -59,6 +97,7 @@ def guided_logits(
     cache: Float[Array, "rows p d"],
     weight: Float[Array | np.ndarray, ""],
     guided: bool,
+    text: Text | None = None,
 ) -> tuple[Float[Array, "b m v"], Float[Array, "rows q d"]]:
     """Encodes the new tokens and predicts the masked ones, with guidance.
 
@@ -70,6 +109,7 @@ def guided_logits(
         weight: of (conditional - unconditional).
         guided: static, whether the unconditional rows are decoded; without them the logits are
             the conditional ones.
+        text: of as many rows, from the model's ``read``; None: no text.
 
     Returns:
         Float32 logits of the masked window and the new cache.
@@ -84,7 +124,10 @@ def guided_logits(
         num_new=windows.num_new,
         num_cached=windows.num_cached,
         method="encode",
+        **of_text(text),
     )
+    if text is not None:
+        cache, text = cache
     decoded = 2 if guided else 1
     skip = branches // decoded  # 2: of two rows an image the conditional one alone
     logits = apply(
@@ -94,6 +137,7 @@ def guided_logits(
         num_masked=windows.num_masked,
         num_visible=windows.num_visible,
         method="decode",
+        **of_text(_every(text, skip)),
     )
     if guided:
         conditional, unconditional = logits[0::2], logits[1::2]

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from enat_jax.inference import windows
+from enat_jax.inference import guidance, windows
 from enat_jax.models import losses
+from enat_jax.models.blocks import Prompt
 from enat_jax.models.transformers import Transformer
 from enat_jax.runtime import numerics
 from enat_jax.schedules import reveal
@@ -31,6 +32,7 @@ def scores(
     labels: Int[Array, " b"],
     order: Int[Array, "b l"],
     num_visible: int,
+    prompt: Prompt | None = None,
 ) -> tuple[Float[Array, "b m"], Bool[Array, "b m"]]:
     """Predicts the masked tokens when the first ``num_visible`` of ``order`` are seen.
 
@@ -40,6 +42,7 @@ def scores(
         labels: ``num_classes`` for no class.
         order: raster positions in reveal order.
         num_visible: static, 0 <= num_visible < l.
+        prompt: texts of the images, for a model that takes them.
 
     Returns:
         Cross-entropy (nats, without smoothing), and whether the most probable code is right.
@@ -49,7 +52,12 @@ def scores(
     cut = windows.cut(revealed, order, 0, num_visible, sizes, exact=True)
     apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
     modulation = apply(labels, method="condition")
-    cache = apply(cut.new.ids, cut.new.positions, modulation, method="encode")
-    logits = apply(cut.masked.positions, modulation, cache, method="decode")
+    text = None if prompt is None else apply(prompt, modulation, method="read")
+    new = cut.new.ids, cut.new.positions
+    cache = apply(*new, modulation, method="encode", **guidance.of_text(text))
+    if text is not None:
+        cache, text = cache
+    masked = cut.masked.positions
+    logits = apply(masked, modulation, cache, method="decode", **guidance.of_text(text))
     loss = losses.smoothed_cross_entropy(logits, cut.masked.ids, 0.0)
     return loss, logits.argmax(axis=-1) == cut.masked.ids

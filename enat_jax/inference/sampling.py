@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from enat_jax.inference import guidance, windows
 from enat_jax.models import shapes
+from enat_jax.models.blocks import Prompt, Text
 from enat_jax.models.transformers import Transformer
 from enat_jax.runtime import numerics
 from enat_jax.schedules import costs, reveal
@@ -184,6 +185,8 @@ def sample_tokens(
     labels: Int[Array, " b"],
     image_index: Int[Array, " b"],
     key: Key[Array, ""],
+    prompt: Prompt | None = None,
+    null_prompt: Prompt | None = None,
 ) -> Int[Array, "b l"]:
     """Draws the tokens of a batch of images.
 
@@ -193,12 +196,19 @@ def sample_tokens(
         labels: ``num_classes`` for no class.
         image_index: which image of the seed each row is: an image depends on (key, index, label)
             alone, not on its batch.
-        key: typed key of the seed.
+        key: typed key of the seed. The noise does not depend on the prompt.
+        prompt: texts of the images, for a model that takes them; None: no text.
+        null_prompt: with a prompt, what the unconditional branch of guidance sees instead: the
+            empty text, or negative prompts. Of one text for all, or of one an image.
 
     Returns:
         int32 tokens in raster order, 0 <= token < v.
+
+    Raises:
+        ValueError: an argument has a wrong shape, or of the two prompts only one is given.
     """
-    order, ids, _ = _run(model, static, inputs, params, labels, image_index, key, trace=False)
+    rows = labels, image_index, key, prompt, null_prompt
+    order, ids, _ = _run(model, static, inputs, params, *rows, trace=False)
     return _in_raster_order(order, ids)
 
 
@@ -223,9 +233,12 @@ def trace_tokens(
     labels: Int[Array, " b"],
     image_index: Int[Array, " b"],
     key: Key[Array, ""],
+    prompt: Prompt | None = None,
+    null_prompt: Prompt | None = None,
 ) -> Trace:
     """Draws as ``sample_tokens`` does, and returns what every step leaves."""
-    *_, (order, ids) = _run(model, static, inputs, params, labels, image_index, key, trace=True)
+    rows = labels, image_index, key, prompt, null_prompt
+    *_, (order, ids) = _run(model, static, inputs, params, *rows, trace=True)
     num_visible = order.shape[-1] - inputs.num_left
     visible = jnp.arange(order.shape[-1]) < jnp.reshape(num_visible, (-1, 1, 1))
     return Trace(
@@ -247,6 +260,8 @@ def _run(
     labels: Int[Array, " b"],
     image_index: Int[Array, " b"],
     key: Key[Array, ""],
+    prompt: Prompt | None,
+    null_prompt: Prompt | None,
     trace: bool,
 ) -> tuple[Int[Array, "b l"], Int[Array, "b l"], Any]:
     """All steps: the final (order, ids), and with ``trace`` both after each step, [t, b, l]."""
@@ -255,10 +270,7 @@ def _run(
     shapes.check("image_index", image_index, b=b)
     apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
     guided = any(static.guided)
-    modulation = apply(labels, method="condition")
-    if guided:
-        null = apply(jnp.array([model.num_classes]), method="condition")
-        modulation = guidance.pair(modulation, jnp.broadcast_to(null, modulation.shape))
+    modulation, text = _conditions(model, apply, labels, prompt, null_prompt, guided)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, image_index)
     order = jnp.broadcast_to(jnp.arange(l, dtype=jnp.int32), (b, l))
     cache = jnp.zeros((modulation.shape[1], 0, model.width), jnp.dtype(model.dtype))
@@ -267,7 +279,7 @@ def _run(
         order, ids, cache = carry
         if guided and not any(static.guided[i:]):
             guided = False
-            modulation, cache = guidance.conditional_only(modulation, cache)
+            modulation, cache, text = guidance.conditional_only(modulation, cache, text)
         room = segment.windows.num_cached + segment.windows.num_new
         cache = jnp.pad(cache, ((0, 0), (0, max(0, room - cache.shape[1])), (0, 0)))[:, :room]
         body = functools.partial(
@@ -277,6 +289,7 @@ def _run(
             segment=segment,
             guided=static.guided[i],
             modulation=modulation,
+            text=text,
             keys=keys,
             trace=trace,
         )
@@ -291,6 +304,33 @@ def _run(
     return order, ids, jax.tree.map(lambda *parts: jnp.concatenate(parts), *steps)
 
 
+def _conditions(
+    model: Transformer,
+    apply: Callable[..., Any],
+    labels: Int[Array, " b"],
+    prompt: Prompt | None,
+    null_prompt: Prompt | None,
+    guided: bool,
+) -> tuple[Float[Array, "k rows c d"], Text | None]:
+    """What conditions the images, the same at all steps; with guidance two rows an image."""
+    if (prompt is None) != (null_prompt is None):
+        raise ValueError("a prompt needs a null_prompt beside it, and the other way round")
+    for texts, rows in ((prompt, labels.shape[0]), (null_prompt, {1, labels.shape[0]})):
+        if texts is not None:
+            free = dict.fromkeys("pe"[: texts.tokens.ndim - 1])
+            shapes.check("the tokens of a prompt", texts.tokens, b=rows, **free)
+    modulation = apply(labels, method="condition")
+    text = None if prompt is None else apply(prompt, modulation, method="read")
+    if not guided:
+        return modulation, text
+    null = apply(jnp.array([model.num_classes]), method="condition")
+    if text is not None and null_prompt is not None:
+        of_each = (null.shape[0], null_prompt.tokens.shape[0], *null.shape[2:])
+        null_text = apply(null_prompt, jnp.broadcast_to(null, of_each), method="read")
+        text = guidance.pair_texts(text, null_text)
+    return guidance.pair(modulation, jnp.broadcast_to(null, modulation.shape)), text
+
+
 def _step(
     apply: Callable[..., Any],
     static: Schedule,
@@ -300,6 +340,7 @@ def _step(
     segment: reveal.Segment,
     guided: bool,
     modulation: Float[Array, "k rows c d"],
+    text: Text | None,
     keys: Key[Array, " b"],
     trace: bool,
 ) -> tuple[tuple, tuple | None]:
@@ -315,7 +356,7 @@ def _step(
         ids, order, step.num_cached, num_visible, segment.windows, exact=exact
     )
     logits, cache = guidance.guided_logits(
-        apply, step_windows, modulation, cache, step.guidance, guided
+        apply, step_windows, modulation, cache, step.guidance, guided, text
     )
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     positions = step_windows.masked.positions

@@ -1,7 +1,7 @@
 """Transformer blocks, and what they need to run over padded windows with a cache."""
 
 import functools
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,31 @@ from enat_jax.models.layers import BATCH, Dense, constrain
 
 # How many slots of a window are real: for all images or for each.
 Count = Int[Array | np.ndarray, ""] | Int[Array | np.ndarray, " b"] | int
+
+
+class Prompt(NamedTuple):
+    """A text before the transformer has read it.
+
+    Attributes:
+        tokens: words, or states of a text encoder, real ones first.
+        length: real tokens; None: all.
+    """
+
+    tokens: Int[Array, "b p"] | Float[Array, "b p e"]
+    length: Count | None = None
+
+
+class Text(NamedTuple):
+    """A text as a window of its own beside those of the reveal order: always visible, not counted.
+
+    Attributes:
+        features: of the text tokens, real ones first; what they are, ``enat.ENAT.read`` says.
+        length: real tokens; None: all.
+    """
+
+    features: Float[Array, "b p d"]
+    length: Count | None
+
 
 ATTENTION = ("xla", "cudnn")
 REMAT = {
@@ -44,7 +69,7 @@ class TransformerFields(Protocol):
 
 def shared_parts(
     model: TransformerFields, num_layers: int, num_vectors: int
-) -> tuple[layers.TokenEmbedding, layers.Modulation, layers.Head]:
+) -> tuple[layers.TokenEmbedding, layers.Modulation | layers.ConstantModulation, layers.Head]:
     """Makes the parts of a transformer that are not blocks; to be called in its ``setup``.
 
     Args:
@@ -69,13 +94,16 @@ def shared_parts(
         model.word_std,
         dtype,
     )
-    modulation = layers.Modulation(
-        model.num_classes, num_layers, num_vectors, model.width, model.gate_bias, dtype
-    )
+    sizes = num_layers, num_vectors, model.width
+    modulation: layers.Modulation | layers.ConstantModulation
+    if model.num_classes:
+        modulation = layers.Modulation(model.num_classes, *sizes, model.gate_bias, dtype)
+    else:
+        modulation = layers.ConstantModulation(*sizes, dtype)
     return embed, modulation, layers.Head(model.codebook_size, dtype)
 
 
-def stack(model: TransformerFields, num_layers: int) -> "Block":
+def stack(model: TransformerFields, num_layers: int, shared_key_value: bool = False) -> "Block":
     """Makes blocks that are one scanned module, with parameters stacked on axis 0.
 
     It is called as one ``Block`` is, with modulation [num_layers, b, vectors, d].
@@ -85,6 +113,7 @@ def stack(model: TransformerFields, num_layers: int) -> "Block":
             computes again instead of keeping it: "none"; "dots": all but the products with weights;
             "full": each block, from its input. ``unroll``: layers per iteration of the scan.
         num_layers: number of blocks.
+        shared_key_value: see ``Block``.
 
     Raises:
         ValueError: ``remat`` or ``attention`` of the model is none of those.
@@ -103,7 +132,7 @@ def stack(model: TransformerFields, num_layers: int) -> "Block":
         in_axes=(0, nn.broadcast, nn.broadcast),
         length=num_layers,
         unroll=model.unroll,
-    )(model.num_heads, model.mlp_ratio, model.attention, jnp.dtype(model.dtype))
+    )(model.num_heads, model.mlp_ratio, model.attention, jnp.dtype(model.dtype), shared_key_value)
 
 
 def modulate(
@@ -149,12 +178,14 @@ class Block(nn.Module):
         mlp_ratio: width of the MLP's hidden layer, in d.
         attention: implementation, see ``attention``.
         dtype: of the computation.
+        shared_key_value: whether keys and values of the context and of ``x`` come from one layer.
     """
 
     num_heads: int
     mlp_ratio: int
     attention: str
     dtype: DTypeLike
+    shared_key_value: bool = False
 
     @nn.compact
     def __call__(
@@ -183,11 +214,12 @@ class Block(nn.Module):
         y = modulate(x, shift_attn, scale_attn)
         query = heads(Dense((width,), self.dtype, (None, "tensor"), name="query")(y))
         packed = functools.partial(Dense, (2, width), self.dtype, (None, None, "tensor"))
-        key_value = packed(name="key_value_self")(y)
+        of_self = packed(name="key_value" if self.shared_key_value else "key_value_self")
+        key_value = of_self(y)
         if context is not None:
-            shift_ctx, scale_ctx = vectors[2:4]
-            of_context = packed(name="key_value_context")(modulate(context, shift_ctx, scale_ctx))
-            key_value = jnp.concatenate([of_context, key_value], axis=1)
+            of_context = of_self if self.shared_key_value else packed(name="key_value_context")
+            context = of_context(modulate(context, *vectors[2:4]))
+            key_value = jnp.concatenate([context, key_value], axis=1)
         key, value = (heads(key_value[:, :, i]) for i in range(2))
         query, key, value = (constrain(y, *per_head) for y in (query, key, value))
         y = attention(query, key, value, mask, self.attention).reshape(x.shape)

@@ -299,3 +299,63 @@ class Modulation(nn.Module):
         bias = jnp.zeros((self.num_layers, self.num_vectors, self.width))
         gates = jnp.array([self.num_vectors - 4, self.num_vectors - 1])
         return bias.at[:, gates].set(self.gate_bias).reshape(shape)
+
+
+class ConstantModulation(nn.Module):
+    """The modulation vectors of a model without class labels: learned, the same for every image.
+
+    They are offsets from a plain pre-norm block, whose shifts and scales are 0 and gates 1, so that
+    weight decay draws the block there and not to one that does nothing.
+
+    Attributes:
+        num_layers, num_vectors, width, dtype: as of ``Modulation``.
+    """
+
+    num_layers: int
+    num_vectors: int
+    width: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, labels: Int[Array, " b"], num_layers: int | None = None
+    ) -> Float[Array, "layers b vectors d"]:
+        """Returns the vectors of the first ``num_layers`` layers; ``labels`` only count images."""
+        shape = (self.num_layers, self.num_vectors, self.width)
+        constants = jnp.asarray(self.param("constants", nn.initializers.zeros, shape))
+        gates = jnp.zeros((self.num_vectors, 1)).at[jnp.array([-4, -1])].set(1.0)
+        vectors = (constants + gates).astype(self.dtype)[:num_layers, None]
+        of_each = (vectors.shape[0], labels.shape[0], *vectors.shape[2:])
+        return constrain(jnp.broadcast_to(vectors, of_each), None, BATCH, None, None)
+
+
+class TextEmbedding(nn.Module):
+    """Text to the width of the transformer: states of an encoder, or words of a learned table.
+
+    Attributes:
+        width: d.
+        vocabulary: words of the table, of N(0, 0.02) at first; None: the text is states of an
+            encoder, which go through a dense layer.
+        num_positions: longest text, of learned positions, N(0, 0.02) at first, that are added;
+            None: no positions.
+        dtype: of the output.
+    """
+
+    width: int
+    vocabulary: int | None
+    num_positions: int | None
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, text: Int[Array, "b p"] | Float[Array, "b p e"]) -> Float[Array, "b p d"]:
+        """Embeds words, 0 <= word < ``vocabulary``, or states."""
+        if self.vocabulary is None:
+            x = Dense((self.width,), self.dtype, (None, None), name="dense")(text)
+        else:
+            table = jnp.asarray(self.param("word", normal, (self.vocabulary, self.width)))
+            x = constrain(table, None, None)[text].astype(self.dtype)
+        if self.num_positions is not None:
+            shape = (self.num_positions, self.width)
+            position = jnp.asarray(self.param("position", normal, shape))
+            x = x + position[: text.shape[1]].astype(self.dtype)
+        return constrain(x, BATCH, None, None)

@@ -34,6 +34,11 @@ class Dims:
         codebook_size: v.
         mlp_ratio: hidden width of the MLPs over d.
         reuse: whether features are cached between steps and go through the projection f.
+        reuse_projection: of f, "mlp" or "linear", see ``enat.ReuseProjection``.
+        labels: whether modulation vectors are made from class labels and not constants.
+        text_tokens: p, of every text, its padding included; 0: no text.
+        text_width: e, of the states that a text is made from; 0: words of a table, which cost none.
+        text_encoding: see ``enat.ENAT``.
     """
 
     width: int
@@ -44,6 +49,11 @@ class Dims:
     codebook_size: int = 1024
     mlp_ratio: int = 4
     reuse: bool = True
+    reuse_projection: str = "mlp"
+    labels: bool = True
+    text_tokens: int = 0
+    text_width: int = 0
+    text_encoding: str = "once"
 
 
 def dims_of(model: Any) -> Dims:
@@ -53,8 +63,14 @@ def dims_of(model: Any) -> Dims:
         if hasattr(model, "num_layers")
         else {"encoder_layers": model.encoder_layers, "decoder_layers": model.decoder_layers}
     )
-    shared = ("width", "num_tokens", "codebook_size", "mlp_ratio", "reuse")
-    return Dims(**layers, **{name: getattr(model, name) for name in shared})
+    shared = ["width", "num_tokens", "codebook_size", "mlp_ratio", "reuse"]
+    if getattr(model, "takes_text", False):
+        layers["text_width"] = model.text_width or 0
+        shared += ["text_tokens", "text_encoding"]
+    if hasattr(model, "reuse_projection"):
+        shared += ["reuse_projection"]
+    values = {name: getattr(model, name) for name in shared}
+    return Dims(**layers, **values, labels=bool(model.num_classes))
 
 
 # --- parts ----------------------------------------------------------------------------------
@@ -76,6 +92,11 @@ def _mlp(dims: Dims, tokens: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
     return 2 * dims.mlp_ratio * dims.width**2 * tokens
 
 
+def _projection(dims: Dims, tokens: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+    """Counts f on cached tokens."""
+    return _mlp(dims, tokens) if dims.reuse_projection == "mlp" else dims.width**2 * tokens
+
+
 def _block(
     dims: Dims, queries: Int[np.ndarray, "..."], context: Int[np.ndarray, "..."]
 ) -> Int[np.ndarray, "..."]:
@@ -91,9 +112,22 @@ def _head(dims: Dims, tokens: Size, rows: int) -> Size:
 
 
 def modulation_cost(dims: Dims, rows: int = 1) -> int:
-    """Counts the modulation vectors of all layers for ``rows`` labels: 8 a block, 6 in a NAT."""
+    """Counts the modulation vectors of all layers for ``rows`` labels: 8 a block, 6 in a NAT.
+
+    Constants, of a model without labels, cost nothing.
+    """
+    if not dims.labels:
+        return 0
     vectors = 8 * (dims.encoder_layers + dims.decoder_layers) + 6 * dims.mixed_layers
     return rows * vectors * dims.width**2
+
+
+def text_cost(dims: Dims, rows: int = 1) -> int:
+    """Counts what ``read`` does for ``rows`` texts; later steps pay for them as keys and values."""
+    p = np.asarray(dims.text_tokens)
+    embedding = dims.text_tokens * dims.text_width * dims.width
+    encoded = dims.encoder_layers if dims.text_encoding == "once" else 0
+    return rows * (embedding + encoded * int(_block(dims, p, np.zeros_like(p))))
 
 
 def encode_cost(dims: Dims, num_cached: Size, num_new: Size) -> Int[np.ndarray, "..."]:
@@ -101,7 +135,8 @@ def encode_cost(dims: Dims, num_cached: Size, num_new: Size) -> Int[np.ndarray, 
 
     Args:
         dims: sizes of the model.
-        num_cached, num_new: window sizes. Without new tokens only f is paid.
+        num_cached, num_new: window sizes. Without new tokens only f is paid, unless the encoder
+            reads a text at every step.
 
     Returns:
         int64 multiply-adds.
@@ -110,7 +145,9 @@ def encode_cost(dims: Dims, num_cached: Size, num_new: Size) -> Int[np.ndarray, 
         ValueError: a size is negative or not whole.
     """
     cached, new = _sizes(num_cached=num_cached, num_new=num_new)
-    return _mlp(dims, cached) + dims.encoder_layers * _block(dims, new, cached)
+    with_new = dims.text_tokens if dims.text_encoding == "every_step" else 0
+    blocks = _block(dims, new + with_new, cached + (dims.text_tokens - with_new))
+    return _projection(dims, cached) + dims.encoder_layers * blocks
 
 
 def decode_cost(dims: Dims, num_visible: Size, num_masked: Size) -> Int[np.ndarray, "..."]:
@@ -129,7 +166,7 @@ def decode_cost(dims: Dims, num_visible: Size, num_masked: Size) -> Int[np.ndarr
         ValueError: a size is negative or not whole.
     """
     visible, masked = _sizes(num_visible=num_visible, num_masked=num_masked)
-    blocks = dims.decoder_layers * _block(dims, masked, visible)
+    blocks = dims.decoder_layers * _block(dims, masked, visible + dims.text_tokens)
     mixed = dims.mixed_layers * _block(dims, visible + masked, np.zeros_like(masked))
     return blocks + mixed + _head(dims, masked, dims.codebook_size)
 
@@ -147,7 +184,9 @@ def step_cost(
     encode_branches: Size = 1,
     decode_branches: Size = 1,
 ) -> Int[np.ndarray, "..."]:
-    """Counts one sampling step of an image without its modulation, which is computed once a call.
+    """Counts one sampling step of an image without what is computed once a call.
+
+    That is its modulation, and the reading of its text.
 
     Args:
         dims: sizes of the model.
@@ -175,8 +214,8 @@ def exact_sampling_cost(
     """Counts a call of the sampler without padding, as exact work.
 
     What the reference computes in vain is not counted: the unconditional branch is decoded only
-    where it has a weight, and encoded up to there; the modulation is computed once for every image
-    and once for "no class"; the head sees masked tokens only.
+    where it has a weight, and encoded up to there; modulation and text are computed once for every
+    image and once for "no class" and "no text"; the head sees masked tokens only.
 
     Args:
         dims: sizes of the model.
@@ -227,15 +266,17 @@ def _sampling_cost(
     """Counts a call of the sampler of steps with these window sizes, each run so many times."""
     guided_later = np.logical_or.accumulate(guided[::-1])[::-1]
     steps = step_cost(dims, *sizes, encode_branches=1 + guided_later, decode_branches=1 + guided)
-    modulation = modulation_cost(dims, batch_size + int(guided.any()))
-    return int(batch_size * (times * steps).sum() + modulation)
+    rows = batch_size + int(guided.any())
+    once = modulation_cost(dims, rows) + text_cost(dims, rows)
+    return int(batch_size * (times * steps).sum() + once)
 
 
 def paper_cost(dims: Dims, num_steps: int) -> int:
     """Counts an image as the "GFLOPs" of the paper's Tables 1 and 6 do, without image decoder.
 
     Both guidance branches at every step, the first included; the modulation once a step and
-    branch; the head on all l tokens and with the row of [MASK].
+    branch; the head on all l tokens and with the row of [MASK]. The encoder of a text is another
+    model, and not counted.
 
     Args:
         dims: sizes of the model.
@@ -248,7 +289,8 @@ def paper_cost(dims: Dims, num_steps: int) -> int:
     head = _head(dims, dims.num_tokens, dims.codebook_size + 1)
     counted_head = _head(dims, steps.num_masked, dims.codebook_size)
     step = step_cost(dims, *steps.sizes)
-    return int(2 * (step - counted_head + head + modulation_cost(dims)).sum())
+    step = step - counted_head + head + modulation_cost(dims)
+    return int(2 * (step.sum() + text_cost(dims)))
 
 
 # --- training -------------------------------------------------------------------------------
@@ -261,7 +303,8 @@ def training_cost(
 
     The backward pass counts as twice the forward pass, for every part that is trained; the few
     products it saves (no gradient into the cache, none into the head's table) are not deducted.
-    The EMA model encodes the cached tokens once, forward only, without a cache of its own.
+    The EMA model encodes the cached tokens once, forward only, without a cache of its own, and
+    reads the text for itself. The frozen encoder of a text is another model, and not counted.
     Recomputation (remat) is not counted, nor is the optimizer.
 
     Args:
@@ -275,9 +318,10 @@ def training_cost(
     Raises:
         ValueError: a size is negative or not whole.
     """
-    student = step_cost(dims, num_cached, num_new, num_visible, num_masked) + modulation_cost(dims)
+    student = step_cost(dims, num_cached, num_new, num_visible, num_masked)
+    student = student + modulation_cost(dims) + text_cost(dims)
     encoder = dataclasses.replace(dims, decoder_layers=0)
-    ema = encode_cost(dims, 0, num_cached) + modulation_cost(encoder)
+    ema = encode_cost(dims, 0, num_cached) + modulation_cost(encoder) + text_cost(dims)
     return 3 * student + np.where(np.greater(num_cached, 0), ema, 0)
 
 

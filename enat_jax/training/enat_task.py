@@ -36,10 +36,10 @@ EVALUATED = 1024  # held-out images, at most
 # out of a block alternate over "tensor": only the second product of a pair is summed over it.
 RULES = (
     (r"(coder|blocks)/(query|mlp/up)/kernel$", (None, "fsdp", "tensor")),
-    (r"(coder|blocks)/key_value_\w+/kernel$", (None, "fsdp", None, "tensor")),
+    (r"(coder|blocks)/key_value(_\w+)?/kernel$", (None, "fsdp", None, "tensor")),
     (r"(coder|blocks)/(out|mlp/down)/kernel$", (None, "tensor", "fsdp")),
     (r"(coder|blocks)/(query|mlp/up)/bias$", (None, "tensor")),
-    (r"(coder|blocks)/key_value_\w+/bias$", (None, None, "tensor")),
+    (r"(coder|blocks)/key_value(_\w+)?/bias$", (None, None, "tensor")),
     (r"modulation/kernel$", (None, "fsdp", "tensor")),
     (r"modulation/bias$", (None, "tensor")),
     (r"project/mlp/up/kernel$", ("fsdp", "tensor")),

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from enat_jax.inference import windows
+from enat_jax.inference import guidance, windows
 from enat_jax.models import losses
+from enat_jax.models.blocks import Prompt
 from enat_jax.models.transformers import Transformer
 from enat_jax.schedules import reveal
 
@@ -18,7 +19,7 @@ def step_loss(
     model: Transformer,
     params: PyTree,
     ema_params: PyTree,
-    batch: Mapping[str, Array],
+    batch: Mapping[str, Any],
     counts: tuple[windows.Count, windows.Count],
     sizes: reveal.Windows,
     *,
@@ -31,8 +32,8 @@ def step_loss(
     Args:
         model: the transformer.
         params: parameters that are trained; ema_params: of the pass that fills the cache.
-        batch: "ids" and "positions", int32 [b, l] in reveal order, and "labels", int32 [b],
-            ``num_classes`` for no class.
+        batch: "ids" and "positions", int32 [b, l] in reveal order, "labels", int32 [b],
+            ``num_classes`` for no class, and for a model of text "prompt", a ``Prompt``.
         counts: ``(num_cached, num_visible)``, see ``windows.cut``.
         sizes: of the windows that hold them; ``num_cached`` 0: no reuse, no EMA pass.
         smoothing: label smoothing, in [0, 1).
@@ -42,7 +43,7 @@ def step_loss(
     Returns:
         ``(loss, metrics)``, float32: means over masked tokens.
     """
-    labels = batch["labels"]
+    labels, prompt = batch["labels"], batch.get("prompt")
     cut = windows.cut(batch["ids"], batch["positions"], *counts, sizes, exact=exact)
     apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
     deterministic = dropout_key is None
@@ -51,8 +52,9 @@ def step_loss(
 
     cache = None
     if sizes.num_cached:
-        cache = _cached_features(model, ema_params, cut, labels)
+        cache = _cached_features(model, ema_params, cut, labels, prompt)
     modulation = apply(labels, method="condition")
+    text = None if prompt is None else apply(prompt, modulation, method="read")
     cache = apply(
         cut.new.ids,
         cut.new.positions,
@@ -63,7 +65,10 @@ def step_loss(
         deterministic=deterministic,
         rngs=rngs[0],
         method="encode",
+        **guidance.of_text(text),
     )
+    if text is not None:
+        cache, text = cache
     logits = apply(
         cut.masked.positions,
         modulation,
@@ -73,6 +78,7 @@ def step_loss(
         deterministic=deterministic,
         rngs=rngs[1],
         method="decode",
+        **guidance.of_text(text),
     )
     targets, real = cut.masked.ids, cut.masked_is_real
     num_masked = sizes.num_masked if cut.num_masked is None else cut.num_masked
@@ -83,17 +89,26 @@ def step_loss(
 
 
 def _cached_features(
-    model: Transformer, ema_params: PyTree, cut: windows.Cut, labels: Array
+    model: Transformer,
+    ema_params: PyTree,
+    cut: windows.Cut,
+    labels: Array,
+    prompt: Prompt | None,
 ) -> Float[Array, "b p d"]:
     """Features of the cached window by the moving average, without gradient or dropout."""
     apply: Callable[..., Any] = functools.partial(
         model.apply, {"params": jax.lax.stop_gradient(ema_params)}
     )
+    modulation = apply(labels, encoder_only=True, method="condition")
+    text = None if prompt is None else apply(prompt, modulation, method="read")
     cache = apply(
         cut.cached.ids,
         cut.cached.positions,
-        apply(labels, encoder_only=True, method="condition"),
+        modulation,
         num_new=cut.num_cached,
         method="encode",
+        **guidance.of_text(text),
     )
+    if text is not None:
+        cache, _ = cache  # the text of the step is read by the parameters that are trained
     return jax.lax.stop_gradient(cache)

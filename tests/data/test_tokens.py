@@ -314,3 +314,22 @@ def test_what_differs_is_named(change, words):
     assert tokens.digest(other) != tokens.digest(PLAN)
     with pytest.raises(ValueError, match=f"out holds or has begun another token set: .*{words}"):
         tokens.refuse_others(pathlib.Path("out"), other, PLAN)
+
+
+def test_images_have_the_keys_of_their_source(tmp_path):
+    spec = dataclasses.replace(SPEC, copies=2)  # so that a shard ends within an image's copies
+    make(tmp_path / "set", spec)
+    assert tokens.image_keys(tmp_path / "set") == [f"{i}.png" for i in range(10)]
+    path = sorted((tmp_path / "set").glob("*-of-*.json"))[1]
+    whole = json.loads(path.read_text())
+    for change, words in (
+        ({"plan": "another"}, "it is of another token set"),
+        ({"keys": 7}, "is damaged"),
+        ({"keys": []}, "names 8 of 10 images"),
+    ):
+        path.write_text(json.dumps(whole | change))
+        with pytest.raises(ValueError, match=words):
+            tokens.image_keys(tmp_path / "set")
+    path.write_text("{")
+    with pytest.raises(ValueError, match="it is not JSON .*: remove .* and start"):
+        tokens.image_keys(tmp_path / "set")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from enat_jax.inference import guidance, sampling, windows
+from enat_jax.models.blocks import Text
 from enat_jax.schedules import reveal
 
 # Of scale 3, four steps, interval (0.25, 0.75).
@@ -58,5 +59,18 @@ def test_branches_lie_side_by_side_and_unguided_steps_decode_one():
     logits, unguided = guidance.guided_logits(apply, cut, modulation, empty, 0.5, guided=False)
     assert logits.ravel().tolist() == c.tolist()
     assert cache.tolist() == unguided.tolist()  # the null rows are encoded all the same
-    modulation, cache = guidance.conditional_only(modulation, cache)
+    modulation, cache, _ = guidance.conditional_only(modulation, cache)
     assert modulation.ravel().tolist() == cache.ravel().tolist() == [1, 2]
+
+
+def test_texts_of_both_branches_lie_side_by_side_and_are_padded():
+    one = Text(jnp.array([[[1.0], [2.0]], [[3.0], [4.0]]]), jnp.array([2, 1]))
+    null = Text(jnp.array([[[5.0], [6.0], [7.0]]]), None)
+    both = guidance.pair_texts(one, null)
+    assert both.features[..., 0].tolist() == [[1, 2, 0], [5, 6, 7], [3, 4, 0], [5, 6, 7]]
+    assert both.length.tolist() == [2, 3, 1, 3]
+    *_, alone = guidance.conditional_only(jnp.zeros((1, 4, 1)), jnp.zeros((4, 0, 1)), both)
+    assert alone.features[..., 0].tolist() == [[1, 2, 0], [3, 4, 0]]
+    assert alone.length.tolist() == [2, 1]
+    whole = guidance.pair_texts(Text(null.features, None), null)
+    assert whole.length is None and whole.features.shape == (2, 3, 1)

@@ -11,6 +11,7 @@ from references import Golden, perturbed
 
 from enat_jax.inference import sampling
 from enat_jax.models import enat, nat
+from enat_jax.models.blocks import Prompt
 from enat_jax.schedules import costs
 
 GREEDY = dict(token_temperature=0.0, mask_temperature=0.0)
@@ -20,11 +21,11 @@ SMALL = enat.ENAT(
 )  # fmt: skip
 
 
-def generate(model, params, settings, labels, index=None, seed=0):
+def generate(model, params, settings, labels, index=None, seed=0, prompts=()):
     index = np.arange(len(labels)) if index is None else index
     sample = sampling.make(model, settings)
-    key = jax.random.key(seed)
-    return np.asarray(sample(params, np.asarray(labels, np.int32), np.asarray(index), key))
+    rows = np.asarray(labels, np.int32), np.asarray(index), jax.random.key(seed), *prompts
+    return np.asarray(sample(params, *rows))
 
 
 @pytest.mark.parametrize("num_segments", [1, 2, 3, None])
@@ -107,6 +108,66 @@ def test_the_baselines_sample_too(model):
     assert 0 <= expected.min() and expected.max() < 20
     settings = dataclasses.replace(NOISY, num_segments=3)
     np.testing.assert_array_equal(generate(model, params, settings, [0, 1, 2]), expected)
+
+
+TEXT = dataclasses.replace(SMALL, num_classes=0, text_width=6, text_tokens=6)
+ENCODINGS = ["once", "every_step"]
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    """Three texts of 4, 2 and 1 states, padding of large numbers behind; and an empty text."""
+    states = jax.random.normal(jax.random.key(1), (3, 5, 6))
+    lengths = np.array([4, 2, 1])
+    states = jnp.where(np.arange(5)[None, :, None] < lengths[:, None, None], states, 50.0)
+    return Prompt(states, lengths), Prompt(jnp.ones((1, 2, 6)), jnp.array([1]))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_an_image_depends_on_its_own_text(prompts, encoding):
+    """Not on segments, the batch or padding of the text, its own or the empty text's."""
+    model = dataclasses.replace(TEXT, text_encoding=encoding)
+    params, (prompt, null) = perturbed(model), prompts
+    labels = np.zeros(3, np.int32)
+    settings = dataclasses.replace(NOISY, num_segments=1)
+    expected = generate(model, params, settings, labels, prompts=prompts)
+    assert len({row.tobytes() for row in expected}) == 3
+    cut = dataclasses.replace(NOISY, num_segments=2)
+    found = generate(model, params, cut, labels, prompts=prompts)
+    np.testing.assert_array_equal(found, expected)
+    for row in range(3):
+        n = prompt.length[row]
+        alone = Prompt(prompt.tokens[row : row + 1, :n]), Prompt(null.tokens[:, :1])
+        one = generate(model, params, settings, [0], [row], prompts=alone)
+        np.testing.assert_array_equal(one[0], expected[row])
+    # The noise knows nothing of the text: with another one, the same seed and place.
+    other = Prompt(prompt.tokens[::-1], prompt.length[::-1]), null
+    assert (generate(model, params, settings, labels, prompts=other) != expected).any()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_negative_prompt_takes_the_place_of_the_empty_text(prompts, encoding):
+    model = dataclasses.replace(TEXT, text_encoding=encoding)
+    params, (prompt, _) = perturbed(model), prompts
+    labels, settings = np.zeros(3, np.int32), dataclasses.replace(NOISY, num_segments=1)
+    # Against itself a prompt is not guided at all.
+    against_itself = generate(model, params, settings, labels, prompts=(prompt, prompt))
+    unguided = dataclasses.replace(settings, guidance_scale=0.0)
+    expected = generate(model, params, unguided, labels, prompts=prompts)
+    np.testing.assert_array_equal(against_itself, expected)
+    assert (generate(model, params, settings, labels, prompts=prompts) != expected).any()
+
+
+def test_prompts_that_do_not_fit_the_images_are_refused(prompts):
+    params, (prompt, _) = perturbed(TEXT), prompts
+    settings = dataclasses.replace(NOISY, num_segments=1)
+    with pytest.raises(ValueError, match="needs a null_prompt"):
+        generate(TEXT, params, settings, [0, 0, 0], prompts=(prompt, None))
+    with pytest.raises(ValueError, match=r"tokens of a prompt must have the shape \[b=2"):
+        generate(TEXT, params, settings, [0, 0], prompts=prompts)
+    with pytest.raises(ValueError, match=r"must have the shape \[b=1 or 4"):
+        four = Prompt(jnp.zeros((4, 1, 6)))
+        generate(TEXT, params, settings, [0] * 4, prompts=(four, Prompt(prompt.tokens[:2])))
 
 
 def test_the_sampler_is_the_method_written_plainly(params):

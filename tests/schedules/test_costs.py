@@ -9,6 +9,7 @@ import pytest
 
 from enat_jax.inference import sampling
 from enat_jax.models import enat, nat, vqgan
+from enat_jax.models.blocks import Prompt
 from enat_jax.schedules import costs, reveal
 
 NAT_S = costs.Dims(288, mixed_layers=8, reuse=False)
@@ -23,6 +24,18 @@ SMALL = dict(num_tokens=16, codebook_size=24, num_classes=5, width=12, num_heads
 SMALL_ENAT = enat.ENAT(**SMALL, encoder_layers=3, decoder_layers=2)
 SMALL_DISENTANGLED = enat.ENAT(**SMALL, encoder_layers=2, decoder_layers=1, reuse=False)
 SMALL_NAT = nat.NAT(**SMALL, num_layers=3)
+
+
+def small_text(**changes):
+    settings = dict(num_classes=0, text_width=7, text_tokens=4, encoder_layers=3, decoder_layers=2)
+    return enat.ENAT(**SMALL | settings | changes)
+
+
+def prompts(model, b):
+    """As many texts as images and one for the unconditional branch, if the model takes any."""
+    if not getattr(model, "takes_text", False):
+        return ()
+    return tuple(Prompt(jnp.zeros((n, 4, 7))) for n in (b, 1))
 
 
 def multiply_adds(function, *args):
@@ -82,6 +95,29 @@ def test_the_systems_cost_what_the_paper_says(dims, num_steps, recount):
     assert total / 1e12 == pytest.approx(recount, rel=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("encoding", "tokens", "num_steps", "billions"),
+    [
+        ("every_step", 77, 8, 230.0),
+        ("every_step", 77, 4, 122.7),
+        ("every_step", 16, 8, 120.5),
+        ("once", 77, 8, 130.5),
+        ("never", 77, 8, 113.9),
+    ],
+)
+def test_only_a_text_read_at_every_step_costs_what_the_paper_says(
+    encoding, tokens, num_steps, billions
+):
+    """0.3 T of Table 5, with the image decoder and 77 states of CLIP ViT-L/14."""
+    text = dict(text_tokens=tokens, text_width=768, text_encoding=encoding, labels=False)
+    dims = costs.Dims(768, 15, 1, **text)
+    total = costs.paper_cost(dims, num_steps)
+    assert total / 1e9 == pytest.approx(billions, abs=0.1)
+    with_decoder = total + costs.image_decoder_cost(vqgan.VQGAN(), 16, 16)
+    agrees = round(with_decoder / 1e12, 1) == 0.3
+    assert agrees == (encoding == "every_step" and num_steps == 8 and tokens == 77)
+
+
 def test_the_image_decoder_costs_what_the_paper_says():
     # 93.27: the paper's 93.6 has the shortcuts at the block's input, where channels are more.
     total = costs.image_decoder_cost(vqgan.VQGAN(), 16, 16)
@@ -96,22 +132,27 @@ def test_the_image_decoder_costs_what_the_paper_says():
         (SMALL_ENAT, 17),  # more steps than tokens: some reveal nothing
         (SMALL_DISENTANGLED, 5),
         (SMALL_NAT, 5),
+        (small_text(), 5),
+        (small_text(text_encoding="every_step"), 5),
     ],
 )
 def test_the_exact_count_is_what_the_sampler_computes(model, num_steps):
     settings = sampling.Settings(num_steps=num_steps)
     sampler = sampling.make(model, settings)
     labels = jnp.zeros(3, int)
-    counted = multiply_adds(sampler, small_params(model), labels, labels, jax.random.key(0))
+    rows = labels, labels, jax.random.key(0), *prompts(model, 3)
+    counted = multiply_adds(sampler, small_params(model), *rows)
     dims = costs.dims_of(model)
     assert costs.exact_sampling_cost(dims, num_steps, batch_size=3) == counted
 
 
-def test_without_guidance_one_branch_is_counted():
-    sampler = sampling.make(SMALL_ENAT, sampling.Settings(num_steps=6, guidance_scale=0.0))
+@pytest.mark.parametrize("model", [SMALL_ENAT, small_text(), small_text(text_encoding="never")])
+def test_without_guidance_one_branch_is_counted(model):
+    sampler = sampling.make(model, sampling.Settings(num_steps=6, guidance_scale=0.0))
     labels = jnp.zeros(2, int)
-    counted = multiply_adds(sampler, small_params(SMALL_ENAT), labels, labels, jax.random.key(0))
-    dims = costs.dims_of(SMALL_ENAT)
+    rows = labels, labels, jax.random.key(0), *prompts(model, 2)
+    counted = multiply_adds(sampler, small_params(model), *rows)
+    dims = costs.dims_of(model)
     assert costs.exact_sampling_cost(dims, 6, guided=False, batch_size=2) == counted
 
 
@@ -150,21 +191,37 @@ def test_the_image_decoder_count_is_what_the_vqgan_computes():
 
 
 @pytest.mark.parametrize(("cached", "visible"), [(0, 5), (2, 5), (5, 5)])
-def test_training_is_three_forward_passes_and_the_ema_encoder(cached, visible):
-    model = SMALL_ENAT
-    apply = lambda params, *args, method: model.apply({"params": params}, *args, method=method)  # noqa: E731
+@pytest.mark.parametrize(
+    "model",
+    [
+        SMALL_ENAT,
+        small_text(),
+        small_text(text_encoding="every_step", shared_key_value=True),
+        small_text(text_encoding="never", reuse_projection="linear", num_classes=5),
+        small_text(text_width=None, text_vocabulary=9),
+    ],
+    ids=["labels", "once", "every_step", "never", "words"],
+)
+def test_training_is_three_forward_passes_and_the_ema_encoder(model, cached, visible):
+    text = jnp.zeros((1, 4, 7)) if model.text_width else jnp.zeros((1, 4), int)
+    apply = lambda params, *args, **how: model.apply({"params": params}, *args, **how)  # noqa: E731
     zeros = lambda n: jnp.zeros((1, n), int)  # noqa: E731
 
     def student(params):
         modulation = apply(params, zeros(1)[0], method="condition")
         cache, ids = jnp.zeros((1, cached, 12)), zeros(visible - cached)
-        cache = apply(params, ids, ids, modulation, cache, method="encode")
-        return apply(params, zeros(16 - visible), modulation, cache, method="decode")
+        if model.takes_text:
+            read = apply(params, Prompt(text), modulation, method="read")
+            cache, read = apply(params, ids, ids, modulation, cache, text=read, method="encode")
+        else:
+            read, cache = None, apply(params, ids, ids, modulation, cache, method="encode")
+        return apply(params, zeros(16 - visible), modulation, cache, text=read, method="decode")
 
     def ema(params):
         # Of the modulation, encoding needs the three encoder layers: 3/5 of the vectors.
         modulation = jnp.zeros((5, 1, 8, 12))
-        return apply(params, zeros(cached), zeros(cached), modulation, method="encode")
+        read = apply(params, Prompt(text), modulation, method="read") if model.takes_text else None
+        return apply(params, zeros(cached), zeros(cached), modulation, text=read, method="encode")
 
     params, dims = small_params(model), costs.dims_of(model)
     expected = 3 * multiply_adds(student, params)

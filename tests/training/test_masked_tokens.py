@@ -1,5 +1,6 @@
 """Training the transformer: loss and gradients against the reference, and the update."""
 
+import dataclasses
 import functools
 
 import chex
@@ -12,6 +13,7 @@ from references import Golden, order_of, perturbed, rows
 
 from enat_jax.inference import masked_scores
 from enat_jax.models import conversion, enat
+from enat_jax.models.blocks import Prompt
 from enat_jax.schedules import reveal, shape_buckets
 from enat_jax.training import masked_tokens
 
@@ -113,6 +115,54 @@ def test_the_cache_comes_from_the_ema_model_and_has_no_gradient():
     assert loss != gradients(params, params)[0]
 
 
+TEXT = dataclasses.replace(MODEL, num_classes=0, text_width=6, text_tokens=5)
+ENCODINGS = ["once", "every_step"]
+
+
+def text_batch(*lengths):
+    states = jax.random.normal(jax.random.key(1), (4, 5, 6))
+    return random_batch() | {
+        "labels": np.zeros(4, np.int32),
+        "prompt": Prompt(states, np.array(lengths)),
+    }
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(("cached", "visible"), [(0, 0), (0, 5), (2, 5), (5, 5)])
+def test_padded_steps_with_a_text_equal_exact_ones(encoding, cached, visible):
+    """Also of the text: a window of exactly its length says what a longer one does."""
+    model = dataclasses.replace(TEXT, text_encoding=encoding)
+    params, batch = perturbed(model), text_batch(3, 3, 3, 3)
+    counts = (jnp.int32(cached), jnp.int32(visible))
+    exact = reveal.Windows(cached, visible - cached, visible, 16 - visible)
+    short = batch | {"prompt": Prompt(batch["prompt"].tokens[:, :3])}
+    expected = loss_and_gradients(model, params, short, counts, exact, exact=True)
+    room = reveal.Windows(cached + 2 if cached else 0, visible - cached + 1, visible + 3, 16)
+    padded = loss_and_gradients(model, params, batch, counts, room, exact=False)
+    chex.assert_trees_all_close(padded, expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_the_text_is_trained_by_the_loss_and_not_by_the_cache(encoding):
+    model = dataclasses.replace(TEXT, text_encoding=encoding)
+    params, ema, batch = perturbed(model), perturbed(model, seed=5), text_batch(5, 2, 1, 3)
+    windows, counts = reveal.Windows(4, 3, 7, 9), (jnp.int32(4), jnp.int32(7))
+
+    @jax.jit
+    def gradients(params, ema):
+        loss = lambda p, e: masked_tokens.step_loss(  # noqa: E731
+            model, p, e, batch, counts, windows, smoothing=0.1, exact=True
+        )[0]
+        return loss(params, ema), *jax.grad(loss, argnums=(0, 1))(params, ema)
+
+    loss, of_params, of_ema = gradients(params, ema)
+    assert not any(x.any() for x in jax.tree.leaves(of_ema))
+    assert jnp.abs(of_params["embed_text"]["dense"]["kernel"]).max() > 1e-5
+    # The EMA reads the text, too: what it makes of it is in the cache.
+    deaf = ema | {"embed_text": jax.tree.map(jnp.zeros_like, ema["embed_text"])}
+    assert loss != gradients(params, deaf)[0]
+
+
 def test_random_orders_are_permutations_and_uniform():
     order = np.asarray(masked_scores.random_order(jax.random.key(0), (3000, 5)))
     assert (np.sort(order, axis=1) == np.arange(5)).all()
@@ -132,3 +182,21 @@ def test_masked_scores_see_what_they_are_given():
     other, _ = score(changed, batch["labels"], batch["positions"], num_visible=5)
     np.testing.assert_allclose(loss[:, :-1], other[:, :-1], rtol=1e-5)
     assert not np.allclose(loss[:, -1], other[:, -1])
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_masked_scores_see_the_text(encoding):
+    model = dataclasses.replace(TEXT, text_encoding=encoding)
+    params, batch = perturbed(model), text_batch(5, 2, 1, 3)
+    rows = batch["ids"], batch["labels"], batch["positions"]
+    score = functools.partial(masked_scores.scores, model, params, *rows, num_visible=5)
+    prompt = batch["prompt"]
+    loss, _ = score(prompt=prompt)
+    rolled, _ = score(prompt=Prompt(*(jnp.roll(x, 1, axis=0) for x in prompt)))
+    assert not np.allclose(loss, rolled)
+    windows, counts = reveal.Windows(0, 5, 5, 11), (jnp.int32(0), jnp.int32(5))
+    revealed = batch | {"ids": np.take_along_axis(batch["ids"], batch["positions"], axis=1)}
+    expected, _ = masked_tokens.step_loss(
+        model, params, params, revealed, counts, windows, smoothing=0.0, exact=True
+    )
+    np.testing.assert_allclose(loss.mean(), expected, rtol=1e-5)
