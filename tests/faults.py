@@ -294,7 +294,7 @@ def unclear(fault: Fault, ended: Ended) -> str | None:
         return "what is whole is called damaged"
     target = pathlib.PurePath(fault.target)
     names = {str(x) for x in (target, *target.parents)} - {"."} | {target.name}
-    if target.name.startswith("pictures"):
+    if target.parts and target.parts[0].startswith("pictures"):
         names |= {".png", "num_images"}  # one of those within, or how many there are
     if fault.target != "." and not any(name in said[0] for name in names):
         return "the line does not say where"

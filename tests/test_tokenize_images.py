@@ -336,7 +336,8 @@ def program(model, out, *arguments):
 
 
 def environment():
-    flags = "--xla_backend_optimization_level=0"
+    # Those of the tests, which a set records, but for the devices.
+    flags = " ".join(x for x in os.environ["XLA_FLAGS"].split() if "host_platform" not in x)
     return {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
