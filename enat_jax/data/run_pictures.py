@@ -268,7 +268,7 @@ class RunPictures:
 
     def _write(self, name: str, content: Any) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
-        data = gzip.compress(json.dumps(content).encode(), compresslevel=1)
+        data = gzip.compress(json.dumps(content).encode(), compresslevel=1, mtime=0)
         files.write_atomically(self._path(name), data)
 
     def _read(self, name: str) -> Any:

@@ -119,7 +119,9 @@ def test_an_interrupted_scan_goes_on_where_it_was(run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\x1f\x8b\x08", gzip.compress(b"[1"), gzip.compress(b"[]")]
+    "content",
+    [b"", b"\x1f\x8b\x08", gzip.compress(b"[1"), gzip.compress(b"[]")],
+    ids=["empty", "cut", "no JSON", "no notes"],
 )
 def test_damaged_notes_are_made_anew(run, content):
     run.mend()
