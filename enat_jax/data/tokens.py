@@ -464,7 +464,7 @@ def refuse_others(directory: pathlib.Path, found: dict[str, Any], wanted: dict[s
             f"{directory} holds or has begun another token set: its {name} is "
             f"{_short(before)}, now it would be {_short(now)}{changed}"
             f"{f', and {len(different) - 1} more differ' if different[1:] else ''}; "
-            "remove it or choose another directory",
+            "choose another directory",
             different,
         )
 
