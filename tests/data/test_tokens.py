@@ -301,8 +301,8 @@ def test_places_and_other_files_do_not_matter():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"num_images": 9}, "its num_images is 9, now it would be 10; remove it"),
-        ({"num_images": 9, "listing": "cd"}, "now it would be 10, and 1 more differ; remove it"),
+        ({"num_images": 9}, "its num_images is 9, now it would be 10; choose"),
+        ({"num_images": 9, "listing": "cd"}, "now it would be 10, and 1 more differ; choose"),
         (
             {"listing": "cd"},
             r"source.listing is 'cd', .*\.\.\. \(pictures were renamed or changed\)",
