@@ -163,7 +163,7 @@ def _report(
             "such as"
         )
         examples = list(dict.fromkeys(every[caption] for caption in cut))[:SHOWN]
-        dropped = made.kind.window(examples, context).dropped
+        dropped = text_tokens.window(made.kind, examples, context).dropped
         lines += [
             f"  {shortened(words)} of {shortened(text)}"
             for text, words in zip(examples, dropped, strict=True)

@@ -5,16 +5,12 @@ wide characters become other tokens there. The package ``tokenizers`` does the b
 repairs what a wrong decoding has left; the extra ``text`` brings both.
 """
 
-import dataclasses
 import functools
 import gzip
 import html
 import pathlib
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
-from jaxtyping import Int
 
 START, END = 49406, 49407
 CONTEXT = 77  # tokens of a text, its start, its end and its padding among them
@@ -24,21 +20,6 @@ _PIECES = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
     r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """Texts in a window of one size.
-
-    Attributes:
-        ids: tokens with start and end, padded behind.
-        lengths: tokens of each text, start and end among them.
-        dropped: of each text the words that had no room, "" mostly.
-    """
-
-    ids: Int[np.ndarray, "n p"]
-    lengths: Int[np.ndarray, " n"]
-    dropped: tuple[str, ...]
 
 
 def clean(text: str) -> str:
@@ -61,29 +42,13 @@ def encode(texts: Sequence[str]) -> list[list[int]]:
     return [encoding.ids for encoding in found]
 
 
-def window(texts: Sequence[str], pad: int = END, context: int = CONTEXT) -> Window:
-    """Returns texts as a text encoder takes them.
+def rest(text: str, kept: int) -> str:
+    """Returns what of a text stands behind its first ``kept`` tokens, from a whole word on.
 
     Args:
-        texts: any; "" is the empty text.
-        pad: what follows a text: its end, as Hugging Face pads OpenAI's weights, or 0, as OpenAI
-            and OpenCLIP do. Weights do not say it, and states behind the end depend on it.
-        context: p, at least 2. Of a longer text the first p - 2 tokens stay.
-
-    Raises:
-        ImportError: ``tokenizers`` or ``ftfy`` is not installed.
+        text: any; what is returned is cleaned.
+        kept: fewer tokens than it has.
     """
-    ids = np.full((len(texts), context), pad, np.int32)
-    lengths, dropped = np.empty(len(texts), np.int32), []
-    for row, (text, found) in enumerate(zip(texts, encode(texts), strict=True)):
-        kept = [START, *found[: context - 2], END]
-        ids[row, : len(kept)], lengths[row] = kept, len(kept)
-        dropped.append(_rest(text, context - 2) if len(found) > context - 2 else "")
-    return Window(ids, lengths, tuple(dropped))
-
-
-def _rest(text: str, kept: int) -> str:
-    """Returns what of a cleaned text stands behind its first ``kept`` tokens, from a whole word."""
     text = clean(text)
     encoding = _byte_pairs().encode(text, add_special_tokens=False)
     start = encoding.offsets[kept][0]

@@ -6,7 +6,6 @@ says in JSON values what a number means, and ``of_identity`` turns it back into 
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,11 +13,26 @@ import numpy as np
 from jaxtyping import Int
 
 from enat_jax.data import clip_tokens, scenes
-from enat_jax.data.clip_tokens import Window
+from enat_jax.runtime import files, paths
 
 MIRRORED = ("left", "right")  # words that change places in a picture that is mirrored
 MAX_WORDS = 2**16 - 1  # that 16 bits can number, with the first token
 _SHOWN = 30  # words of a vocabulary in a message
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Texts in a window of one size.
+
+    Attributes:
+        ids: tokens with start and end, padded behind.
+        lengths: tokens of each text, start and end among them.
+        dropped: of each text the words that had no room, "" mostly.
+    """
+
+    ids: Int[np.ndarray, "n p"]
+    lengths: Int[np.ndarray, " n"]
+    dropped: tuple[str, ...]
 
 
 class TextTokens(Protocol):
@@ -55,8 +69,8 @@ class TextTokens(Protocol):
             ImportError: a package is not installed.
         """
 
-    def window(self, texts: Sequence[str], context: int) -> Window:
-        """Returns texts in a window of ``context`` tokens; raises as ``encode`` does."""
+    def rest(self, text: str, kept: int) -> str:
+        """Returns what of a text, as it is tokenized, stands behind its first ``kept`` tokens."""
 
     def identity(self) -> dict[str, Any]:
         """Returns JSON values that decide what the tokens of a text are."""
@@ -67,8 +81,9 @@ class Clip:
     """The byte pairs of CLIP, see ``clip_tokens``.
 
     Attributes:
-        pad: what follows the end of a text; it depends on the text encoder and is no part of the
-            identity, because stored texts are not padded.
+        pad: what follows a text: its end, as Hugging Face pads OpenAI's weights, or 0, as OpenAI
+            and OpenCLIP do. Weights do not say it, and states behind the end depend on it. It is no
+            part of the identity, because stored texts are not padded.
     """
 
     pad: int = clip_tokens.END
@@ -82,8 +97,8 @@ class Clip:
         """See ``TextTokens``, as for the next two."""
         return clip_tokens.encode(texts)
 
-    def window(self, texts: Sequence[str], context: int = clip_tokens.CONTEXT) -> Window:
-        return clip_tokens.window(texts, self.pad, context)
+    def rest(self, text: str, kept: int) -> str:
+        return clip_tokens.rest(text, kept)
 
     def identity(self) -> dict[str, Any]:
         return {"kind": "clip"}
@@ -144,18 +159,8 @@ class Words:
             f"{' '.join(self.vocabulary[:_SHOWN])}{f' and {more:,} more' if more > 0 else ''}"
         )
 
-    def window(self, texts: Sequence[str], context: int) -> Window:
-        found = self.encode(texts)
-        counts = np.array([len(ids) for ids in found], np.int64)
-        ids, lengths = framed(
-            self,
-            np.array([i for ids in found for i in ids], np.int64),
-            np.cumsum(counts) - counts,
-            counts,
-            context,
-        )
-        dropped = (" ".join(text.lower().split()[context - 1 :]) for text in texts)
-        return Window(ids, lengths, tuple(dropped))
+    def rest(self, text: str, kept: int) -> str:
+        return " ".join(text.lower().split()[kept:])
 
     def identity(self) -> dict[str, Any]:
         return {"kind": "words", "vocabulary": list(self.vocabulary)}
@@ -169,6 +174,24 @@ def shortened(text: str, limit: int = 80) -> str:
 def added(kind: TextTokens) -> int:
     """Returns how many tokens a text has beside those of ``encode``: its start, and its end."""
     return 1 + (kind.end is not None)
+
+
+def window(kind: TextTokens, texts: Sequence[str], context: int) -> Window:
+    """Returns texts in a window of ``context`` tokens, see ``framed``; raises as ``encode`` does.
+
+    Args:
+        kind: of the tokens.
+        texts: any; "" is the empty text.
+        context: p. Of a longer text the first tokens stay.
+    """
+    found = kind.encode(texts)
+    counts = np.array([len(ids) for ids in found], np.int64)
+    flat = np.array([token for ids in found for token in ids], np.int64)
+    ids, lengths = framed(kind, flat, np.cumsum(counts) - counts, counts, context)
+    room = context - added(kind)
+    long = (counts > room).tolist()
+    rests = (kind.rest(x, room) if is_long else "" for x, is_long in zip(texts, long, strict=True))
+    return Window(ids, lengths, tuple(rests))
 
 
 def framed(
@@ -237,10 +260,8 @@ def read_vocabulary(name: str) -> Words:
     """
     if name == "scenes":
         return Words(scenes.WORDS)
+    lines = files.read_text(paths.local(name)).split("\n")
     try:
-        lines = pathlib.Path(name).expanduser().read_text(encoding="utf-8-sig").split("\n")
         return Words(tuple(line.strip() for line in lines if line.strip()))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 ({error}): save it as UTF-8") from error
     except ValueError as error:
         raise ValueError(f"{name}: {error}: a vocabulary has a word on each line") from error

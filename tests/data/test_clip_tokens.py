@@ -8,7 +8,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from enat_jax.data import clip_tokens
+from enat_jax.data import clip_tokens, text_tokens
+from enat_jax.data.text_tokens import Clip
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("ftfy")
@@ -27,7 +28,7 @@ def test_the_merges_are_openai_s():
 def test_tokens_equal_the_reference(prompt):
     assert clip_tokens.clean(prompt["text"]) == prompt["cleaned"]
     expected = prompt.get("ids_plain", prompt["ids"])
-    found = clip_tokens.window([prompt["text"]])
+    found = text_tokens.window(Clip(), [prompt["text"]], clip_tokens.CONTEXT)
     assert found.ids[0, : found.lengths[0]].tolist() == expected
     if "ids_plain" not in prompt:
         (tokens,) = clip_tokens.encode([prompt["text"]])
@@ -47,7 +48,7 @@ def test_symbols_have_openai_s_numbers():
 
 
 def test_a_window_is_padded_and_says_what_it_drops():
-    found = clip_tokens.window(["", "a photo of a cat", "one two three four"], pad=0, context=5)
+    found = text_tokens.window(Clip(pad=0), ["", "a photo of a cat", "one two three four"], 5)
     assert found.ids.tolist()[0] == [clip_tokens.START, clip_tokens.END, 0, 0, 0]
     assert found.ids.dtype == np.int32
     assert found.lengths.tolist() == [2, 5, 5]
@@ -59,6 +60,6 @@ def test_a_window_is_padded_and_says_what_it_drops():
     "text", ["\0", "\u200f\u202e right to left", "\ud7ff\U0001f9ff", "x" * 10_000, "\t\n"]
 )
 def test_no_text_is_too_odd(text):
-    found = clip_tokens.window([text])
+    found = text_tokens.window(Clip(), [text], clip_tokens.CONTEXT)
     assert 2 <= found.lengths[0] <= 77
     assert 0 <= found.ids.min() and found.ids.max() <= clip_tokens.END
