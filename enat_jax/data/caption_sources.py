@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from enat_jax.data import coco, decoding, readers, scenes, tfds_records
 from enat_jax.data.text_tokens import shortened
+from enat_jax.runtime import files, paths
 
 KINDS = (
     "captions are the path of a .json file of COCO, of a .jsonl, .tsv, .zip or .tar file or of a "
@@ -38,7 +39,6 @@ KINDS = (
 FIELDS = ("text", "caption", "captions")  # of a .jsonl file; the first that is there
 TFDS_FEATURE = "captions/text"
 MAX_BYTES = 2**20  # of a file beside a picture
-_SAVE_AS_UTF8 = "is not UTF-8 ({error}): save it as UTF-8"
 
 
 class Found(NamedTuple):
@@ -101,7 +101,7 @@ def read(
         known = tokenized.get("location", {})
         location = {name: value or known.get(name) for name, value in location.items()}
         return _tfds(source, field or TFDS_FEATURE, location)
-    path = pathlib.Path(source).expanduser()
+    path = paths.local(source)
     if path.is_dir():
         return _folder(path, field)
     if not path.is_file():
@@ -112,7 +112,7 @@ def read(
         raise ValueError(f"{source!r} is a compressed tar file: unpack it")
     match os.path.splitext(name)[1]:
         case ".json":
-            return itertools.starmap(Found, coco.captions(path, _json(path, _text(path))))
+            return itertools.starmap(Found, coco.captions(path, _json(path, files.read_text(path))))
         case ".jsonl":
             return _lines(path, field)
         case ".tsv":
@@ -266,11 +266,7 @@ def _decoded(data: bytes, place: object) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{place} {_SAVE_AS_UTF8.format(error=error)}") from error
-
-
-def _text(path: pathlib.Path) -> str:
-    return _decoded(path.read_bytes(), path)
+        raise ValueError(f"{place} is not UTF-8 ({error}): save it as UTF-8") from error
 
 
 def _json(place: object, text: str) -> Any:
@@ -344,11 +340,7 @@ def _folder(path: pathlib.Path, field: str | None) -> Iterator[Found]:
                 with open(file, "rb") as opened:
                     content = opened.read(MAX_BYTES + 1)
                 key = os.path.relpath(os.path.join(top, stem), path)
-                yield Found(_as_utf8(key), content, str(file), whole=True)
-
-
-def _as_utf8(name: str) -> str:
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+                yield Found(readers.as_utf8(key), content, str(file), whole=True)
 
 
 def _zip(path: pathlib.Path) -> Iterator[Found]:
@@ -360,7 +352,7 @@ def _zip(path: pathlib.Path) -> Iterator[Found]:
                 if extension.lower() == ".txt" and not info.is_dir():
                     with archive.open(info) as file:
                         content = file.read(MAX_BYTES + 1)
-                    yield Found(_as_utf8(stem), content, f"{path}: {name!r}", whole=True)
+                    yield Found(readers.as_utf8(stem), content, f"{path}: {name!r}", whole=True)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         # RuntimeError is what the module raises of encrypted files.
         raise ValueError(f"{path} cannot be read as a zip file ({error}): pack it again") from error
@@ -376,7 +368,7 @@ def _tar(path: pathlib.Path) -> Iterator[Found]:
                 file = archive.extractfile(member) if member.isreg() else None
                 if file is None or extension.lower() not in (".txt", ".json"):
                     continue
-                stem, place = _as_utf8(stem), f"{path}: {member.name!r}"
+                stem, place = readers.as_utf8(stem), f"{path}: {member.name!r}"
                 content = file.read(MAX_BYTES + 1)
                 if extension.lower() == ".txt":
                     found[stem] = Found(stem, content, place, whole=True)

@@ -170,10 +170,10 @@ class Folder(Reader):
         for top, folders, names in os.walk(self._root, onerror=_raise, followlinks=True):
             above = "" if top == self._root else f"{os.path.relpath(top, self._root)}/"
             for name in folders:
-                listing.add_folder(_as_utf8(above + name))
+                listing.add_folder(as_utf8(above + name))
             folders[:] = [x for x in folders if not _is_litter(x) and not self._in_circle(top, x)]
             for name in names:
-                key = _as_utf8(above + name)
+                key = as_utf8(above + name)
                 if key != above + name:
                     self._names[key] = above + name
                 try:
@@ -216,7 +216,8 @@ def _raise(error: OSError) -> NoReturn:
     raise error
 
 
-def _as_utf8(name: str) -> str:
+def as_utf8(name: str) -> str:
+    """Returns the name of a file as text that can be written: bytes that are not UTF-8 escaped."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -418,7 +419,7 @@ def _member_key(path: str | os.PathLike, name: str) -> str:
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or "\0" in name:
         raise _unsafe(path, name)
-    return _as_utf8("/".join(part for part in parts if part not in ("", ".")))
+    return as_utf8("/".join(part for part in parts if part not in ("", ".")))
 
 
 def _unsafe(path: str | os.PathLike, name: str) -> ValueError:

@@ -25,7 +25,7 @@ from enat_jax.checkpoints import model_files
 from enat_jax.evaluation import inception_weights
 from enat_jax.evaluation.feature_network import BATCH_SIZE, Features
 from enat_jax.models import classifier, inception
-from enat_jax.runtime import files, os_errors
+from enat_jax.runtime import files, os_errors, paths
 
 FORMAT = "enat_jax features 1"
 DOWNLOAD = "download"  # in place of the path of Inception's weights
@@ -51,7 +51,7 @@ def open_features(
         ValueError: if there are no such features, or a file is damaged; one line that names it.
     """
     kind, _, setting = text.partition(":")
-    path = pathlib.Path(text).expanduser()
+    path = paths.local(text)
     if text == "inception":
         return _open_inception("pytorch-fid", weights, batch_size)
     if kind == "inception":

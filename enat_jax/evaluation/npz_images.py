@@ -5,7 +5,6 @@ model with classes ``arr_1``, their labels. ADM's references hold statistics bes
 ``statistics``.
 """
 
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from enat_jax.evaluation import npz_files
+from enat_jax.runtime import paths
 
 IMAGES, LABELS = "arr_0", "arr_1"
 MAX_CLASSES = 10**6
@@ -39,7 +39,7 @@ class NpzImages:
     """
 
     def __init__(self, path: str) -> None:
-        self._path = pathlib.Path(path).expanduser()
+        self._path = paths.local(path)
         with npz_files.open_npz(self._path, ADVICE) as archive:
             if IMAGES not in archive:
                 names = ", ".join(archive) or "no arrays"
