@@ -84,7 +84,7 @@ def finished(model, tmp_path_factory):
 
 def records_by_key(directory):
     rows = tokens.TokenSet.open(directory).rows
-    keys = tiny.image_keys(directory)
+    keys = tokens.image_keys(directory)
     names = tokens.read_metadata(directory)["class_names"]
     return {
         keys[row["image"]]: (names[row["label"]], row["tokens"].tolist())

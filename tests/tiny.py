@@ -1,7 +1,6 @@
 """A tokenizer and a generator with random weights, small enough to be run by many tests."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -111,12 +110,3 @@ def write_tokens(directory, made):
         tokens.write_shard(directory, spec, shard, made.rows[items], [str(i) for i in items], [])
     assert tokens.finish(directory, spec)
     return directory
-
-
-def image_keys(directory):
-    """What a finished set's images are called in their source, by the `image` of its records."""
-    keys = {}
-    for path in directory.glob("*-of-*.json"):
-        shard = json.loads(path.read_text())
-        keys |= dict(enumerate(shard["keys"], shard["first_image"]))
-    return [keys[image] for image in range(len(keys))]

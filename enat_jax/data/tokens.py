@@ -364,7 +364,7 @@ def image_keys(directory: str | os.PathLike) -> list[str]:
         FileNotFoundError: there is no token set.
         ValueError: it is unfinished or damaged.
     """
-    directory = pathlib.Path(directory)
+    directory = paths.local(directory)
     metadata = read_metadata(directory)
     keys: dict[int, str] = {}
     num_shards = len(metadata["shards"])

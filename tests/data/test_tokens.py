@@ -10,7 +10,6 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import tiny
 
 from enat_jax.data import tokens
 
@@ -95,7 +94,7 @@ def test_metadata_say_what_is_in_it(tmp_path):
 def test_records_lead_back_to_their_images(tmp_path):
     spec = dataclasses.replace(SPEC, copies=3, batch_size=1)  # images across shards of 4 items
     directory = make(tmp_path / "set", spec)
-    keys = tiny.image_keys(directory)
+    keys = tokens.image_keys(directory)
     assert keys == [f"{i}.png" for i in range(10)]
     last = tokens.TokenSet.open(directory).rows[np.array([59])]
     assert keys[last["image"][0]] == "9.png"
