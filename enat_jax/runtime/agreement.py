@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import UInt8
 
 
 def broadcast_from_first(function: Callable[[], Any]) -> Any:
@@ -20,19 +21,13 @@ def broadcast_from_first(function: Callable[[], Any]) -> Any:
     """
     if jax.process_count() == 1:
         return function()
-    outcome, failure = None, None
-    if jax.process_index() == 0:
-        try:
-            outcome = {"value": function()}
-        except Exception as error:  # whatever it is, the others must not wait for ever
-            outcome, failure = {"error": f"{type(error).__name__}: {error}"}, error
-    sent = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
+    sent, failure = _tried(function) if jax.process_index() == 0 else (_as_bytes(None), None)
     # An array must have the same shape everywhere: its length goes first.
     length = int(multihost_utils.broadcast_one_to_all(np.int32(sent.size)))
     sent = multihost_utils.broadcast_one_to_all(np.resize(sent, length))
     if failure is not None:
         raise failure
-    outcome = json.loads(np.asarray(sent, np.uint8).tobytes())
+    outcome = _of_bytes(sent)
     if "error" in outcome:
         raise OSError(f"the first process failed with {outcome['error']}")
     return outcome["value"]
@@ -49,24 +44,32 @@ def gather(function: Callable[[], Any]) -> list[Any]:
     """
     if jax.process_count() == 1:
         return [function()]
-    outcome, failure = None, None
-    try:
-        outcome = {"value": function()}
-    except Exception as error:  # whatever it is, the others must not wait for ever
-        outcome, failure = {"error": f"{type(error).__name__}: {error}"}, error
-    sent = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
+    sent, failure = _tried(function)
     lengths = multihost_utils.process_allgather(np.int32(sent.size))
     rows = multihost_utils.process_allgather(np.resize(sent, lengths.max()))
     if failure is not None:
         raise failure
-    found = [
-        json.loads(np.asarray(row[:n], np.uint8).tobytes())
-        for row, n in zip(rows, lengths, strict=True)
-    ]
+    found = [_of_bytes(row[:n]) for row, n in zip(rows, lengths, strict=True)]
     for process, outcome in enumerate(found):
         if "error" in outcome:
             raise OSError(f"process {process} failed with {outcome['error']}")
     return [outcome["value"] for outcome in found]
+
+
+def _tried(function: Callable[[], Any]) -> tuple[UInt8[np.ndarray, " n"], Exception | None]:
+    """Returns what a function returns or raises, to be sent, and what it raises."""
+    try:
+        return _as_bytes({"value": function()}), None
+    except Exception as error:  # whatever it is, the others must not wait for ever
+        return _as_bytes({"error": f"{type(error).__name__}: {error}"}), error
+
+
+def _as_bytes(value: Any) -> UInt8[np.ndarray, " n"]:
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
+
+
+def _of_bytes(sent: Any) -> Any:
+    return json.loads(np.asarray(sent, np.uint8).tobytes())
 
 
 def raise_on_all(failure: Exception | None, minor: type[Exception]) -> None:
