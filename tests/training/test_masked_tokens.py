@@ -99,18 +99,26 @@ def test_padded_steps_equal_exact_ones_in_every_bucket():
         chex.assert_trees_all_close(padded, expected, rtol=1e-5, atol=2e-6)
 
 
-def test_the_cache_comes_from_the_ema_model_and_has_no_gradient():
-    params, ema, batch = perturbed(MODEL), perturbed(MODEL, seed=5), random_batch()
+def gradients_of_both(model, batch):
+    """A function of parameters and their average: the loss of a step that reuses four tokens of
+    seven, and its gradients in both.
+    """
     windows, counts = reveal.Windows(4, 3, 7, 9), (jnp.int32(4), jnp.int32(7))
 
     @jax.jit
     def gradients(params, ema):
         loss = lambda p, e: masked_tokens.step_loss(  # noqa: E731
-            MODEL, p, e, batch, counts, windows, smoothing=0.1, exact=True
+            model, p, e, batch, counts, windows, smoothing=0.1, exact=True
         )[0]
-        return loss(params, ema), jax.grad(loss, argnums=1)(params, ema)
+        return loss(params, ema), *jax.grad(loss, argnums=(0, 1))(params, ema)
 
-    loss, of_ema = gradients(params, ema)
+    return gradients
+
+
+def test_the_cache_comes_from_the_ema_model_and_has_no_gradient():
+    params, ema = perturbed(MODEL), perturbed(MODEL, seed=5)
+    gradients = gradients_of_both(MODEL, random_batch())
+    loss, _, of_ema = gradients(params, ema)
     assert not any(x.any() for x in jax.tree.leaves(of_ema))
     assert loss != gradients(params, params)[0]
 
@@ -145,16 +153,8 @@ def test_padded_steps_with_a_text_equal_exact_ones(encoding, cached, visible):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_the_text_is_trained_by_the_loss_and_not_by_the_cache(encoding):
     model = dataclasses.replace(TEXT, text_encoding=encoding)
-    params, ema, batch = perturbed(model), perturbed(model, seed=5), text_batch(5, 2, 1, 3)
-    windows, counts = reveal.Windows(4, 3, 7, 9), (jnp.int32(4), jnp.int32(7))
-
-    @jax.jit
-    def gradients(params, ema):
-        loss = lambda p, e: masked_tokens.step_loss(  # noqa: E731
-            model, p, e, batch, counts, windows, smoothing=0.1, exact=True
-        )[0]
-        return loss(params, ema), *jax.grad(loss, argnums=(0, 1))(params, ema)
-
+    params, ema = perturbed(model), perturbed(model, seed=5)
+    gradients = gradients_of_both(model, text_batch(5, 2, 1, 3))
     loss, of_params, of_ema = gradients(params, ema)
     assert not any(x.any() for x in jax.tree.leaves(of_ema))
     assert jnp.abs(of_params["embed_text"]["dense"]["kernel"]).max() > 1e-5
