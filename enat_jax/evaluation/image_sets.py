@@ -78,7 +78,7 @@ def of_source(source: images.Source, keep: int, network: features.Features) -> I
     num, classes = len(source), len(source.class_names)
     spec = accumulate.PassSpec(num, classes, keep, _identity(identity, network))
     about = _description(network, identity, shape, num)
-    return ImageSet(loader(source), True, spec, shape, about, _split_of(identity))
+    return ImageSet(loader(source), True, spec, shape, about, identity.get("split"))
 
 
 def loader(source: images.Source) -> accumulate.Load:
@@ -125,11 +125,7 @@ def of_tokenizer(
     made = {"tokenizer": codec.fingerprint, "source": identity}
     spec = accumulate.PassSpec(num, classes, num, _identity(made, network))
     about = _description(network, identity, shape, num)
-    return ImageSet(load, True, spec, shape, about, _split_of(identity))
-
-
-def _split_of(identity: dict[str, Any]) -> str | None:
-    return identity.get("split")
+    return ImageSet(load, True, spec, shape, about, identity.get("split"))
 
 
 def _identity(images: dict[str, Any], network: features.Features) -> dict[str, Any]:
