@@ -25,7 +25,7 @@ class Prompt(NamedTuple):
         length: real tokens; None: all.
     """
 
-    tokens: Int[Array, "b p"] | Float[Array, "b p e"]
+    tokens: Int[Array | np.ndarray, "b p"] | Float[Array | np.ndarray, "b p e"]
     length: Count | None = None
 
 

@@ -1,0 +1,160 @@
+"""CLIP's towers with their weights, in a directory of their own.
+
+It holds ``encoder.json`` (sizes, activation, padding and provenance), the weights of the text tower
+as ``text/`` (Orbax), ``text.safetensors`` or both, and ``null_text.npy``, float16 ``[p, e]``, the
+states of the empty text.
+"""
+
+import dataclasses
+import os
+from collections.abc import Collection, Sequence
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float16, Int, PyTree
+
+from enat_jax.checkpoints import model_files
+from enat_jax.data import records, text_tokens
+from enat_jax.models import clip
+from enat_jax.runtime import files, numerics, paths, sharding
+
+FORMAT = "enat_jax text encoder 1"
+BATCH_SIZE = 16  # texts per call of the network and device
+MADE_BY = "python -m enat_jax.import_torch --clip FILE --out DIR"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClipText(model_files.TrainedModel):
+    """CLIP's text tower with its weights, which stay as they are.
+
+    Attributes:
+        pad: what follows a text, see ``text_tokens.Clip``.
+        provenance: JSON values that say where the weights come from.
+    """
+
+    model: clip.TextTower
+    pad: int
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return self.described(f"states of {self.model.width} of {self.model.context} tokens")
+
+    @property
+    def kind(self) -> text_tokens.Clip:
+        """The tokens that it reads."""
+        return text_tokens.Clip(self.pad)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns JSON values that decide the states of a text."""
+        settings = model_files.settings_of(self.model)
+        names = ("activation", "final_norm", "num_heads", "num_layers", "width")
+        return {
+            "kind": "clip",
+            "weights": self.fingerprint,
+            "pad": self.pad,
+            **{name: settings[name] for name in names},
+        }
+
+    def states(self, ids: Int[np.ndarray, "n p"]) -> Float16[np.ndarray, "n p e"]:
+        """Returns the states of texts.
+
+        A half has a relative error of 0.0005. States are always handed out so, that those which
+        were stored and those which are computed are the same.
+
+        Args:
+            ids: tokens with start, end and padding.
+        """
+        mesh, params = self.placed
+        size = BATCH_SIZE * mesh.size
+        found = [np.zeros((0, ids.shape[1], self.model.width), np.float16)]
+        for start in range(0, len(ids), size):
+            part = ids[start : start + size]
+            placed = sharding.place(np.resize(part, (size, ids.shape[1])), mesh)
+            found.append(np.asarray(_states(self.model, params, placed))[: len(part)])
+        return np.concatenate(found)
+
+    def null_states(self) -> Float16[np.ndarray, "p e"]:
+        """Returns the states of the empty text, in a window of all tokens that there are."""
+        window = text_tokens.window(self.kind, [""], self.model.context)
+        return self.states(window.ids)[0]
+
+    def save(
+        self, directory: str | os.PathLike, formats: Collection[str] = model_files.WEIGHTS
+    ) -> None:
+        """Writes a directory; ``encoder.json`` comes last: a directory that has it is whole.
+
+        Args:
+            directory: created if missing; weights there are replaced.
+            formats: of the weights, of ``model_files.WEIGHTS``.
+
+        Raises:
+            ValueError: the weights were loaded in another dtype than they were saved in.
+            OSError: it cannot be written.
+        """
+        directory = paths.local(directory)
+        self.save_weights(directory / "text", formats, FORMAT)
+        if jax.process_index() == 0:
+            null = records.npy_bytes(self.null_states())
+            files.write_atomically(directory / "null_text.npy", null)
+            files.write_json(directory / "encoder.json", self.description)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The content of ``encoder.json``."""
+        text = {"pad": self.pad, "fingerprint": self.fingerprint}
+        return {
+            "format": FORMAT,
+            "text": {"model": model_files.settings_of(self.model), **text},
+            "provenance": self.provenance,
+        }
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | os.PathLike,
+        dtype: str | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> Self:
+        """Reads what ``save`` wrote.
+
+        Args:
+            directory: of the encoder.
+            dtype: of weights and computation, "float32" or "bfloat16"; None: as saved.
+            devices: of this process, to divide texts over; None: all.
+
+        Raises:
+            FileNotFoundError: there is no encoder in the directory.
+            ValueError: it is damaged or not an encoder of ours.
+        """
+        directory = paths.local(directory)
+        path = directory / "encoder.json"
+        description = files.read_description(path, FORMAT, f"make one with {MADE_BY}")
+        with model_files.parsing(path):
+            described = description["text"]
+            model = clip.TextTower(**model_files.settings_from(described["model"]))
+            pad, expected = described["pad"], described["fingerprint"]
+            provenance = description["provenance"]
+        params = model_files.load_weights(directory / "text", expected)
+        found = cls(
+            *(model, params, pad, provenance),
+            devices=tuple(jax.local_devices() if devices is None else devices),
+            saved_fingerprint=expected,
+        )
+        return found.on_devices(dtype)
+
+
+def text_states(
+    model: clip.TextTower, params: PyTree, ids: Int[Array, "b p"]
+) -> Float[Array, "b p e"]:
+    """Returns the states of texts; pure, to be jitted."""
+    states, _ = model.apply({"params": params}, ids)
+    return states
+
+
+def _rounded(model: clip.TextTower, params: PyTree, ids: Int[Array, "b p"]) -> Array:
+    return text_states(model, params, ids).astype(jnp.float16)
+
+
+_states = numerics.jit(_rounded, static_argnums=0)

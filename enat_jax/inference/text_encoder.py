@@ -1,0 +1,134 @@
+"""What a model reads: texts to prompts, by the words of a vocabulary or by the states of CLIP.
+
+A prompt is the argument of the model's ``read``: words, which the model has a table of, or states
+of a text encoder that was not trained with it. The encoder's weights may be elsewhere; its states
+of the empty text are always at hand, so that stored states will do in place of texts.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float16, Int, PyTree, Shaped
+
+from enat_jax.data import text_tokens
+from enat_jax.inference import clip_model
+from enat_jax.models.blocks import Prompt
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """Turns texts into the prompts of a model.
+
+    Attributes:
+        kind: of the tokens of a text.
+        context: p, tokens of a prompt; the first ones of a longer text are read.
+        encoder: ``identity`` of the encoder whose states prompts are; None: prompts are words.
+        clip: the encoder; None: there is none, or its weights are not at hand.
+        null_states: float16, of the empty text; None for words.
+
+    Raises:
+        ValueError: the encoder is another one, or the prompt has no room for a text.
+    """
+
+    kind: text_tokens.TextTokens
+    context: int
+    encoder: Mapping[str, Any] | None = None
+    clip: clip_model.ClipText | None = None
+    null_states: Float16[np.ndarray, "p e"] | None = None
+
+    def __post_init__(self) -> None:
+        least = text_tokens.added(self.kind)
+        if self.context < least:
+            raise ValueError(f"a text of {self.context} tokens is too short: at least {least}")
+        if self.clip is None:
+            return
+        if self.clip.identity() != self.encoder:
+            raise ValueError("the text encoder is not the one that the model was trained with")
+        if self.context > self.clip.model.context:
+            raise ValueError(
+                f"a text of {self.context} tokens is longer than the {self.clip.model.context} "
+                "that its encoder reads"
+            )
+
+    @property
+    def width(self) -> int | None:
+        """e, width of the states; None for words."""
+        return None if self.null_states is None else self.null_states.shape[-1]
+
+    def prompt(self, texts: Sequence[str]) -> tuple[Prompt, tuple[str, ...]]:
+        """Returns the prompts of texts, equal ones computed once, and what of each is not read.
+
+        Returns:
+            Arrays of NumPy: words, int32 ``[n, p]``, or states, float16 ``[n, p, e]``, with the
+            lengths; and of each text the words that had no room, "" mostly.
+
+        Raises:
+            ValueError: a word is not in the vocabulary, or the encoder is not at hand.
+            ImportError: the packages that read texts are not installed.
+        """
+        window = text_tokens.window(self.kind, texts, self.context)
+        if self.encoder is None:
+            return Prompt(window.ids, window.lengths), window.dropped
+        if self.clip is None:
+            raise ValueError(
+                "the text encoder that this model was trained with is not at hand: name its "
+                f"directory by --text-encoder ({clip_model.MADE_BY}), or give the states of the "
+                f"prompts instead of their texts; it is {dict(self.encoder)}"
+            )
+        ids, which = np.unique(window.ids, axis=0, return_inverse=True)
+        states = self.clip.states(ids)[which.reshape(-1)]
+        return Prompt(states, window.lengths), window.dropped
+
+    @functools.cached_property
+    def null_ids(self) -> tuple[Int[np.ndarray, " p"], int]:
+        """Tokens of the empty text, in the window of a prompt, and its length."""
+        ids = np.full(self.context, self.kind.pad, np.int32)
+        ids[0] = self.kind.start
+        if self.kind.end is not None:
+            ids[1] = self.kind.end
+        return ids, text_tokens.added(self.kind)
+
+    @property
+    def null_prompt(self) -> Prompt:
+        """The prompt of the empty text, arrays of NumPy of one row."""
+        ids, length = self.null_ids
+        lengths = np.array([length], np.int32)
+        if self.null_states is None:
+            return Prompt(ids[None], lengths)
+        return Prompt(self.null_states[None, : self.context], lengths)
+
+    # --- in a training step -----------------------------------------------------------------
+
+    @property
+    def frozen(self) -> PyTree:
+        """Weights that ``read`` needs and no training changes; {} for words."""
+        return {} if self.clip is None else self.clip.params
+
+    def read(
+        self, frozen: PyTree, text: Shaped[Array, "b p"]
+    ) -> Int[Array, "b p"] | Float[Array, "b p e"]:
+        """Returns the tokens of a prompt from those of the texts of a batch; pure.
+
+        Args:
+            frozen: as the property.
+            text: tokens with start, end and padding.
+        """
+        if self.clip is None:
+            return jnp.asarray(text)
+        return clip_model.text_states(self.clip.model, frozen, text)
+
+    # --- on disk ----------------------------------------------------------------------------
+
+    def description(self) -> dict[str, Any]:
+        """Returns what ``model.json`` says of the texts."""
+        encoder = None if self.encoder is None else dict(self.encoder)
+        return {"tokens": self.kind.identity(), "context": self.context, "encoder": encoder}
+
+
+def of_clip(clip: clip_model.ClipText, context: int) -> TextEncoder:
+    """Returns the encoder whose prompts are states of CLIP; raises as ``TextEncoder``."""
+    return TextEncoder(clip.kind, context, clip.identity(), clip, clip.null_states())
