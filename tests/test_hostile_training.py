@@ -178,6 +178,7 @@ class Overflowing:
     """A task whose loss and gradients are finite and whose update is not."""
 
     batch_size: int = 8
+    frozen = {}
 
     def init(self, key):
         del key
@@ -187,8 +188,8 @@ class Overflowing:
     def batch_spec(self):
         return {"x": jax.ShapeDtypeStruct((self.batch_size, 4), jnp.float32)}
 
-    def gradients(self, state, batch, traced, key, *, static):
-        del state, traced, key, static
+    def gradients(self, state, batch, traced, key, *, static, frozen):
+        del state, traced, key, static, frozen
         return {"w": batch["x"].mean(0)}, {"loss": batch["x"].mean()}, {}
 
     def update(self, state, grads, extra):
@@ -211,8 +212,8 @@ def test_an_update_that_overflows_is_not_made():
 class Bad(enat_task.Task):
     """A task without a finite gradient."""
 
-    def gradients(self, state, batch, traced, key, *, static):
-        grads, metrics, extra = super().gradients(state, batch, traced, key, static=static)
+    def gradients(self, *arguments, **named):
+        grads, metrics, extra = super().gradients(*arguments, **named)
         return jax.tree.map(lambda g: g * jnp.nan, grads), metrics, extra
 
 

@@ -12,7 +12,7 @@ class Data:
     """The section ``data`` of a config that trains on images; see ``images.open_source``.
 
     Attributes:
-        source: "digits", a folder, an archive or a TFDS data set.
+        source: "digits", "scenes", a folder, an archive or a TFDS data set.
         settings: of the source, such as the ``size`` of its images.
         train_split: split of the source to train on.
         held_out_split: split of the source to evaluate on.

@@ -5,13 +5,13 @@ import dataclasses
 import hashlib
 import inspect
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Int
 
-from enat_jax.data import decoding, layout, readers, tfds_records
+from enat_jax.data import decoding, layout, readers, scenes, tfds_records
 from enat_jax.data.decoding import Batch, Example, UnreadableImage
 from enat_jax.data.digits import Digits
 from enat_jax.runtime import paths
@@ -19,8 +19,8 @@ from enat_jax.runtime import paths
 __all__ = ["Batch", "Digits", "Example", "Files", "Source", "UnreadableImage", "open_source"]
 
 KINDS = (
-    "a source is 'digits', 'tfds:NAME' (a TFDS data set prepared as array_record), or the path of "
-    "a folder, a .zip file or an uncompressed .tar file of pictures"
+    "a source is 'digits', 'scenes', 'tfds:NAME' (a TFDS data set prepared as array_record), or "
+    "the path of a folder, a .zip file or an uncompressed .tar file of pictures"
 )
 OTHER_SPLITS = "pictures of other splits"  # as a reason for not using files
 
@@ -192,6 +192,10 @@ def describe_unused(ignored: Mapping[str, int]) -> str:
     return f"files that are not used: {', '.join(found)}" if found else ""
 
 
+# Sources that are made of what an installed package has, so that they have no path.
+MADE_HERE: dict[str, Callable[..., Source]] = {"digits": Digits, "scenes": scenes.Scenes}
+
+
 def _settings(*classes: type) -> dict[str, inspect.Parameter]:
     """Returns what classes take, by name, but for where the pictures are."""
     found = {k: v for x in classes for k, v in inspect.signature(x).parameters.items()}
@@ -202,15 +206,16 @@ def _settings(*classes: type) -> dict[str, inspect.Parameter]:
 # Settings of each kind of source.
 SETTINGS = {
     "digits": _settings(Digits),
+    "scenes": _settings(scenes.Scenes),
     "tfds": _settings(decoding.Framing, tfds_records.Records),
     "files": _settings(decoding.Framing, Files),
 }
 
 
 def kind(source: str) -> str:
-    """Returns "digits", "tfds" or "files"; sources of a kind have the same settings."""
-    if source == "digits":
-        return "digits"
+    """Returns "digits", "scenes", "tfds" or "files"; sources of a kind have the same settings."""
+    if source in MADE_HERE:
+        return source
     return "tfds" if source.startswith(tfds_records.PREFIX) else "files"
 
 
@@ -219,6 +224,7 @@ def open_source(source: str, split: str, **settings: Any) -> Source:
 
     ``source`` is one of
         "digits": ``Digits``, splits "train" and "test".
+        "scenes": ``scenes.Scenes``, splits "train", "test" and "unseen".
         "tfds:NAME", "tfds:NAME/CONFIG", "tfds:NAME:VERSION": ``tfds_records.Records``, splits as in
             TFDS, such as "train", "validation", "train[:10%]".
         the path of a folder, a .zip file or an uncompressed .tar file: ``Files``, splits "train",
@@ -241,8 +247,8 @@ def open_source(source: str, split: str, **settings: Any) -> Source:
             f"{source=} has no settings {unknown}: it has {sorted(SETTINGS[found])}; set the "
             "others to None"
         )
-    if found == "digits":
-        return Digits(split=split, **settings)
+    if found in MADE_HERE:
+        return MADE_HERE[found](split=split, **settings)
     if "size" not in settings:
         raise ValueError(f"{source=} needs a setting size, the pixels of a side of its images")
     names = settings.keys() & {field.name for field in dataclasses.fields(decoding.Framing)}

@@ -16,12 +16,20 @@ class Data:
         tokens: directory of the token set to train on, or a feature file (.npy) of the reference.
         tokenizer: directory of the tokenizer, for pictures and the finished model.
         held_out_tokens: as ``tokens``, of what to evaluate on; None: no evaluation.
+        captions: directory of the captions of ``tokens``, what tokenize_captions wrote, for a model
+            of text; None: no text.
+        held_out_captions: those of ``held_out_tokens``.
+        text_encoder: directory of the encoder whose states the texts become, what import_torch
+            --clip wrote; None: captions are words, which the model learns by itself.
         in_memory: whether to read the training tokens once and keep them, for slow disks.
     """
 
     tokens: str
     tokenizer: str
     held_out_tokens: str | None = None
+    captions: str | None = None
+    held_out_captions: str | None = None
+    text_encoder: str | None = None
     in_memory: bool = False
 
     def __post_init__(self) -> None:
@@ -31,6 +39,11 @@ class Data:
                     f"data.{name} is not set: give --config.data.{name}=DIR, what "
                     f"{'tokenize_images' if name == 'tokens' else 'train'} wrote"
                 )
+        for name in ("held_out_captions", "text_encoder"):
+            if getattr(self, name) and not self.captions:
+                raise ValueError(f"data.{name} has no use without data.captions")
+        if self.held_out_captions and not self.held_out_tokens:
+            raise ValueError("data.held_out_captions has no use without data.held_out_tokens")
 
 
 class Codec(Protocol):
@@ -95,7 +108,8 @@ def check(
     Args:
         token_set: the tokens.
         directory: that they come from, for the message.
-        model: a transformer, which has ``sizes`` as attributes.
+        model: a transformer, which has ``sizes`` as attributes; without classes, 0, it ignores
+            those of the tokens.
         codec: the tokenizer.
         tokenizer_directory: that it comes from, for the message.
 
@@ -103,6 +117,8 @@ def check(
         ValueError: what differs.
     """
     for name, found in sizes(token_set).items():
+        if name == "num_classes" and getattr(model, name) == 0:
+            continue
         if found != getattr(model, name):
             raise ValueError(
                 f"{directory} has {name}={found}, but model.{name}={getattr(model, name)}: name "

@@ -141,7 +141,7 @@ def _description(
     crop = None
     if source is not None:
         # Digits are drawn in their size.
-        crop = "none" if source.get("source") == "digits" else source.get("plain_crop")
+        crop = "none" if source.get("source") in images.MADE_HERE else source.get("plain_crop")
     return {
         "features": network.description,
         "source": source,

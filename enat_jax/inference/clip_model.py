@@ -6,7 +6,10 @@ states of the empty text.
 """
 
 import dataclasses
+import functools
+import io
 import os
+import pathlib
 from collections.abc import Collection, Sequence
 from typing import Any, Self
 
@@ -32,11 +35,13 @@ class ClipText(model_files.TrainedModel):
     Attributes:
         pad: what follows a text, see ``text_tokens.Clip``.
         provenance: JSON values that say where the weights come from.
+        saved_null: ``null_states`` on disk, which weights in another dtype would not give again.
     """
 
     model: clip.TextTower
     pad: int
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    saved_null: Float16[np.ndarray, "p e"] | None = None
 
     def __repr__(self) -> str:
         return self.described(f"states of {self.model.width} of {self.model.context} tokens")
@@ -75,8 +80,11 @@ class ClipText(model_files.TrainedModel):
             found.append(np.asarray(_states(self.model, params, placed))[: len(part)])
         return np.concatenate(found)
 
+    @functools.cached_property
     def null_states(self) -> Float16[np.ndarray, "p e"]:
-        """Returns the states of the empty text, in a window of all tokens that there are."""
+        """The states of the empty text, in a window of all tokens that there are."""
+        if self.saved_null is not None:
+            return self.saved_null
         window = text_tokens.window(self.kind, [""], self.model.context)
         return self.states(window.ids)[0]
 
@@ -96,7 +104,7 @@ class ClipText(model_files.TrainedModel):
         directory = paths.local(directory)
         self.save_weights(directory / "text", formats, FORMAT)
         if jax.process_index() == 0:
-            null = records.npy_bytes(self.null_states())
+            null = records.npy_bytes(self.null_states)
             files.write_atomically(directory / "null_text.npy", null)
             files.write_json(directory / "encoder.json", self.description)
 
@@ -137,12 +145,33 @@ class ClipText(model_files.TrainedModel):
             pad, expected = described["pad"], described["fingerprint"]
             provenance = description["provenance"]
         params = model_files.load_weights(directory / "text", expected)
+        null = read_null(directory, (model.context, model.width))
         found = cls(
-            *(model, params, pad, provenance),
+            *(model, params, pad, provenance, null),
             devices=tuple(jax.local_devices() if devices is None else devices),
             saved_fingerprint=expected,
         )
         return found.on_devices(dtype)
+
+
+def read_null(directory: pathlib.Path, shape: tuple[int, int]) -> Float16[np.ndarray, "p e"]:
+    """Reads the states of the empty text from ``null_text.npy``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or of another shape.
+    """
+    path = directory / "null_text.npy"
+    content = io.BytesIO(path.read_bytes())
+    try:
+        null = np.load(content, allow_pickle=False)
+    except (EOFError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if null.dtype != np.float16 or null.shape != shape or not np.isfinite(null).all():
+        raise ValueError(
+            f"{path} holds {null.dtype} {null.shape}, and no states of the empty text: {shape}"
+        )
+    return null
 
 
 def text_states(

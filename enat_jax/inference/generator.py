@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from enat_jax.checkpoints import hub, model_files
-from enat_jax.inference import masked_scores, model_card, sampling, tokenizer
+from enat_jax.inference import masked_scores, model_card, sampling, text_encoder, tokenizer
 from enat_jax.models import nat, transformers
 from enat_jax.runtime import files, numerics, paths, sharding
 
@@ -46,6 +46,7 @@ class Generator(model_files.TrainedModel):
         class_names: one name per class.
         settings: of the sampler.
         provenance: JSON values that say where the weights come from.
+        text: how texts are read; None: the model takes none.
     """
 
     model: transformers.Transformer
@@ -53,6 +54,7 @@ class Generator(model_files.TrainedModel):
     class_names: tuple[str, ...]
     settings: sampling.Settings = sampling.Settings()
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    text: text_encoder.TextEncoder | None = None
 
     def __post_init__(self) -> None:
         rows, columns = self.tokenizer.grid

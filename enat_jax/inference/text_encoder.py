@@ -71,17 +71,20 @@ class TextEncoder:
             ImportError: the packages that read texts are not installed.
         """
         window = text_tokens.window(self.kind, texts, self.context)
+        return self.of_tokens(window.ids, window.lengths), window.dropped
+
+    def of_tokens(self, ids: Int[np.ndarray, "n p"], lengths: Int[np.ndarray, " n"]) -> Prompt:
+        """Returns the prompts of texts in a window, arrays of NumPy; raises as ``prompt``."""
         if self.encoder is None:
-            return Prompt(window.ids, window.lengths), window.dropped
+            return Prompt(ids, lengths)
         if self.clip is None:
             raise ValueError(
                 "the text encoder that this model was trained with is not at hand: name its "
                 f"directory by --text-encoder ({clip_model.MADE_BY}), or give the states of the "
                 f"prompts instead of their texts; it is {dict(self.encoder)}"
             )
-        ids, which = np.unique(window.ids, axis=0, return_inverse=True)
-        states = self.clip.states(ids)[which.reshape(-1)]
-        return Prompt(states, window.lengths), window.dropped
+        different, which = np.unique(ids, axis=0, return_inverse=True)
+        return Prompt(self.clip.states(different)[which.reshape(-1)], lengths)
 
     @functools.cached_property
     def null_ids(self) -> tuple[Int[np.ndarray, " p"], int]:
@@ -131,4 +134,4 @@ class TextEncoder:
 
 def of_clip(clip: clip_model.ClipText, context: int) -> TextEncoder:
     """Returns the encoder whose prompts are states of CLIP; raises as ``TextEncoder``."""
-    return TextEncoder(clip.kind, context, clip.identity(), clip, clip.null_states())
+    return TextEncoder(clip.kind, context, clip.identity(), clip, clip.null_states)

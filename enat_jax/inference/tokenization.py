@@ -60,7 +60,7 @@ def source_settings(model: tokenizer.Tokenizer, source: str) -> dict[str, Any]:
         if images.kind(data.source) == images.kind(source):
             return dict(data.settings)
         flip = {name: value for name, value in data.settings.items() if name == "flip"}
-    if source == "digits":
+    if source in images.MADE_HERE:
         return {}
     height, width = model.image_size
     if height != width:

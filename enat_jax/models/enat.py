@@ -71,7 +71,7 @@ class ENAT(nn.Module):
         text_width: e, of the states of the text encoder; None: no states.
         text_vocabulary: words of a learned table, where text is words and not states; None: none.
             With neither of the two the model takes no text.
-        text_tokens: p at most, of a text.
+        text_tokens: p at most, of a text. In a config 0 leaves it to the longest caption.
         text_encoding: "once": the encoder reads the text alone, once a call; "every_step": it
             reads the text together with the new tokens of every step, as the cost that the paper
             prints for MS-COCO implies; "never": encoder and decoder see the text unread.
@@ -181,7 +181,7 @@ class ENAT(nn.Module):
         num_layers = {self.encoder_layers, self.encoder_layers + self.decoder_layers}
         shapes.check_inputs(self, b, modulation, num_layers, 8, **{"its length": prompt.length})
         length = None if self.attend_padding else prompt.length
-        x = self.embed_text(prompt.tokens)
+        x = self.embed_text(jnp.asarray(prompt.tokens))
         if self.text_encoding == "once" and p:
             mask = blocks.key_mask((p, None, length))
             x, _ = self.encoder(x, modulation[: self.encoder_layers], None, mask)

@@ -59,9 +59,10 @@ class Task(image_task.ImageTask):
         key: Key[Array, ""],
         *,
         static: Hashable,
+        frozen: PyTree,
     ) -> tuple[PyTree, Metrics, PyTree]:
         """Gradients of one batch, float32 scalars, and nothing else."""
-        del traced, key, static
+        del traced, key, static, frozen
 
         def mean_loss(params: PyTree) -> tuple[Float[Array, ""], Metrics]:
             loss, correct = self._scores(params, batch["images"], batch["labels"])

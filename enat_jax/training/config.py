@@ -35,12 +35,6 @@ RENAMED: dict[str, dict[str, str]] = {"enat": {"training": "loss"}, "vqgan": {},
 # Settings that change speed and rounding alone, so that a run may go on elsewhere with others.
 SPEED = [("model", name) for name in ("remat", "attention", "unroll")]
 
-# Fields of a transformer that no run can train, because no batch has a text.
-UNTRAINED = (
-    *("text_width", "text_vocabulary", "text_tokens", "text_encoding", "text_positions"),
-    "attend_padding",
-)
-
 # Settings that runs of earlier versions go on without, although the config has them now.
 LATER = ("loss.ema_warmup",)
 
@@ -132,7 +126,7 @@ def schema(task: str, kind: str | None = None) -> dict[str, settings.Settings]:
         found["model"] = {"kind": settings.setting("kind", str, "enat")}
         for model in models:
             found["model"] |= settings.of(model)
-        return found | {"model": {k: v for k, v in found["model"].items() if k not in UNTRAINED}}
+        return found
     del found["data"]["settings"]  # stand beside the others
     for name, setting in (x for kind in images.SETTINGS.values() for x in kind.items()):
         found["data"][name] = setting.replace(default=setting.empty)  # each kind has its own

@@ -18,27 +18,27 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from enat_jax.data import loader, records, token_data
+from enat_jax.data.captioned import Captioned
 from enat_jax.data.tokens import TokenSet
 from enat_jax.evaluation import accumulate, during_training
 from enat_jax.inference import masked_scores, sampling
+from enat_jax.inference.text_encoder import TextEncoder
 from enat_jax.inference.tokenizer import Tokenizer
 from enat_jax.models import transformers
+from enat_jax.models.blocks import Prompt
 from enat_jax.models.transformers import Transformer
-from enat_jax.runtime import numerics, png, sharding
 from enat_jax.schedules import costs, reveal, shape_buckets
-from enat_jax.training import masked_tokens, optim
+from enat_jax.training import enat_evaluation, masked_tokens, optim, texts
 from enat_jax.training import task as tasks
 from enat_jax.training.task import Metrics, TrainState
-
-EVALUATED = 1024  # held-out images, at most
 
 # What is divided over the mesh, see ``sharding.Sharding``. The layers of a stack are axis 0. In and
 # out of a block alternate over "tensor": only the second product of a pair is summed over it.
 RULES = (
-    (r"(coder|blocks)/(query|mlp/up)/kernel$", (None, "fsdp", "tensor")),
+    (r"(coder|blocks)/(query|key|value|(mlp/)?up)/kernel$", (None, "fsdp", "tensor")),
     (r"(coder|blocks)/key_value(_\w+)?/kernel$", (None, "fsdp", None, "tensor")),
-    (r"(coder|blocks)/(out|mlp/down)/kernel$", (None, "tensor", "fsdp")),
-    (r"(coder|blocks)/(query|mlp/up)/bias$", (None, "tensor")),
+    (r"(coder|blocks)/(out|(mlp/)?down)/kernel$", (None, "tensor", "fsdp")),
+    (r"(coder|blocks)/(query|key|value|(mlp/)?up)/bias$", (None, "tensor")),
     (r"(coder|blocks)/key_value(_\w+)?/bias$", (None, None, "tensor")),
     (r"modulation/kernel$", (None, "fsdp", "tensor")),
     (r"modulation/bias$", (None, "tensor")),
@@ -46,7 +46,7 @@ RULES = (
     (r"project/mlp/up/bias$", ("tensor",)),
     (r"project/mlp/down/kernel$", ("tensor", "fsdp")),
     (r"head/dense/kernel$", ("fsdp", None)),
-    (r"(word|position|label_table)$", (None, "fsdp")),
+    (r"(word|token|position|label_table)$", (None, "fsdp")),
 )
 
 
@@ -58,6 +58,8 @@ class Loss:
         label_smoothing: of the target distribution.
         label_drop: probability that a label becomes "no class". The reference drops twice, 0.15
             and 0.1, which is 0.235 in all.
+        text_drop: probability that a text becomes the empty text, whatever becomes of the label;
+            0.1 is U-ViT's for MS-COCO, the paper says nothing of it.
         ema_decay: of the parameters' moving average, which starts at the initial parameters, is
             evaluated, and is the model that a run leaves.
         ema_warmup: whether the decay of update n, counted from 0, is at most (1 + n) / (10 + n), so
@@ -72,13 +74,14 @@ class Loss:
 
     label_smoothing: float = 0.1
     label_drop: float = 0.235
+    text_drop: float = 0.1
     ema_decay: float = 0.9999
     ema_warmup: bool = False
     max_shapes: int = 40
     words_from_codebook: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("label_smoothing", "label_drop", "ema_decay"):
+        for name in ("label_smoothing", "label_drop", "text_drop", "ema_decay"):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"{name}={value!r} must lie in [0, 1)")
@@ -116,11 +119,17 @@ class Task:
     seed: int
     batch_size: int
     quality: during_training.SampleQuality | None = None
+    text: TextEncoder | None = None
+
+    @property
+    def frozen(self) -> PyTree:
+        """The weights of the text encoder; {} without one."""
+        return {} if self.text is None else self.text.frozen
 
     def init(self, key: Key[Array, ""]) -> TrainState:
         """The state before step 0; pure."""
-        ids = jnp.zeros((1, self.model.num_tokens), jnp.int32)
-        params = self.model.init(key, ids, jnp.zeros((1,), jnp.int32))["params"]
+        ids, label = jnp.zeros((1, self.model.num_tokens), jnp.int32), jnp.zeros((1,), jnp.int32)
+        params = self.model.init(key, ids, label)["params"]
         if self.loss.words_from_codebook:
             params = _with_words(params, self.tokenizer.params["codebook"], self.model, key)
         # A copy of its own: the state is donated, and no buffer may be donated twice.
@@ -129,11 +138,11 @@ class Task:
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a whole batch."""
-        shape = (self.batch_size, self.model.num_tokens)
-        return {
-            "tokens": jax.ShapeDtypeStruct(shape, jnp.int32),
-            "labels": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
-        }
+        b = self.batch_size
+        sizes: dict[str, tuple[int, ...]] = {"tokens": (b, self.model.num_tokens), "labels": (b,)}
+        if self.text is not None:
+            sizes |= {"text": (b, self.text.context), "lengths": (b,)}
+        return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in sizes.items()}
 
     def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[loader.Batch]:
         """Part i of n of every batch from number ``start`` on, as ``batch_spec`` says.
@@ -150,7 +159,12 @@ class Task:
             "tokenizer": self.tokens.tokenizer,
             "num_records": len(self.tokens),
             "preprocessing": self.tokens.preprocessing,
-        }
+        } | self._text_identity()
+
+    def _text_identity(self) -> dict[str, Any]:
+        if self.text is None or not isinstance(self.tokens, Captioned):
+            return {}
+        return {"captions": self.tokens.captions.made_of, "text": self.text.description()}
 
     def shapes(self, index: int) -> tuple[reveal.Windows, dict[str, np.int32]]:
         """Windows (static) and counts (traced) of batch ``index``; the same on every host."""
@@ -181,6 +195,7 @@ class Task:
         key: Key[Array, ""],
         *,
         static: reveal.Windows,
+        frozen: PyTree,
     ) -> tuple[PyTree, Metrics, PyTree]:
         """Gradients of one batch; ``key`` is of this batch alone.
 
@@ -191,17 +206,23 @@ class Task:
         dropped = jax.random.uniform(drop_key, batch["labels"].shape) < self.loss.label_drop
         labels = jnp.where(dropped, self.model.num_classes, batch["labels"])
         order = masked_scores.random_order(order_key, batch["tokens"].shape)
-        batch = {
+        window: dict[str, Any] = {
             "ids": jnp.take_along_axis(batch["tokens"], order, axis=1),
             "positions": order,
             "labels": labels,
         }
+        if self.text is not None:
+            text_key = jax.random.fold_in(drop_key, 1)
+            given = batch["text"], batch["lengths"]
+            window["prompt"] = texts.prompt(
+                self.text, frozen, *given, text_key, self.loss.text_drop
+            )
         grads, metrics = jax.grad(
             lambda params: masked_tokens.step_loss(
                 self.model,
                 params,
                 state.ema_params,
-                batch,
+                window,
                 (traced["num_cached"], traced["num_visible"]),
                 static,
                 smoothing=self.loss.label_smoothing,
@@ -225,9 +246,7 @@ class Task:
     @property
     def evaluated(self) -> tuple[str, ...]:
         """Names of the numbers that ``evaluate`` gives."""
-        shares = masked_scores.VISIBLE_SHARES if self.held_out is not None else ()
-        kinds = ("loss", "accuracy")
-        held_out = (f"held_out/{kind}_{share:.4g}_visible" for share in shares for kind in kinds)
+        held_out = enat_evaluation.names(self.text is not None) if self.held_out else ()
         return (*held_out, *(self.quality.names if self.quality else ()))
 
     def evaluate(
@@ -235,62 +254,31 @@ class Task:
     ) -> Iterator[tuple[str, float]]:
         """Held-out loss and accuracy by share of visible tokens, and the quality of samples.
 
-        Of masked tokens, by the EMA model. ``few``: one chunk of samples.
+        Of masked tokens, by the EMA model; with texts, also how much these help. ``few``: one chunk
+        of samples.
         """
         if self.held_out is not None:
-            scores = self._held_out_scores(self.held_out, state, mesh)
+            scores = enat_evaluation.held_out_scores(self, state, mesh)
             yield from zip(self.evaluated, scores, strict=False)
         if self.quality:
             # Of one size, so that the last samples need no compilation of their own.
             size = min(accumulate.CHUNK, self.quality.num)
-            draw = functools.partial(self._samples, state, mesh, size)
-            yield from self.quality.measure(draw, self.model.num_classes, few)
+            draw = functools.partial(enat_evaluation.samples, self, state, mesh, size)
+            yield from self.quality.measure(draw, max(self.model.num_classes, 1), few)
 
-    def _held_out_scores(
-        self, held_out: TokenSet, state: TrainState, mesh: jax.sharding.Mesh
-    ) -> Iterator[float]:
-        l = self.model.num_tokens  # noqa: E741
-        rows = held_out.gather(records.evenly(len(held_out), EVALUATED))
-        n = len(rows["labels"])
-        order = np.asarray(
-            masked_scores.random_order(numerics.key(self.seed), rows["tokens"].shape)
-        )
-        placed = [sharding.place(x, mesh) for x in (rows["tokens"], rows["labels"], order)]
-        for share in masked_scores.VISIBLE_SHARES:
-            scores = masked_scores.scores(self.model, state.ema_params, *placed, round(l * share))
-            for values in sharding.to_host(scores):
-                yield float(values[:n].mean())
-
-    def _samples(
-        self, state: TrainState, mesh: jax.sharding.Mesh, size: int, start: int, stop: int
-    ) -> accumulate.Batch:
-        """Samples start to stop - 1, at most ``size``, of the EMA model, balanced over classes."""
-        index = start + np.arange(size, dtype=np.int32)
-        labels = index % self.model.num_classes
-        images = self._draw(state, mesh, labels, index)[: stop - start]
-        return accumulate.Batch(images, labels[: stop - start])
+    @functools.cached_property
+    def held_out_prompt(self) -> Prompt | None:
+        """The prompts of the held-out images that are evaluated; None without texts."""
+        if self.text is None or not isinstance(self.held_out, Captioned):
+            return None
+        rows = self.held_out.gather(records.evenly(len(self.held_out), enat_evaluation.EVALUATED))
+        return self.text.of_tokens(rows["text"], rows["lengths"])
 
     def images(
         self, state: TrainState, mesh: jax.sharding.Mesh
     ) -> Iterator[tuple[str, UInt8[np.ndarray, "h w c"]]]:
-        """Samples of the EMA model at fixed seeds, a row per class (the first 10): uint8."""
-        classes = min(self.model.num_classes, 10)
-        labels = np.repeat(np.arange(classes, dtype=np.int32), 10)
-        pictures = self._draw(state, mesh, labels, np.arange(len(labels), dtype=np.int32))
-        yield "samples", png.grid(pictures, columns=10, pad=0)
-
-    def _draw(
-        self,
-        state: TrainState,
-        mesh: jax.sharding.Mesh,
-        labels: Int[np.ndarray, " b"],
-        index: Int[np.ndarray, " b"],
-    ) -> UInt8[np.ndarray, "b h w c"]:
-        """Images of the EMA model, of these labels and numbers."""
-        sample = sampling.make(self.model, self.sampler)
-        placed = [sharding.place(x, mesh) for x in (labels, index)]
-        codes = sample(state.ema_params, *placed, numerics.key(self.seed))
-        return self.tokenizer.decode(sharding.to_host(codes)[: len(labels)])
+        """Samples of the EMA model at fixed seeds, see ``enat_evaluation.pictures``: uint8."""
+        return enat_evaluation.pictures(self, state, mesh)
 
 
 def _with_words(
@@ -322,6 +310,9 @@ def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Ta
         if data.held_out_tokens
         else None
     )
+    if data.in_memory:
+        token_set = token_set.in_memory()
+    token_set, held_out, text = texts.join(data, settings, token_set, held_out)
     model = transformers.MODELS[kind](
         **token_data.sizes(token_set) | {k: v for k, v in settings.items() if v is not None}
     )
@@ -336,6 +327,7 @@ def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Ta
     # The names of a feature file of the reference, which has none, are made up.
     if (
         held_out is not None
+        and model.num_classes
         and None not in (token_set.tokenizer, held_out.tokenizer)
         and held_out.class_names != token_set.class_names
     ):
@@ -343,8 +335,6 @@ def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Ta
         if sorted(held_out.class_names) == sorted(token_set.class_names):
             advice = "they are numbered otherwise; make one again with --set class_order=text"
         raise ValueError(f"{data.held_out_tokens} has other classes than {data.tokens}: {advice}")
-    if data.in_memory:
-        token_set = token_set.in_memory()
     return assemble(
         config,
         model,
@@ -353,6 +343,7 @@ def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Ta
         held_out=held_out,
         tokenizer=codec,
         quality=during_training.make(config.evaluation, codec),
+        text=text,
     )
 
 

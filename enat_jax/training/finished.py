@@ -38,8 +38,10 @@ def trained(
     if isinstance(task, vqgan_task.Task):
         height, width, _ = task.source.image_shape
         return tokenizer.Tokenizer(task.model, params, (height, width), origin)
-    names = tuple(task.tokens.class_names)
-    return generator.Generator(task.model, params, task.tokenizer, names, task.sampler, origin)
+    names = tuple(task.tokens.class_names) if task.model.num_classes else ()
+    return generator.Generator(
+        *(task.model, params, task.tokenizer, names, task.sampler, origin), text=task.text
+    )
 
 
 def provenance(config: ml_collections.ConfigDict, task: Task, step: int) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class ImageTask:
     pictures: run_pictures.RunPictures | None = None
 
     MEASURES: ClassVar[tuple[str, ...]]  # names of what evaluation finds
+    frozen: ClassVar[dict] = {}
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns shapes and dtypes of a whole batch: images ``[b, h, w, c]``, labels ``[b]``."""

@@ -86,6 +86,10 @@ class Task(Protocol):
     def evaluated(self) -> tuple[str, ...]:
         """Names of the numbers that ``evaluate`` gives, known before anything is trained."""
 
+    @property
+    def frozen(self) -> PyTree:
+        """Weights of other networks, which no step changes; an argument of every step."""
+
     def init(self, key: Key[Array, ""]) -> TrainState:
         """Returns the state before step 0."""
 
@@ -111,6 +115,7 @@ class Task(Protocol):
         key: Key[Array, ""],
         *,
         static: Any,
+        frozen: PyTree,
     ) -> tuple[PyTree, Metrics, PyTree]:
         """Returns the gradients of one batch, its metrics and what else ``update`` needs.
 
@@ -119,6 +124,7 @@ class Task(Protocol):
             batch: global arrays, as ``batch_spec`` says.
             traced, static: of ``Shaped.shapes``; empty for a task that has none.
             key: of this batch alone.
+            frozen: as the property.
 
         Returns:
             ``(gradients, metrics, extra)``: as the parameters; with "loss" among them; a pytree

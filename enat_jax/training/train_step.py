@@ -16,9 +16,12 @@ and predictions for real machines: ``python -m enat_jax.benchmark scaling``):
   values, and of the context's (XLA may join some of them); and the modulation vectors, once a pass.
 
 Nothing else of the size of a parameter or an activation moves.
+
+Weights that a task uses and does not train are an argument of the step, divided like parameters.
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -78,6 +81,10 @@ class CompiledSteps:
         placed = sharding.of_state(abstract, mesh, rules)
         self.abstract_state = _abstract(abstract, placed)
         self._placed_params = placed.params
+        frozen = {"frozen": task.frozen}  # whose paths no rule takes for those of the state
+        abstract_frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), frozen)
+        divided = sharding.of_state(abstract_frozen, mesh, rules)
+        self._abstract_frozen = _abstract(abstract_frozen, divided)["frozen"]
         self.compiling: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
         self.compiled: dict[Hashable, float] = {}
         rep = sharding.replicated(mesh)
@@ -120,12 +127,12 @@ class CompiledSteps:
         with jax.set_mesh(self._mesh), self._noting_compilations(static for static, _ in found):
             if self._accumulate == 1:
                 ((static, traced),) = found
-                return self._jit_step(static, state, batches[0], traced)
+                return self._jit_step(static, state, batches[0], traced, self._frozen)
             # Before the first batch, whatever its shape: what it needs is in the images.
             state, prepared = self._jit_prepare(state, batches[0], np.uint32(first))
             total = self._jit_zeros()
             for (static, traced), batch in zip(found, batches, strict=True):
-                total = self._jit_add(static, state, total, batch, traced)
+                total = self._jit_add(static, state, total, batch, traced, self._frozen)
             state, metrics = self._jit_update(state, total)
             return state, metrics | prepared
 
@@ -133,8 +140,19 @@ class CompiledSteps:
         """Returns the whole step in one static shape, lowered; without accumulation."""
         with jax.set_mesh(self._mesh):
             return self._jit_step.lower(
-                static, self.abstract_state, self._abstract_batch(), self._shapes(0)[1]
+                *(static, self.abstract_state, self._abstract_batch(), self._shapes(0)[1]),
+                self._abstract_frozen,
             )
+
+    @functools.cached_property
+    def _frozen(self) -> PyTree:
+        """What no step changes, sent to the devices once."""
+
+        def place(x: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
+            whole = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, like.sharding, lambda at: whole[at])
+
+        return jax.tree.map(place, self._task.frozen, self._abstract_frozen)
 
     # --- shapes -----------------------------------------------------------------------------
 
@@ -169,7 +187,7 @@ class CompiledSteps:
         with jax.set_mesh(self._mesh):
             return numerics.eval_shape(
                 lambda *arguments: self._gradients(static, *arguments),
-                *(self.abstract_state, self._abstract_batch(), traced),
+                *(self.abstract_state, self._abstract_batch(), traced, self._abstract_frozen),
             )
 
     # --- what is compiled, all pure ---------------------------------------------------------
@@ -186,7 +204,7 @@ class CompiledSteps:
         return self._task.prepare(state, batch, jax.random.fold_in(self._key(index), 1))
 
     def _gradients(
-        self, static: Hashable, state: TrainState, batch: Batch, traced: Traced
+        self, static: Hashable, state: TrainState, batch: Batch, traced: Traced, frozen: PyTree
     ) -> Total:
         """Returns what is summed over micro-batches, for one of them."""
         for name, expected in self._task.batch_spec().items():
@@ -194,15 +212,23 @@ class CompiledSteps:
             shapes.check(f'batch["{name}"]', batch[name], **sizes)
         counts = dict(traced)
         key = self._key(counts.pop("index"))
-        grads, metrics, extra = self._task.gradients(state, batch, counts, key, static=static)
+        grads, metrics, extra = self._task.gradients(
+            state, batch, counts, key, static=static, frozen=frozen
+        )
         # As the parameters are: each device needs the sum of its own share alone.
         grads = jax.lax.with_sharding_constraint(grads, self._placed_params)
         return grads, metrics, extra
 
     def _add_gradients(
-        self, static: Hashable, state: TrainState, total: Total, batch: Batch, traced: Traced
+        self,
+        static: Hashable,
+        state: TrainState,
+        total: Total,
+        batch: Batch,
+        traced: Traced,
+        frozen: PyTree,
     ) -> Total:
-        found = self._gradients(static, state, batch, traced)
+        found = self._gradients(static, state, batch, traced, frozen)
         return jax.tree.map(lambda t, x: t + x / self._accumulate, total, found)
 
     def _update(self, state: TrainState, total: Total) -> tuple[TrainState, Metrics]:
@@ -223,10 +249,10 @@ class CompiledSteps:
         return state, metrics
 
     def _step(
-        self, static: Hashable, state: TrainState, batch: Batch, traced: Traced
+        self, static: Hashable, state: TrainState, batch: Batch, traced: Traced, frozen: PyTree
     ) -> tuple[TrainState, Metrics]:
         state, prepared = self._prepare(state, batch, traced["index"])
-        state, metrics = self._update(state, self._gradients(static, state, batch, traced))
+        state, metrics = self._update(state, self._gradients(static, state, batch, traced, frozen))
         return state, metrics | prepared
 
 

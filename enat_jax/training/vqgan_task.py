@@ -98,9 +98,10 @@ class Task(image_task.ImageTask):
         key: Key[Array, ""],
         *,
         static: Hashable,
+        frozen: PyTree,
     ) -> tuple[PyTree, Metrics, PyTree]:
         """Gradients of one batch, float32 scalars, and the share of positions of each code."""
-        del traced, static
+        del traced, static, frozen
         images = tokenizer.to_float(batch["images"])
         grads, (metrics, counts) = jax.grad(self._loss, has_aux=True)(state.params, images, key)
         return grads, metrics, {"share": counts / counts.sum()}
