@@ -24,6 +24,7 @@ from enat_jax.models import clip
 from enat_jax.runtime import files, numerics, paths, sharding
 
 FORMAT = "enat_jax text encoder 1"
+NULL = "null_text.npy"
 BATCH_SIZE = 16  # texts per call of the network and device
 MADE_BY = "python -m enat_jax.import_torch --clip FILE --out DIR"
 
@@ -105,7 +106,7 @@ class ClipText(model_files.TrainedModel):
         self.save_weights(directory / "text", formats, FORMAT)
         if jax.process_index() == 0:
             null = records.npy_bytes(self.null_states)
-            files.write_atomically(directory / "null_text.npy", null)
+            files.write_atomically(directory / NULL, null)
             files.write_json(directory / "encoder.json", self.description)
 
     @property
@@ -145,7 +146,7 @@ class ClipText(model_files.TrainedModel):
             pad, expected = described["pad"], described["fingerprint"]
             provenance = description["provenance"]
         params = model_files.load_weights(directory / "text", expected)
-        null = read_null(directory, (model.context, model.width))
+        null = read_null(directory, model.width)
         found = cls(
             *(model, params, pad, provenance, null),
             devices=tuple(jax.local_devices() if devices is None else devices),
@@ -154,22 +155,24 @@ class ClipText(model_files.TrainedModel):
         return found.on_devices(dtype)
 
 
-def read_null(directory: pathlib.Path, shape: tuple[int, int]) -> Float16[np.ndarray, "p e"]:
-    """Reads the states of the empty text from ``null_text.npy``.
+def read_null(directory: pathlib.Path, width: int) -> Float16[np.ndarray, "p e"]:
+    """Reads the states of the empty text, of ``width``, that stand in a directory.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or of another shape.
     """
-    path = directory / "null_text.npy"
+    path = directory / NULL
     content = io.BytesIO(path.read_bytes())
     try:
         null = np.load(content, allow_pickle=False)
     except (EOFError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if null.dtype != np.float16 or null.shape != shape or not np.isfinite(null).all():
+    fits = null.dtype == np.float16 and null.ndim == 2 and null.shape[1] == width
+    if not fits or not np.isfinite(null).all():
         raise ValueError(
-            f"{path} holds {null.dtype} {null.shape}, and no states of the empty text: {shape}"
+            f"{path} holds {null.dtype} {null.shape}, and no states of the empty text: float16 "
+            f"[p, {width}]"
         )
     return null
 

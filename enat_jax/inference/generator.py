@@ -1,7 +1,8 @@
-"""A trained model as one thing: class labels in, images out.
+"""A trained model as one thing: class labels or texts in, images out.
 
     from enat_jax.generator import Generator
     images = Generator.load("runs/digits/enat/model").sample([0, 1, 2], seed=0)
+    images = Generator.load("runs/scenes/enat/model").sample(prompts=["a three left of a seven"])
 
 A model directory is all that is needed to draw images:
 
@@ -9,6 +10,8 @@ A model directory is all that is needed to draw images:
     transformer/               weights for JAX (Orbax)
     transformer.safetensors    the same weights for everyone; one of the two will do
     tokenizer/                 the tokenizer, which turns tokens into images
+    null_text.npy              of a model of states of texts, those of the empty text
+    text_encoder/              on request, the encoder of the texts
     README.md                  the same for people
 
 ``python -m enat_jax.export`` makes one from a run or from another one, and adds what others need.
@@ -25,7 +28,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from enat_jax.checkpoints import hub, model_files
-from enat_jax.inference import masked_scores, model_card, sampling, text_encoder, tokenizer
+from enat_jax.inference import (
+    conditions,
+    masked_scores,
+    model_card,
+    sampling,
+    text_encoder,
+    tokenizer,
+)
+from enat_jax.inference.conditions import Prompts
 from enat_jax.models import nat, transformers
 from enat_jax.runtime import files, numerics, paths, sharding
 
@@ -65,6 +76,8 @@ class Generator(model_files.TrainedModel):
                 "tokens an image, codes and classes of the tokenizer and the class names are "
                 f"{found}, of the transformer {needed}: they do not belong together"
             )
+        if bool(getattr(self.model, "takes_text", False)) != (self.text is not None):
+            raise ValueError("a model of text needs to know how texts are read, and no other does")
 
     def __repr__(self) -> str:
         classes = f"{len(self.class_names):,} classes"
@@ -80,61 +93,100 @@ class Generator(model_files.TrainedModel):
         return dataclasses.replace(super().with_dtype(dtype), tokenizer=tokenizer_)
 
     def sample(
-        self, labels: Integers, seed: int = 0, first_index: int = 0, batch_size: int | None = None
+        self,
+        labels: Integers | None = None,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int | None = None,
+        *,
+        prompts: Prompts | None = None,
+        negative_prompts: Prompts | None = None,
     ) -> UInt8[np.ndarray, "n h w c"]:
-        """Generates one image per label.
+        """Generates one image per label, per prompt, or per both.
 
         Args:
-            labels: 0 <= label <= num_classes; ``num_classes`` means no class.
-            seed: 0 <= seed < 2**32. An image depends on seed, its index and its label alone.
+            labels: 0 <= label <= num_classes; ``num_classes`` means no class. None: no class.
+            seed: 0 <= seed < 2**32. An image depends on seed, its index, label and prompt alone,
+                and its noise on neither label nor prompt.
             first_index: index of the first image, to continue an earlier call.
             batch_size: images per call of the network, over all devices; the last batch is filled
                 up to it, so that calls of any number of labels share one compilation. None: n,
                 at most ``BATCH_SIZE``.
+            prompts: a text an image, or their states, see ``blocks.Prompt``. None: no text.
+            negative_prompts: likewise, what guidance leads away from in place of the empty text.
 
         Raises:
-            ValueError: a label or the seed is out of range, or ``batch_size`` is not positive.
+            ValueError: a label or the seed is out of range, ``batch_size`` is not positive, a text
+                cannot be read, or there are neither labels nor prompts.
+            ImportError: the packages that read texts are not installed.
         """
-        batches = self._token_batches(labels, seed, first_index, batch_size)
+        wanted = self._wanted(labels, prompts, negative_prompts)
+        batches = self._token_batches(wanted, seed, first_index, batch_size)
         images = [self.tokenizer.decode(tokens)[:count] for count, tokens in batches]
         shape = (*self.tokenizer.image_size, self.tokenizer.model.image_channels)
         return np.concatenate(images or [np.zeros((0, *shape), np.uint8)])
 
     def sample_tokens(
-        self, labels: Integers, seed: int = 0, first_index: int = 0, batch_size: int | None = None
+        self,
+        labels: Integers | None = None,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int | None = None,
+        *,
+        prompts: Prompts | None = None,
+        negative_prompts: Prompts | None = None,
     ) -> Int[np.ndarray, "n l"]:
         """Generates as ``sample`` does, and returns int32 tokens in raster order."""
-        batches = self._token_batches(labels, seed, first_index, batch_size)
+        wanted = self._wanted(labels, prompts, negative_prompts)
+        batches = self._token_batches(wanted, seed, first_index, batch_size)
         empty = np.zeros((0, self.model.num_tokens), np.int32)
         return np.concatenate([empty, *(tokens[:count] for count, tokens in batches)])
 
     def _token_batches(
-        self, labels: Integers, seed: int, first_index: int, batch_size: int | None
+        self, wanted: conditions.Conditions, seed: int, first_index: int, batch_size: int | None
     ) -> Iterator[tuple[int, Int[np.ndarray, "b l"]]]:
         """Yields how many images a batch has, and its tokens; more of them fill up the batch."""
-        labels = self._checked(labels)
+        n = len(wanted.labels)
         if batch_size is None:
-            batch_size = max(1, min(BATCH_SIZE, len(labels)))
+            batch_size = max(1, min(BATCH_SIZE, n))
         if batch_size < 1:
             raise ValueError(f"{batch_size=} must be at least 1")
         key = numerics.key(seed)
         mesh, params = self.placed
         run = sampling.make(self.model, self.settings)
-        for start in range(0, len(labels), batch_size):
-            part = labels[start : start + batch_size]
+        for start in range(0, n, batch_size):
+            part = wanted.part(start, min(start + batch_size, n))
             index = first_index + start + np.arange(batch_size, dtype=np.int32)
             # `place` fills up to a multiple of the devices.
-            rows = [sharding.place(x, mesh) for x in (np.resize(part, batch_size), index)]
-            yield len(part), np.asarray(run(params, *rows, key))
+            labels = sharding.place(np.resize(part.labels, batch_size), mesh)
+            texts = part.placed(mesh, batch_size)
+            tokens = run(params, labels, sharding.place(index, mesh), key, **texts)
+            yield len(part.labels), np.asarray(tokens)
+
+    def _wanted(
+        self,
+        labels: Integers | None,
+        prompts: Prompts | None,
+        negative_prompts: Prompts | None = None,
+    ) -> conditions.Conditions:
+        given = None if labels is None else self._checked(labels)
+        num_classes = self.model.num_classes
+        return conditions.make(self.text, num_classes, given, prompts, negative_prompts)
 
     def masked_scores(
-        self, tokens: Int[np.ndarray, "n l"], labels: Integers, num_visible: int, seed: int = 0
+        self,
+        tokens: Int[np.ndarray, "n l"],
+        labels: Integers | None,
+        num_visible: int,
+        seed: int = 0,
+        *,
+        prompts: Prompts | None = None,
     ) -> tuple[Float[np.ndarray, "n m"], Bool[np.ndarray, "n m"]]:
         """Measures how well masked tokens are predicted when ``num_visible`` random ones are seen.
 
         Args:
             tokens: in raster order.
-            labels: as for ``sample``.
+            labels, prompts: as for ``sample``.
             num_visible: 0 <= num_visible < l.
             seed: of the random orders.
 
@@ -145,35 +197,49 @@ class Generator(model_files.TrainedModel):
         if not 0 <= num_visible < self.model.num_tokens:
             raise ValueError(f"{num_visible=} must lie in [0, {self.model.num_tokens})")
         order = np.asarray(masked_scores.random_order(numerics.key(seed), tokens.shape))
+        wanted = self._wanted(labels, prompts)
         mesh, params = self.placed
-        rows = [sharding.place(x, mesh) for x in (tokens, self._checked(labels), order)]
-        scores = masked_scores.scores(self.model, params, *rows, int(num_visible))
+        rows = [sharding.place(x, mesh) for x in (tokens, wanted.labels, order)]
+        prompt = wanted.placed(mesh, len(tokens)).get("prompt")
+        scores = masked_scores.scores(self.model, params, *rows, int(num_visible), prompt)
         loss, hits = (np.asarray(x)[: len(tokens)] for x in scores)
         return loss, hits
 
     def save(
-        self, directory: str | os.PathLike, formats: Collection[str] = model_files.WEIGHTS
+        self,
+        directory: str | os.PathLike,
+        formats: Collection[str] = model_files.WEIGHTS,
+        with_text_encoder: bool = False,
     ) -> None:
         """Writes a model directory; ``model.json`` comes last, so that one that has it is whole.
 
         Args:
             directory: created if missing; the model's files there are replaced.
             formats: of the weights, of ``model_files.WEIGHTS``.
+            with_text_encoder: whether the weights of the text encoder are written, too.
 
         Raises:
-            ValueError: the weights were loaded in another dtype than they were saved in.
+            ValueError: the weights were loaded in another dtype than they were saved in, or there
+                is no text encoder at hand.
             OSError: it cannot be written.
         """
         directory = paths.local(directory)
         self.save_weights(directory / "transformer", formats, FORMAT)
         self.tokenizer.save(directory / "tokenizer", formats)
+        if with_text_encoder:
+            if self.text is None or self.text.clip is None:
+                raise ValueError("this model has no text encoder at hand that could be saved")
+            self.text.clip.save(directory / text_encoder.FOLDER, formats)
         if jax.process_index() == 0:
+            if self.text is not None:
+                self.text.save(directory)
             self.write_readme(directory)
             files.write_json(directory / "model.json", self.description)
 
     @property
     def description(self) -> dict[str, Any]:
         """The content of ``model.json``."""
+        text = {} if self.text is None else {"text": self.text.description()}
         return {
             "format": FORMAT,
             "kind": "nat" if isinstance(self.model, nat.NAT) else "enat",
@@ -185,6 +251,7 @@ class Generator(model_files.TrainedModel):
                 "tokenizer": self.tokenizer.fingerprint,
             },
             "provenance": self.provenance,
+            **text,
         }
 
     def write_readme(self, directory: str | os.PathLike, compiled: bool = False) -> None:
@@ -199,6 +266,7 @@ class Generator(model_files.TrainedModel):
         directory: str | os.PathLike,
         dtype: str | None = None,
         devices: Sequence[jax.Device] | None = None,
+        text_encoder_directory: str | os.PathLike | None = None,
     ) -> Self:
         """Reads a model directory.
 
@@ -208,6 +276,8 @@ class Generator(model_files.TrainedModel):
             dtype: of weights and computation, "float32" or "bfloat16"; None: weights in float32
                 and the computation as trained.
             devices: of this process, to divide images over; None: all.
+            text_encoder_directory: of the text encoder, which a model of states of texts needs to
+                read them, unless it has it in ``text_encoder``.
 
         Raises:
             OSError: there is no model, or it cannot be read.
@@ -226,6 +296,7 @@ class Generator(model_files.TrainedModel):
             provenance = description["provenance"]
             expected = description["fingerprint"]["transformer"]
             expected_tokenizer = description["fingerprint"]["tokenizer"]
+            text = _text(directory, description, text_encoder_directory, devices)
         params = model_files.load_weights(directory / "transformer", expected)
         codec = tokenizer.Tokenizer.load(directory / "tokenizer", dtype, devices)
         if codec.fingerprint != expected_tokenizer:
@@ -234,19 +305,25 @@ class Generator(model_files.TrainedModel):
                 "copy the whole model directory again"
             )
         found = cls(
-            *(model, params, codec, names, settings, provenance),
+            *(model, params, codec, names, settings, provenance, text),
             devices=codec.devices,
             saved_fingerprint=expected,
         )
         return found.on_devices(dtype)
 
     def trace(
-        self, labels: Integers, seed: int = 0, index: Integers | None = None
+        self,
+        labels: Integers | None = None,
+        seed: int = 0,
+        index: Integers | None = None,
+        *,
+        prompts: Prompts | None = None,
+        negative_prompts: Prompts | None = None,
     ) -> sampling.Trace:
         """Returns what the sampler knows after each step, of all images in one call of the network.
 
         Args:
-            labels, seed: as for ``sample``.
+            labels, seed, prompts, negative_prompts: as for ``sample``.
             index: of the images; None: 0 to n - 1.
 
         Returns:
@@ -255,25 +332,44 @@ class Generator(model_files.TrainedModel):
         Raises:
             ValueError: a label is out of range.
         """
-        labels = self._checked(labels)
-        index = np.arange(len(labels)) if index is None else np.asarray(index)
+        wanted = self._wanted(labels, prompts, negative_prompts)
+        n = len(wanted.labels)
+        index = np.arange(n) if index is None else np.asarray(index)
         mesh, params = self.placed
-        rows = [sharding.place(x, mesh) for x in (labels, index.astype(np.int32))]
+        rows = [sharding.place(x, mesh) for x in (wanted.labels, index.astype(np.int32))]
         static, inputs = sampling.make_schedule(self.settings, self.model)
-        found = sampling.trace_tokens(self.model, static, inputs, params, *rows, numerics.key(seed))
-        return sampling.Trace(*(np.asarray(x)[:, : len(labels)] for x in found))
+        texts = wanted.placed(mesh, n)
+        key = numerics.key(seed)
+        found = sampling.trace_tokens(self.model, static, inputs, params, *rows, key, **texts)
+        return sampling.Trace(*(np.asarray(x)[:, :n] for x in found))
 
     def _checked(self, labels: Integers) -> Int[np.ndarray, " n"]:
         labels = np.asarray(labels)
         if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
             raise ValueError(f"labels must be a list of whole numbers, not {labels.tolist()!r}")
         wrong = labels[(labels < 0) | (labels > self.model.num_classes)]
+        if wrong.size and not self.model.num_classes:
+            raise ValueError(f"label {wrong[0]} is out of range: this model has no classes")
         if wrong.size:
             raise ValueError(
                 f"label {wrong[0]} is out of range: this model has the classes 0 to "
                 f"{self.model.num_classes - 1}, and {self.model.num_classes} for no class"
             )
         return labels.astype(np.int32)
+
+
+def _text(
+    directory: pathlib.Path,
+    description: dict[str, Any],
+    given: str | os.PathLike | None,
+    devices: Sequence[jax.Device] | None,
+) -> text_encoder.TextEncoder | None:
+    if "text" in description:
+        devices = jax.local_devices() if devices is None else devices
+        return text_encoder.load(directory, description["text"], given, devices)
+    if given is not None:
+        raise ValueError(f"{directory} reads no texts, so a text encoder has no use")
+    return None
 
 
 def _description(directory: pathlib.Path) -> dict[str, Any]:

@@ -7,16 +7,23 @@ of the empty text are always at hand, so that stored states will do in place of 
 
 import dataclasses
 import functools
+import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float16, Int, PyTree, Shaped
 
-from enat_jax.data import text_tokens
+from enat_jax.checkpoints import model_files
+from enat_jax.data import records, text_tokens
 from enat_jax.inference import clip_model
 from enat_jax.models.blocks import Prompt
+from enat_jax.runtime import files
+
+FOLDER = "text_encoder"  # of a model directory that has the encoder with it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,6 +60,10 @@ class TextEncoder:
                 f"a text of {self.context} tokens is longer than the {self.clip.model.context} "
                 "that its encoder reads"
             )
+
+    def __repr__(self) -> str:
+        read = "words" if self.encoder is None else f"states of {self.width}"
+        return f"TextEncoder({self.context} {read})"
 
     @property
     def width(self) -> int | None:
@@ -104,6 +115,36 @@ class TextEncoder:
             return Prompt(ids[None], lengths)
         return Prompt(self.null_states[None, : self.context], lengths)
 
+    def checked(self, prompt: Prompt) -> Prompt:
+        """Returns a prompt that was made elsewhere, as arrays of NumPy with lengths.
+
+        Raises:
+            ValueError: it is none of this model.
+        """
+        tokens = np.asarray(prompt.tokens)
+        shape = (len(tokens), *tokens.shape[1:2], *([] if self.width is None else [self.width]))
+        kinds = "iu" if self.width is None else "f"
+        if tokens.shape != shape or tokens.dtype.kind not in kinds or len(shape) < 2:
+            wanted = "whole numbers [n, p]" if self.width is None else f"[n, p, {self.width}]"
+            raise ValueError(
+                f"a prompt of {tokens.dtype} {tokens.shape}: this model takes {wanted}"
+            )
+        if shape[1] > self.context:
+            raise ValueError(
+                f"a prompt of {shape[1]} tokens: this model takes {self.context} at most"
+            )
+        if not np.isfinite(tokens).all():
+            raise ValueError("a prompt has a value that is not finite")
+        if self.width is None and not 0 <= tokens.min(initial=0) <= tokens.max(initial=0) < (
+            self.kind.size
+        ):
+            raise ValueError(f"a prompt has a word that is not in [0, {self.kind.size})")
+        given = shape[1] if prompt.length is None else prompt.length
+        lengths = np.broadcast_to(np.asarray(given, np.int32), (len(tokens),))
+        if not 1 <= lengths.min(initial=1) <= lengths.max(initial=1) <= shape[1]:
+            raise ValueError(f"lengths of prompts must lie in [1, {shape[1]}]")
+        return Prompt(tokens, lengths)
+
     # --- in a training step -----------------------------------------------------------------
 
     @property
@@ -128,10 +169,58 @@ class TextEncoder:
 
     def description(self) -> dict[str, Any]:
         """Returns what ``model.json`` says of the texts."""
-        encoder = None if self.encoder is None else dict(self.encoder)
-        return {"tokens": self.kind.identity(), "context": self.context, "encoder": encoder}
+        known: dict[str, Any] = {"tokens": self.kind.identity(), "context": self.context}
+        if self.encoder is None:
+            return known
+        null = model_files.fingerprint({"null": self.null_states})
+        return known | {"encoder": dict(self.encoder), "null": null}
+
+    def save(self, directory: pathlib.Path) -> None:
+        """Writes what ``load`` needs beside the description; the encoder's weights are not."""
+        if self.null_states is not None:
+            null = records.npy_bytes(self.null_states)
+            files.write_atomically(directory / clip_model.NULL, null)
 
 
 def of_clip(clip: clip_model.ClipText, context: int) -> TextEncoder:
     """Returns the encoder whose prompts are states of CLIP; raises as ``TextEncoder``."""
     return TextEncoder(clip.kind, context, clip.identity(), clip, clip.null_states)
+
+
+def load(
+    directory: pathlib.Path,
+    described: Mapping[str, Any],
+    given: str | os.PathLike | None,
+    devices: Sequence[jax.Device],
+) -> TextEncoder:
+    """Returns the text encoder of a model.
+
+    Args:
+        directory: of the model. Its ``text_encoder`` is used if it is there.
+        described: its ``TextEncoder.description``.
+        given: directory of the encoder; None: none but that of the model.
+        devices: to divide texts over.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+        ValueError: it is damaged, or the encoder is another one.
+    """
+    identity, context = described.get("encoder"), described["context"]
+    kind = text_tokens.of_identity(described["tokens"])
+    if identity is None:
+        if given is not None:
+            raise ValueError(f"{directory} reads words, so a text encoder has no use")
+        return TextEncoder(kind, context)
+    kind = text_tokens.Clip(identity["pad"])
+    null = clip_model.read_null(directory, identity["width"])
+    if model_files.fingerprint({"null": null}) != described["null"]:
+        raise ValueError(f"{directory / clip_model.NULL} is not what was saved: damaged")
+    own = directory / FOLDER
+    place = given if given is not None else own if own.is_dir() else None
+    clip = None if place is None else clip_model.ClipText.load(place, devices=devices)
+    if clip is not None and clip.identity() != identity:
+        raise ValueError(
+            f"{place} is not the text encoder that {directory} was trained with, which is "
+            f"{dict(identity)}"
+        )
+    return TextEncoder(kind, context, identity, clip, null)

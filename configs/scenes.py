@@ -1,0 +1,30 @@
+"""A small ENAT that learns to draw what it reads, on a laptop: "a three left of a seven".
+
+    bash launch/quickstart_text.sh                # everything, the tokenizer and the tokens too
+    python -m enat_jax.train --config configs/scenes.py --workdir runs/scenes/enat
+"""
+
+import pathlib
+import runpy
+
+import ml_collections
+
+BASE = pathlib.Path(__file__).with_name("digits.py")
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = runpy.run_path(str(BASE))["get_config"]()
+    config.model.num_classes = 0
+    config.model.codebook_size = 16
+    config.model.text_positions = True
+    config.model.shared_key_value = True
+    config.data = {
+        "tokens": "runs/scenes/tokens",
+        "captions": "runs/scenes/tokens/captions",
+        "held_out_tokens": "runs/scenes/tokens_held_out",
+        "held_out_captions": "runs/scenes/tokens_held_out/captions",
+        "tokenizer": "runs/scenes/tokenizer/model",
+    }
+    config.loss.text_drop = 0.1
+    config.sampler.guidance_scale = 2.0
+    return config
