@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from enat_jax.data import records, tokens
-from enat_jax.inference import generator, sampling, tokenizer
-from enat_jax.models import enat, vqgan
+from enat_jax.data import records, text_tokens, tokens
+from enat_jax.inference import clip_model, generator, sampling, text_encoder, tokenizer
+from enat_jax.models import clip, enat, vqgan
 
 CLASSES = ("cat", "dog", "tench, Tinca tinca")
 IMAGE_SIZE = (8, 8)
@@ -59,6 +59,62 @@ SETTINGS = sampling.Settings(
 def make_tokenizer(seed=0):
     params = random_params(CODEC.init, jnp.zeros((1, *IMAGE_SIZE, 1)), seed=seed)
     return tokenizer.Tokenizer(CODEC, params, IMAGE_SIZE, {"weights": f"random {seed}"})
+
+
+WORDS = ("a", "two", "red", "blue", "cat", "cats", "dog")
+TEXT_TOKENS = 5
+
+
+def text_transformer(**changes):
+    settings = dict(text_tokens=TEXT_TOKENS, text_positions=True, shared_key_value=True)
+    return TRANSFORMER.clone(**settings | changes)
+
+
+def _text_generator(model, text, seed):
+    ids, labels = jnp.zeros((1, NUM_TOKENS), jnp.int32), jnp.zeros((1,), jnp.int32)
+    return generator.Generator(
+        model,
+        random_params(model.init, ids, labels, seed=seed + 200),
+        make_tokenizer(),
+        CLASSES[: model.num_classes],
+        SETTINGS,
+        {"weights": f"random {seed}"},
+        text,
+    )
+
+
+@functools.cache
+def make_word_generator(num_classes=0, **changes):
+    """A generator that reads ``WORDS``, on request beside classes."""
+    kind = text_tokens.Words(WORDS)
+    model = text_transformer(num_classes=num_classes, text_vocabulary=kind.size, **changes)
+    return _text_generator(model, text_encoder.TextEncoder(kind, TEXT_TOKENS), 0)
+
+
+@functools.cache
+def make_clip(seed=0):
+    """CLIP's text tower of random weights and its own tokens."""
+    model = clip.TextTower(
+        vocabulary=text_tokens.Clip.size,
+        context=8,
+        width=6,
+        num_layers=1,
+        num_heads=2,
+        hidden=8,
+        activation="quick_gelu",
+    )
+    params = random_params(model.init, jnp.zeros((1, 8), jnp.int32), seed=seed + 300)
+    return clip_model.ClipText(model, params, text_tokens.Clip.end, {"weights": f"random {seed}"})
+
+
+@functools.cache
+def make_clip_generator(num_classes=0, **changes):
+    """A generator that reads states of ``make_clip``."""
+    text = text_encoder.of_clip(make_clip(), TEXT_TOKENS)
+    model = text_transformer(
+        num_classes=num_classes, text_width=text.width, text_positions=False, **changes
+    )
+    return _text_generator(model, text, 1)
 
 
 @functools.cache

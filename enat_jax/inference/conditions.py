@@ -12,6 +12,7 @@ from jaxtyping import Int
 from enat_jax.data import text_tokens
 from enat_jax.inference import text_encoder
 from enat_jax.models.blocks import Prompt
+from enat_jax.models.transformers import Transformer
 from enat_jax.runtime import sharding
 
 Prompts = Sequence[str] | Prompt
@@ -23,21 +24,25 @@ class Conditions:
 
     Attributes:
         labels: int32, ``num_classes`` for no class.
-        prompts: of each image; None: the model takes no text.
-        negative_prompts: what the unconditional branch of guidance reads; None: the empty text.
+        prompts: of each image, arrays of NumPy: the tokens of texts, int32 ``[n, p]``, or states
+            of the text encoder; None: the model takes no text.
+        negative_prompts: likewise, what the unconditional branch of guidance reads; None: the empty
+            text.
         encoder: of the texts.
     """
 
     labels: Int[np.ndarray, " n"]
-    prompts: Prompts | None = None
-    negative_prompts: Prompts | None = None
+    prompts: Prompt | None = None
+    negative_prompts: Prompt | None = None
     encoder: text_encoder.TextEncoder | None = None
 
     def part(self, start: int, stop: int) -> "Conditions":
         """Returns those of images ``start`` to ``stop`` - 1."""
-        negative = _part(self.negative_prompts, start, stop)
-        positive = _part(self.prompts, start, stop)
-        return Conditions(self.labels[start:stop], positive, negative, self.encoder)
+        prompts = (
+            None if found is None else Prompt(*(np.asarray(x)[start:stop] for x in found))
+            for found in (self.prompts, self.negative_prompts)
+        )
+        return Conditions(self.labels[start:stop], *prompts, encoder=self.encoder)
 
     def placed(self, mesh: jax.sharding.Mesh, rows: int) -> dict[str, Any]:
         """Returns the arguments of the sampler that say what to read; texts are encoded here.
@@ -45,24 +50,21 @@ class Conditions:
         Args:
             mesh: to place them on.
             rows: at least as many as there are images; they are filled up by repetition.
-
-        Raises:
-            ValueError: a text cannot be read.
         """
         if self.encoder is None or self.prompts is None:
             return {}
         found: dict[str, Any] = {"null_prompt": self.encoder.null_prompt}
         for name, given in (("prompt", self.prompts), ("null_prompt", self.negative_prompts)):
             if given is not None:
-                prompt = [np.asarray(x) for x in _encoded(self.encoder, given)]
+                prompt = [np.asarray(x) for x in self.encoder.of_tokens(*given)]
                 resized = (np.resize(x, (rows, *x.shape[1:])) for x in prompt)
                 found[name] = Prompt(*(sharding.place(x, mesh) for x in resized))
         return found
 
 
 def make(
+    model: Transformer,
     encoder: text_encoder.TextEncoder | None,
-    num_classes: int,
     labels: Int[np.ndarray, " n"] | None,
     prompts: Prompts | None,
     negative_prompts: Prompts | None,
@@ -70,61 +72,59 @@ def make(
     """Returns conditions of labels, texts or both.
 
     Args:
-        encoder: of the model; None: it takes no text.
-        num_classes: of the model.
+        model: the transformer.
+        encoder: of its texts; None: it takes no text.
         labels: None: no class.
         prompts: None: the empty text.
         negative_prompts: see ``Conditions``.
 
     Raises:
-        ValueError: they do not fit together, or the model does not take them.
+        ValueError: they do not fit together, the model does not take them, or a text cannot be
+            read.
+        ImportError: the packages that read texts are not installed.
     """
-    if encoder is None:
-        if prompts is not None or negative_prompts is not None:
-            raise ValueError("this model reads no texts: give labels and no prompts")
-        if labels is None:
-            raise ValueError("neither labels nor prompts: say what the images are to show")
-        return Conditions(labels)
+    if encoder is None and (prompts is not None or negative_prompts is not None):
+        raise ValueError("this model reads no texts: give labels and no prompts")
     if labels is None and prompts is None:
         raise ValueError("neither labels nor prompts: say what the images are to show")
-    if isinstance(prompts, str) or isinstance(negative_prompts, str):
-        raise ValueError("prompts must be a list of texts, one for each image")
-    num = len(labels) if labels is not None else _number(prompts)
-    prompts = [""] * num if prompts is None else prompts
-    for name, found in (("prompts", prompts), ("negative_prompts", negative_prompts)):
-        if found is not None and _number(found) != num:
-            raise ValueError(f"{_number(found)} {name} of {num} images: give one for each image")
+    if encoder is None:
+        assert labels is not None
+        return Conditions(labels)
+    texts = None if prompts is None else _read(model, encoder, prompts)
+    negative = None if negative_prompts is None else _read(model, encoder, negative_prompts)
     if labels is None:
-        labels = np.full(num, num_classes, np.int32)
-    if isinstance(prompts, Prompt):
-        prompts = encoder.checked(prompts)
-    if isinstance(negative_prompts, Prompt):
-        negative_prompts = encoder.checked(negative_prompts)
-    return Conditions(labels, prompts, negative_prompts, encoder)
-
-
-def _number(prompts: Prompts | None) -> int:
-    if prompts is None:
-        return 0
-    return len(np.asarray(prompts.tokens) if isinstance(prompts, Prompt) else prompts)
-
-
-def _part(prompts: Prompts | None, start: int, stop: int) -> Prompts | None:
-    if isinstance(prompts, Prompt):
-        return Prompt(*(np.asarray(x)[start:stop] for x in prompts))
-    return None if prompts is None else list(prompts[start:stop])
-
-
-def _encoded(encoder: text_encoder.TextEncoder, given: Prompts) -> Prompt:
-    if isinstance(given, Prompt):
-        return given
-    prompt, dropped = encoder.prompt(given)
-    for text, rest in zip(given, dropped, strict=True):
-        if rest:
-            shown = text_tokens.shortened(text)
-            warnings.warn(
-                f"the text {shown} is longer than the {encoder.context} tokens that the model "
-                f"reads: {text_tokens.shortened(rest)} is left out",
-                stacklevel=2,
+        assert texts is not None
+        labels = np.full(len(texts.tokens), model.num_classes, np.int32)
+    if texts is None:
+        null = (np.asarray(x) for x in encoder.null_prompt)
+        texts = Prompt(*(np.broadcast_to(x, (len(labels), *x.shape[1:])) for x in null))
+    for name, found in (("prompts", texts), ("negative_prompts", negative)):
+        if found is not None and len(found.tokens) != len(labels):
+            raise ValueError(
+                f"{len(found.tokens)} {name} of {len(labels)} images: give one for each image"
             )
-    return prompt
+    return Conditions(labels, texts, negative, encoder)
+
+
+def _read(model: Transformer, encoder: text_encoder.TextEncoder, given: Prompts) -> Prompt:
+    """Returns the tokens of texts, or the states that were given in their place."""
+    if isinstance(given, Prompt):
+        found = encoder.checked(given)
+        p = found.tokens.shape[1]
+        if getattr(model, "attend_padding", False) and p != encoder.context:
+            raise ValueError(
+                f"a prompt of {p} tokens: this model attends to the padding of a text, too, and "
+                f"needs all {encoder.context}"
+            )
+        return found
+    if isinstance(given, str):
+        raise ValueError("prompts must be a list of texts, one for each image")
+    window = encoder.window(given)
+    for text, rest in dict(zip(given, window.dropped, strict=True)).items():
+        if rest:
+            warnings.warn(
+                f"the text {text_tokens.shortened(text)} is longer than the {encoder.context} "
+                f"tokens that the model reads: {text_tokens.shortened(rest)} is left out",
+                stacklevel=5,  # who called the generator
+            )
+    return Prompt(window.ids, window.lengths)

@@ -78,10 +78,14 @@ class Generator(model_files.TrainedModel):
             )
         if bool(getattr(self.model, "takes_text", False)) != (self.text is not None):
             raise ValueError("a model of text needs to know how texts are read, and no other does")
+        if self.text is not None:
+            self.text.check_model(self.model)
 
     def __repr__(self) -> str:
-        classes = f"{len(self.class_names):,} classes"
-        return self.described(classes, f"{self.settings.num_steps} steps", repr(self.tokenizer))
+        read = [] if self.text is None else [repr(self.text)]
+        if self.class_names or not read:
+            read.append(f"{len(self.class_names):,} classes")
+        return self.described(*read, f"{self.settings.num_steps} steps", repr(self.tokenizer))
 
     def with_settings(self, **changes: Any) -> Self:
         """Returns the same model with other sampler settings, such as ``guidance_scale=3.0``."""
@@ -169,9 +173,14 @@ class Generator(model_files.TrainedModel):
         prompts: Prompts | None,
         negative_prompts: Prompts | None = None,
     ) -> conditions.Conditions:
+        if negative_prompts is not None and not self.settings.guidance_weights().any():
+            raise ValueError(
+                "negative prompts need guidance, which leads away from them: set guidance_scale "
+                f"above 0, and more than one step (it is {self.settings.guidance_scale}, of "
+                f"{self.settings.num_steps} steps)"
+            )
         given = None if labels is None else self._checked(labels)
-        num_classes = self.model.num_classes
-        return conditions.make(self.text, num_classes, given, prompts, negative_prompts)
+        return conditions.make(self.model, self.text, given, prompts, negative_prompts)
 
     def masked_scores(
         self,

@@ -65,36 +65,64 @@ class TextEncoder:
         read = "words" if self.encoder is None else f"states of {self.width}"
         return f"TextEncoder({self.context} {read})"
 
+    def check_model(self, model: Any) -> None:
+        """Raises ValueError unless a transformer takes such prompts."""
+        words = self.kind.size if self.width is None else None
+        found = (self.context, words, self.width)
+        needed = (model.text_tokens, model.text_vocabulary, model.text_width)
+        if found != needed:
+            raise ValueError(
+                f"tokens of a text, words and width of states are {found}, of the transformer "
+                f"{needed}: they do not belong together"
+            )
+
     @property
     def width(self) -> int | None:
         """e, width of the states; None for words."""
         return None if self.null_states is None else self.null_states.shape[-1]
 
-    def prompt(self, texts: Sequence[str]) -> tuple[Prompt, tuple[str, ...]]:
-        """Returns the prompts of texts, equal ones computed once, and what of each is not read.
-
-        Returns:
-            Arrays of NumPy: words, int32 ``[n, p]``, or states, float16 ``[n, p, e]``, with the
-            lengths; and of each text the words that had no room, "" mostly.
+    def window(self, texts: Sequence[str]) -> text_tokens.Window:
+        """Returns the tokens of texts, and what of each is not read.
 
         Raises:
-            ValueError: a word is not in the vocabulary, or the encoder is not at hand.
+            ValueError: a text is none, a word is not in the vocabulary, or the encoder is not at
+                hand.
             ImportError: the packages that read texts are not installed.
         """
-        window = text_tokens.window(self.kind, texts, self.context)
-        return self.of_tokens(window.ids, window.lengths), window.dropped
-
-    def of_tokens(self, ids: Int[np.ndarray, "n p"], lengths: Int[np.ndarray, " n"]) -> Prompt:
-        """Returns the prompts of texts in a window, arrays of NumPy; raises as ``prompt``."""
-        if self.encoder is None:
-            return Prompt(ids, lengths)
-        if self.clip is None:
+        if self.encoder is not None and self.clip is None:
             raise ValueError(
                 "the text encoder that this model was trained with is not at hand: name its "
                 f"directory by --text-encoder ({clip_model.MADE_BY}), or give the states of the "
                 f"prompts instead of their texts; it is {dict(self.encoder)}"
             )
-        different, which = np.unique(ids, axis=0, return_inverse=True)
+        for text in texts:
+            if not isinstance(text, str):
+                raise ValueError(f"prompts must be a list of texts, and {text!r} is none")
+            if any(0xD800 <= ord(c) < 0xE000 for c in text):
+                shown = text_tokens.shortened(text)
+                raise ValueError(f"the text {shown} holds half of a surrogate pair: remove it")
+        return text_tokens.window(self.kind, texts, self.context)
+
+    def prompt(self, texts: Sequence[str]) -> Prompt:
+        """Returns the prompts of texts: words, or states of the encoder; raises as ``window``."""
+        window = self.window(texts)
+        return self.of_tokens(window.ids, window.lengths)
+
+    def of_tokens(
+        self, tokens: Int[np.ndarray, "n p"] | Float[np.ndarray, "n p e"], lengths: Any
+    ) -> Prompt:
+        """Returns the prompts of texts in a ``window``, equal ones computed once.
+
+        Args:
+            tokens: of the window; states stay as they are.
+            lengths: of the texts.
+
+        Returns:
+            Arrays of NumPy: words, int32 ``[n, p]``, or states, float16 ``[n, p, e]``.
+        """
+        if self.clip is None or tokens.dtype.kind == "f":
+            return Prompt(tokens, lengths)
+        different, which = np.unique(tokens, axis=0, return_inverse=True)
         return Prompt(self.clip.states(different)[which.reshape(-1)], lengths)
 
     @functools.cached_property
@@ -118,32 +146,49 @@ class TextEncoder:
     def checked(self, prompt: Prompt) -> Prompt:
         """Returns a prompt that was made elsewhere, as arrays of NumPy with lengths.
 
+        Args:
+            prompt: words or states; the latter become float16, as those of ``prompt`` are.
+
         Raises:
             ValueError: it is none of this model.
         """
         tokens = np.asarray(prompt.tokens)
-        shape = (len(tokens), *tokens.shape[1:2], *([] if self.width is None else [self.width]))
-        kinds = "iu" if self.width is None else "f"
-        if tokens.shape != shape or tokens.dtype.kind not in kinds or len(shape) < 2:
-            wanted = "whole numbers [n, p]" if self.width is None else f"[n, p, {self.width}]"
+        rank, kinds = (2, "iu") if self.width is None else (3, "f")
+        wanted = "whole numbers [n, p]" if self.width is None else f"floats [n, p, {self.width}]"
+        if tokens.ndim != rank or tokens.dtype.kind not in kinds:
+            raise ValueError(f"prompts are {wanted}, and not {tokens.dtype} {tokens.shape}")
+        if self.width not in (None, tokens.shape[-1]):
             raise ValueError(
-                f"a prompt of {tokens.dtype} {tokens.shape}: this model takes {wanted}"
+                f"prompts are {wanted}, and not {tokens.dtype} {tokens.shape}: they are of another "
+                "text encoder"
             )
-        if shape[1] > self.context:
+        if tokens.shape[1] > self.context:
             raise ValueError(
-                f"a prompt of {shape[1]} tokens: this model takes {self.context} at most"
+                f"a prompt of {tokens.shape[1]} tokens: this model reads {self.context} at most"
             )
-        if not np.isfinite(tokens).all():
-            raise ValueError("a prompt has a value that is not finite")
-        if self.width is None and not 0 <= tokens.min(initial=0) <= tokens.max(initial=0) < (
-            self.kind.size
-        ):
-            raise ValueError(f"a prompt has a word that is not in [0, {self.kind.size})")
-        given = shape[1] if prompt.length is None else prompt.length
-        lengths = np.broadcast_to(np.asarray(given, np.int32), (len(tokens),))
-        if not 1 <= lengths.min(initial=1) <= lengths.max(initial=1) <= shape[1]:
-            raise ValueError(f"lengths of prompts must lie in [1, {shape[1]}]")
-        return Prompt(tokens, lengths)
+        if self.width is None:
+            if not 0 <= tokens.min(initial=0) <= tokens.max(initial=0) < self.kind.size:
+                raise ValueError(f"a prompt has a word that is not in [0, {self.kind.size})")
+            tokens = tokens.astype(np.int32)
+        else:
+            with np.errstate(over="ignore"):
+                tokens = tokens.astype(np.float16)
+            if len(wrong := np.flatnonzero(~np.isfinite(tokens).all(axis=(1, 2)))):
+                raise ValueError(f"prompt {wrong[0]} has a value that is not finite in float16")
+        given = tokens.shape[1] if prompt.length is None else prompt.length
+        lengths = np.asarray(given)
+        if lengths.dtype.kind not in "iu" or lengths.shape not in ((), (len(tokens),)):
+            raise ValueError(
+                f"lengths of prompts are a whole number for each, and not {lengths.dtype} "
+                f"{lengths.shape}"
+            )
+        lengths = np.broadcast_to(lengths, (len(tokens),))
+        if len(wrong := np.flatnonzero((lengths < 1) | (lengths > tokens.shape[1]))):
+            raise ValueError(
+                f"prompt {wrong[0]} has the length {lengths[wrong[0]]}: it must lie in "
+                f"[1, {tokens.shape[1]}]"
+            )
+        return Prompt(tokens, lengths.astype(np.int32))
 
     # --- in a training step -----------------------------------------------------------------
 
