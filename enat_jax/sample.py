@@ -1,17 +1,30 @@
-"""Draw images with a trained model.
+"""Draw images with a trained model, of classes, of texts, or of both.
 
     python -m enat_jax.sample --model MODEL_DIR --labels all --num 10 --out runs/pictures
     python -m enat_jax.sample --model MODEL_DIR --labels 207,"tabby cat" --steps 16 --out runs/cats
     python -m enat_jax.sample --model MODEL_DIR --labels 3,7 --reveal gif,strip --out runs/reveal
+    python -m enat_jax.sample --model MODEL_DIR --prompt "a cat" "two dogs" --out runs/prompts
+    python -m enat_jax.sample --model MODEL_DIR --prompts prompts.jsonl --num 1 --out runs/many
 
 A label is a class's number or name, in any case, or an id such as n01440764 of ImageNet's classes.
 Names with commas are found, too; in double quotes, '"cat, wild",dog', nothing is guessed.
 
-DIR receives `NNNNN_<class name>.png`, `grid.png` with a row per label, or several labels in a row
-where there are few images of many, and `settings.json`. Images are numbered through, label by
-label; an image depends on seed, number and label alone, whatever JAX is set to. A precision of
-products or flags of XLA that change numbers are settings like others. What an image was made with
-stands in its text chunk "parameters", too, as JSON. With --npz all images stand in `samples.npz`,
+A model of texts draws prompts: of the command line, where "" is the empty one, of a .txt file with
+one on each line or of standard input as `--prompts -`, blank lines skipped, or of a .jsonl file
+whose lines have "text", "prompt" or "caption". What of a prompt has no room is printed. Guidance
+leads away from the empty text, or from --negative-prompt. A model that was trained on states of
+CLIP needs its text encoder, in its own directory or by --text-encoder; or prompts come as
+--embeddings: an .npz file with `embeddings`, float16 [n, p, e], `lengths`, int32 [n], and, if you
+like, `prompts`, n texts, and `null` [p0, e], the states of the empty text, which are compared with
+the model's. A model of classes and texts takes both, as many labels as prompts or one of either for
+all; prompts without labels are of no class, and labels without prompts of the empty text.
+
+DIR receives `NNNNN_<class name>.png` or `NNNNN_<first words>.png`, `grid.png` with a row per label
+or prompt, or several in a row where there are few images of many, and `settings.json`. Images are
+numbered through, label by label or prompt by prompt; an image depends on seed, number, label and
+prompt alone, whatever JAX is set to. A precision of products or flags of XLA that change numbers
+are settings like others. What an image was made with, its whole prompt included, stands in its text
+chunk "parameters", too, as JSON. With --npz all images stand in `samples.npz`,
 too, as ADM's evaluation program and `evaluate --images` read them. Interrupt it whenever you like:
 the same command again draws what is missing and makes the same files; a directory with images of
 other settings is left alone.
@@ -26,8 +39,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from enat_jax.data import imagenet
-from enat_jax.inference import generator, guidance, image_directory, reveal_pictures, sampling
+from enat_jax.data import imagenet, prompt_files
+from enat_jax.inference import (
+    generator,
+    guidance,
+    image_directory,
+    reveal_pictures,
+    sampling,
+    text_encoder,
+)
 from enat_jax.runtime import cli
 
 
@@ -157,19 +177,22 @@ def _normal(name: str) -> str:
 
 def main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
-    model = generator.Generator.load(options.model, options.dtype)
+    model = generator.Generator.load(
+        options.model, options.dtype, text_encoder_directory=options.text_encoder
+    )
     settings = {
         field.name: getattr(options, field.name) for field in dataclasses.fields(sampling.Settings)
     }
     model = model.with_settings(**{k: v for k, v in settings.items() if v is not None})
     if options.guidance_interval and model.settings.guidance_schedule != "interval":
         raise ValueError("--guidance-interval needs --guidance-schedule interval")
-    labels = parse_labels(options.labels, model.class_names)
+    labels, texts = _shown(options, model)
     image_directory.draw(
         model,
         labels,
         options.num,
         options.out,
+        texts=texts,
         seed=options.seed,
         batch_size=options.batch_size,
         npz=options.npz,
@@ -179,12 +202,66 @@ def main(argv: list[str]) -> None:
         print(f"[sample] {options.out / image_directory.NPZ}")
     if options.reveal:
         numbers = reveal_pictures.spread(len(labels), options.num)
-        shown = np.repeat(labels, options.num)[numbers]
-        reveal = reveal_pictures.draw(model, shown, options.seed, numbers)
+        rows = numbers // options.num
+        prompts = {} if texts is None else texts.of(model.reading_texts(), rows)
+        reveal = reveal_pictures.draw(
+            model,
+            np.asarray(labels)[rows],
+            options.seed,
+            numbers,
+            prompts=prompts.get("prompts"),
+            negative_prompts=prompts.get("negative_prompts"),
+            names=None if texts is None else [texts.prompts[row] for row in rows],
+        )
         for kind in options.reveal:
             file_name, write = reveal_pictures.KINDS[kind]
             write(options.out / file_name, reveal)
             print(f"[sample] {options.out / file_name}")
+
+
+def _shown(
+    options: argparse.Namespace, model: generator.Generator
+) -> tuple[list[int], image_directory.Texts | None]:
+    """Returns what the rows of the grid are of: labels, and as many texts where there are any."""
+    texts = _texts(options, model)
+    no_class = model.model.num_classes
+    if options.labels is not None and not no_class:
+        raise ValueError("this model has no classes: give prompts and no --labels")
+    if texts is None and not no_class:
+        raise ValueError(
+            "this model draws what it reads: give --prompt TEXT, see --help for others"
+        )
+    if texts is None:
+        options.labels = "all" if options.labels is None else options.labels
+        return parse_labels(options.labels, model.class_names), None
+    labels = [no_class]
+    if options.labels is not None:
+        labels = parse_labels(options.labels, model.class_names)
+    if len(texts.prompts) == 1:
+        texts = texts.repeated(len(labels))
+    n = len(texts.prompts)
+    if len(labels) not in (1, n):
+        raise ValueError(
+            f"{len(labels)} labels and {n} prompts: give as many, or one of either for all"
+        )
+    return labels * (n // len(labels)), texts
+
+
+def _texts(options: argparse.Namespace, model: generator.Generator) -> image_directory.Texts | None:
+    given = (options.prompt, options.prompts, options.embeddings)
+    if all(source is None for source in given):
+        if options.negative_prompt is not None:
+            raise ValueError('--negative-prompt needs a prompt beside it, which may be --prompt ""')
+        return None
+    encoder = model.reading_texts()
+    states = None
+    if options.prompt is not None:
+        prompts = options.prompt
+    elif options.prompts is not None:
+        prompts = prompt_files.read(options.prompts)
+    else:
+        states, prompts = text_encoder.read_states(options.embeddings, encoder)
+    return image_directory.Texts(prompts, states, options.negative_prompt)
 
 
 def _kinds(text: str) -> list[str]:
@@ -197,12 +274,34 @@ def _kinds(text: str) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
-        prog="python -m enat_jax.sample", description="Draws images with a trained model."
+        prog="python -m enat_jax.sample",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--model", type=cli.model, required=True, metavar="DIR", help="or hf://OWNER/NAME")
-    add("--labels", default="all", help="class names or numbers, such as 0,1,2 (default: all)")
-    add("--num", type=int, default=10, help="images per label (default 10)")
+    add(
+        "--labels",
+        help="class names or numbers, such as 0,1,2 (default: all, or with prompts none)",
+    )
+    texts = parser.add_mutually_exclusive_group()
+    texts.add_argument(
+        "--prompt", nargs="+", action="extend", metavar="TEXT", help="texts, in quotes each"
+    )
+    texts.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="a text on each line, or .jsonl with text or prompt; - is stdin",
+    )
+    texts.add_argument(
+        "--embeddings",
+        type=cli.path,
+        metavar="FILE.npz",
+        help="states of a text encoder in place of texts, see above",
+    )
+    add("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
+    add("--text-encoder", type=cli.path, metavar="DIR", help="if the model needs one and has none")
+    add("--num", type=int, default=10, help="images per label or prompt (default 10)")
     add("--seed", type=int, default=0)
     add("--out", type=cli.path, required=True, metavar="DIR", help="for the images")
     add("--batch-size", type=int, default=generator.BATCH_SIZE, help="images at a time")

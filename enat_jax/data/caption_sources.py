@@ -278,22 +278,39 @@ def _json(place: object, text: str) -> Any:
         raise ValueError(f"{place}: this is not JSON ({error})") from error
 
 
+def numbered(name: object, lines: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+    """Yields place and text of each line of a file that is not blank.
+
+    Args:
+        name: of the file.
+        lines: of the file, opened in binary mode.
+
+    Raises:
+        ValueError: a line is not UTF-8.
+    """
+    for number, line in enumerate(lines, 1):
+        place = f"{name}:{number}"
+        text = _decoded(line, place).rstrip("\r\n")
+        if text.strip():
+            yield place, text
+
+
+def parsed(place: str, line: str) -> Any:
+    """Returns the JSON values of a line; raises ValueError, which names the place."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: this line is not JSON ({error})") from error
+
+
 def _numbered(path: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """Yields place and text of each line of a file that is not blank."""
     with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            place = f"{path}:{number}"
-            text = _decoded(line, place).rstrip("\r\n")
-            if text.strip():
-                yield place, text
+        yield from numbered(path, file)
 
 
 def _lines(path: pathlib.Path, field: str | None) -> Iterator[Found]:
     for place, line in _numbered(path):
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{place}: this line is not JSON ({error})") from error
+        values = parsed(place, line)
         name = values.get("file_name") if isinstance(values, dict) else None
         if not isinstance(name, str) or not name:
             raise ValueError(f'{place}: this line is no object with a "file_name"')

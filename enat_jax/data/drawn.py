@@ -10,13 +10,16 @@ from typing import Self
 SETTINGS = "settings.json"  # says what was drawn
 BESIDE = ("grid.png", "reveal.png", "reveal.gif")  # pictures of several samples
 LEFT_OUT = "beside the samples"  # what listings call pictures that are none of them
-MAX_NAME = 180  # bytes of a class name in a file's name, which has 255 and needs some for a while
+MAX_NAME = 180  # bytes of a class or prompt in a file's name, which has 255 and needs some more
 _NUMBERED = re.compile(r"[0-9]{5,8}_.*\.png", re.DOTALL)
 
 
-def file_name(number: int, class_name: str) -> str:
-    """Returns what the file of an image is called."""
-    name = re.sub(r"[^\w-]+", "_", class_name)[:60]
+def file_name(number: int, name: str) -> str:
+    """Returns what the file of an image is called, by its class or the first words of its prompt.
+
+    Whatever the name holds, the file's has letters, digits, "-" and "_" alone.
+    """
+    name = re.sub(r"[^\w-]+", "_", name)[:60]
     # A letter takes up to 4 bytes.
     return f"{number:05d}_{name.encode()[:MAX_NAME].decode(errors='ignore')}.png"
 
@@ -26,19 +29,20 @@ class Drawn:
     """What a folder's ``settings.json`` says.
 
     Attributes:
-        num: images per label, in a row.
-        class_names: of the labels.
+        num: images per label or prompt, in a row.
+        shown: class names of the labels, or the prompts.
     """
 
     num: int
-    class_names: tuple[str, ...]
+    shown: tuple[str, ...]
 
     @classmethod
     def read(cls, content: bytes) -> Self | None:
         """Reads the file; None if ``sample`` did not write it."""
         try:
             values = json.loads(content)
-            names, num = values["class_names"], values["num"]
+            names = values["prompts"] if "prompts" in values else values["class_names"]
+            num = values["num"]
             of_sample = values["software"].startswith("enat_jax ") and num >= 1
             found = cls(int(num), tuple(map(str, names)))
         except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
@@ -46,14 +50,14 @@ class Drawn:
         return found if of_sample else None
 
     def __len__(self) -> int:
-        return self.num * len(self.class_names)
+        return self.num * len(self.shown)
 
     def names(self, name: str) -> bool:
         """Says whether the file is one of the samples."""
         number = int(name[: name.index("_")]) if _NUMBERED.fullmatch(name) else len(self)
         if number >= len(self):
             return False
-        expected = file_name(number, self.class_names[number // self.num])
+        expected = file_name(number, self.shown[number // self.num])
         # macOS gives names back in another form of Unicode.
         return unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", expected)
 

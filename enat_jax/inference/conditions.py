@@ -38,11 +38,11 @@ class Conditions:
 
     def part(self, start: int, stop: int) -> "Conditions":
         """Returns those of images ``start`` to ``stop`` - 1."""
-        prompts = (
+        prompts, negative = (
             None if found is None else Prompt(*(np.asarray(x)[start:stop] for x in found))
             for found in (self.prompts, self.negative_prompts)
         )
-        return Conditions(self.labels[start:stop], *prompts, encoder=self.encoder)
+        return Conditions(self.labels[start:stop], prompts, negative, self.encoder)
 
     def placed(self, mesh: jax.sharding.Mesh, rows: int) -> dict[str, Any]:
         """Returns the arguments of the sampler that say what to read; texts are encoded here.
@@ -56,7 +56,7 @@ class Conditions:
         found: dict[str, Any] = {"null_prompt": self.encoder.null_prompt}
         for name, given in (("prompt", self.prompts), ("null_prompt", self.negative_prompts)):
             if given is not None:
-                prompt = [np.asarray(x) for x in self.encoder.of_tokens(*given)]
+                prompt = [np.asarray(x) for x in self.encoder.of_tokens(given)]
                 resized = (np.resize(x, (rows, *x.shape[1:])) for x in prompt)
                 found[name] = Prompt(*(sharding.place(x, mesh) for x in resized))
         return found
@@ -73,18 +73,15 @@ def make(
 
     Args:
         model: the transformer.
-        encoder: of its texts; None: it takes no text.
+        encoder: of its texts; None: it takes none, and prompts have no use.
         labels: None: no class.
         prompts: None: the empty text.
         negative_prompts: see ``Conditions``.
 
     Raises:
-        ValueError: they do not fit together, the model does not take them, or a text cannot be
-            read.
+        ValueError: they do not fit together or to the model, or a text cannot be read.
         ImportError: the packages that read texts are not installed.
     """
-    if encoder is None and (prompts is not None or negative_prompts is not None):
-        raise ValueError("this model reads no texts: give labels and no prompts")
     if labels is None and prompts is None:
         raise ValueError("neither labels nor prompts: say what the images are to show")
     if encoder is None:

@@ -173,14 +173,27 @@ class Generator(model_files.TrainedModel):
         prompts: Prompts | None,
         negative_prompts: Prompts | None = None,
     ) -> conditions.Conditions:
-        if negative_prompts is not None and not self.settings.guidance_weights().any():
-            raise ValueError(
-                "negative prompts need guidance, which leads away from them: set guidance_scale "
-                f"above 0, and more than one step (it is {self.settings.guidance_scale}, of "
-                f"{self.settings.num_steps} steps)"
-            )
+        if prompts is not None or negative_prompts is not None:
+            self.reading_texts()
+        if negative_prompts is not None:
+            self.check_guided()
         given = None if labels is None else self._checked(labels)
         return conditions.make(self.model, self.text, given, prompts, negative_prompts)
+
+    def check_guided(self) -> None:
+        """Raises ValueError if the settings have no guidance, which negative prompts need."""
+        if not self.settings.guidance_weights().any():
+            raise ValueError(
+                "a negative prompt is what guidance leads away from, and these settings have none "
+                f"(guidance_scale={self.settings.guidance_scale} in {self.settings.num_steps} "
+                "steps): raise guidance_scale, or leave the negative prompt out"
+            )
+
+    def reading_texts(self) -> text_encoder.TextEncoder:
+        """Returns ``text``; raises ValueError if the model reads none."""
+        if self.text is None:
+            raise ValueError("this model reads no texts: give labels and no prompts")
+        return self.text
 
     def masked_scores(
         self,

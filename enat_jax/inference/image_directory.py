@@ -1,30 +1,34 @@
 """A directory of drawn images, which an interrupted program completes when it is started again.
 
-It holds ``NNNNN_<class name>.png``, ``grid.png`` with a row per label, or several labels in a row
-if it were a column otherwise, and ``settings.json``. On request all images stand in
-``samples.npz``, too, as ADM's evaluation program reads them. Images are numbered through, label by
-label; an image depends on seed, number and label alone, whatever JAX is set to. A precision of
-products or flags of XLA that the user chose stand in the settings as ``numerics``. What an image
-was made with stands in its text chunk "parameters", too, as JSON.
+It holds ``NNNNN_<class name>.png``, of a prompt ``NNNNN_<first words>.png``, ``grid.png`` with a
+row per label or prompt, or several in a row if it were a column otherwise, and ``settings.json``.
+On request all images stand in ``samples.npz``, too, as ADM's evaluation program reads them. Images
+are numbered through, label by label or prompt by prompt; an image depends on seed, number, label
+and prompt alone, whatever JAX is set to. A precision of products or flags of XLA that the user
+chose stand in the settings as ``numerics``. What an image was made with, its whole prompt
+included, stands in its text chunk "parameters", too, as JSON.
 """
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import math
 import pathlib
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
 import jax
 import numpy as np
 import PIL.Image
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 import enat_jax
-from enat_jax.data import drawn
-from enat_jax.inference import generator
+from enat_jax.checkpoints import model_files
+from enat_jax.data import drawn, text_tokens
+from enat_jax.inference import generator, text_encoder
+from enat_jax.models.blocks import Prompt
 from enat_jax.runtime import files, numerics, os_errors, paths, png, progress
 
 NPZ = "samples.npz"
@@ -36,8 +40,64 @@ SOFTWARE = f"enat_jax {enat_jax.__version__}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Texts:
+    """What images are to show in words.
+
+    Attributes:
+        prompts: the texts; where there are states, those that they were made of, or "".
+        states: prompts in place of the texts; None: the texts are read.
+        negative: a text that guidance leads away from; None: the empty one.
+    """
+
+    prompts: Sequence[str]
+    states: Prompt | None = None
+    negative: str | None = None
+
+    def of(
+        self, encoder: text_encoder.TextEncoder, rows: Int[np.ndarray, " b"]
+    ) -> dict[str, Prompt]:
+        """Returns the arguments of ``Generator.sample`` for the prompts of these numbers."""
+        if self.states is None:
+            prompt = encoder.prompt([self.prompts[row] for row in rows])
+        else:
+            prompt = Prompt(*(np.asarray(x)[rows] for x in self.states))
+        if self.negative is None:
+            return {"prompts": prompt}
+        return {
+            "prompts": prompt,
+            "negative_prompts": encoder.prompt([self.negative] * len(rows)),
+        }
+
+    def repeated(self, num: int) -> "Texts":
+        """Returns each prompt ``num`` times."""
+        prompts = [prompt for prompt in self.prompts for _ in range(num)]
+        states = self.states
+        if states is not None:
+            states = Prompt(*(np.repeat(np.asarray(x), num, axis=0) for x in states))
+        return Texts(prompts, states, self.negative)
+
+    def settings(self, row: int | None = None) -> dict[str, Any]:
+        """Returns JSON values that decide what is read; ``row``: of this prompt alone."""
+        found: dict[str, Any] = {"prompts": list(self.prompts)}
+        if row is not None:
+            found = {"prompt": self.prompts[row]}
+        if self.negative is not None:
+            found["negative_prompt"] = self.negative
+        if self.states is not None:
+            found["states"] = self._fingerprints if row is None else self._fingerprints[row]
+        return found
+
+    @functools.cached_property
+    def _fingerprints(self) -> list[str]:
+        if self.states is None:
+            return []
+        rows = zip(*map(np.asarray, self.states), strict=True)
+        return [model_files.fingerprint(tokens[:length]) for tokens, length in rows]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-    """The images that are asked for: number i is of label ``labels[i // num]``.
+    """The images that are asked for: number i is of label and prompt ``i // num``.
 
     Attributes:
         model: draws them.
@@ -45,6 +105,7 @@ class Images:
         num: images per label.
         seed: 0 <= seed < 2**32.
         out: directory of the files.
+        texts: as many prompts as labels; None: none.
     """
 
     model: generator.Generator
@@ -52,18 +113,22 @@ class Images:
     num: int
     seed: int
     out: pathlib.Path
+    texts: Texts | None = None
 
     def __len__(self) -> int:
         return len(self.labels) * self.num
 
     def path(self, number: int) -> pathlib.Path:
         """Returns the file of an image."""
-        name = self._class_name(self.labels[number // self.num])
+        row = number // self.num
+        texts = self.texts
+        name = self._class_name(self.labels[row]) if texts is None else texts.prompts[row]
         return self.out / drawn.file_name(number, name)
 
     def text(self, number: int) -> dict[str, str]:
         """Returns the text chunks of the file of an image: all that the image depends on."""
-        label = self.labels[number // self.num]
+        row = number // self.num
+        label = self.labels[row]
         values = {
             "index": number,
             "label": label,
@@ -71,11 +136,15 @@ class Images:
             "seed": self.seed,
             **self._made_with(),
         }
+        if self.texts is not None:
+            values |= self.texts.settings(row)
+        if not self.model.class_names:
+            del values["label"], values["class_name"]
         return {"Software": SOFTWARE, "parameters": json.dumps(values, sort_keys=True)}
 
     def settings(self) -> dict[str, Any]:
         """Returns what all images have in common, the content of ``settings.json``."""
-        return {
+        values = {
             "software": SOFTWARE,
             "labels": self.labels,
             "class_names": [self._class_name(label) for label in self.labels],
@@ -84,6 +153,11 @@ class Images:
             "provenance": self.model.provenance,
             **self._made_with(),
         }
+        if self.texts is not None:
+            values |= self.texts.settings()
+        if not self.model.class_names:
+            del values["labels"], values["class_names"]
+        return values
 
     def is_there(self, number: int) -> bool:
         """Says whether the file of an image is whole and was made with the same settings."""
@@ -116,17 +190,21 @@ def draw(
     num: int,
     out: pathlib.Path,
     *,
+    texts: Texts | None = None,
     seed: int = 0,
     batch_size: int = generator.BATCH_SIZE,
     npz: bool = False,
 ) -> UInt8[np.ndarray, "n h w c"]:
     """Draws ``num`` images of each label into a directory, but for those that are there already.
 
+    What of a prompt the model does not read is printed before anything is drawn.
+
     Args:
         model: draws them.
         labels: 0 <= label <= num_classes, which means no class.
         num: images per label, at least 1.
         out: directory, created if missing.
+        texts: as many prompts as labels; None: labels alone.
         seed: 0 <= seed < 2**32.
         batch_size: images per call of the network.
         npz: whether ``samples.npz`` is written, too.
@@ -135,8 +213,8 @@ def draw(
         The images of ``grid.png``.
 
     Raises:
-        ValueError: an argument is out of range, ``out`` holds images of other settings, another
-            process is at work there, or the batch does not fit into memory.
+        ValueError: an argument is out of range, a text cannot be read, ``out`` holds images of
+            other settings, another process is at work there, or the batch does not fit into memory.
         OSError: ``out`` cannot be written. What is there stays there.
     """
     for name, value in (("num", num), ("batch_size", batch_size), ("labels", len(labels))):
@@ -144,13 +222,15 @@ def draw(
             raise ValueError(f"{name}={value} must be at least 1")
     if not 0 <= seed < 2**32:
         raise ValueError(f"{seed=} must be a whole number from 0 to 2**32 - 1")
-    images = Images(model, labels, num, seed, paths.local(out))
+    images = Images(model, labels, num, seed, paths.local(out), texts)
     # Not len, which has a limit of its own.
     if num * len(labels) > MAX_IMAGES:
         raise ValueError(
             f"{num=} images of {len(labels)} labels are more than the {MAX_IMAGES:,} that a "
             "directory may have: use several, each with a seed of its own"
         )
+    if texts is not None:
+        _check_texts(model, texts)
     with files.lock_directory(images.out):
         for path in filter(files.is_unfinished, images.out.iterdir()):
             path.unlink()  # of a process that was killed
@@ -163,6 +243,23 @@ def draw(
         if npz:
             _write_npz(images)
     return first
+
+
+def _check_texts(model: generator.Generator, texts: Texts) -> None:
+    """Reads all texts, and prints what has no room; raises ValueError if one cannot be read."""
+    encoder = model.reading_texts()
+    read = [] if texts.states is not None else list(texts.prompts)
+    if texts.negative is not None:
+        model.check_guided()
+        read.append(texts.negative)
+    if not read:
+        return
+    for text, rest in dict(zip(read, encoder.window(read).dropped, strict=True)).items():
+        if rest:
+            print(
+                f"[sample] the prompt {text_tokens.shortened(text)} is longer than the "
+                f"{encoder.context} tokens that the model reads; left out: {rest!r}"
+            )
 
 
 def _claim(images: Images) -> None:
@@ -221,8 +318,10 @@ def _draw_missing(images: Images, batch_size: int) -> None:
 def _draw_batch(images: Images, batch: range, batch_size: int) -> UInt8[np.ndarray, "n h w c"]:
     try:
         # One batch size, one compilation: `sample` fills up the last batch.
-        labels = np.asarray(images.labels, np.int32)[np.asarray(batch) // images.num]
-        return images.model.sample(labels, images.seed, batch[0], batch_size)
+        rows = np.asarray(batch) // images.num
+        labels = np.asarray(images.labels, np.int32)[rows]
+        texts = {} if images.texts is None else images.texts.of(images.model.reading_texts(), rows)
+        return images.model.sample(labels, images.seed, batch[0], batch_size, **texts)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise ValueError(
@@ -250,7 +349,8 @@ def _for_grid(images: Images, each: int) -> UInt8[np.ndarray, "n h w c"]:
 def _write_npz(images: Images) -> None:
     """Writes ``arr_0``, uint8 ``[n, h, w, 3]``, and ``arr_1``, the labels, an image at a time.
 
-    The format is that of github.com/openai/guided-diffusion; grey is repeated to three channels.
+    Of a model without classes there is no ``arr_1``. The format is that of
+    github.com/openai/guided-diffusion; grey is repeated to three channels.
     """
     shape = (*images.model.tokenizer.image_size, 3)
 
@@ -263,10 +363,11 @@ def _write_npz(images: Images) -> None:
                     pixels = _read(images.path(number))
                     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
                     member.write(np.broadcast_to(pixels, shape).tobytes())
-            with archive.open("arr_1.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(
-                    member, np.repeat(np.asarray(images.labels, np.int64), images.num)
-                )
+            if images.model.class_names:
+                with archive.open("arr_1.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(
+                        member, np.repeat(np.asarray(images.labels, np.int64), images.num)
+                    )
 
     files.write_atomically(images.out / NPZ, write)
 

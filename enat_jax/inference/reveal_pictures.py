@@ -4,6 +4,7 @@
     found = reveal_pictures.draw(generator, labels=[3, 7], seed=0)
     reveal_pictures.write_gif("reveal.gif", found)
     reveal_pictures.write_strip("reveal.png", found)
+    found = reveal_pictures.draw(generator, prompts=["a three left of a seven"])
 
 Places whose tokens are still masked are greyed, with a hint of the current guess; those that a step
 has revealed, which are all that the next step has to encode, have a coloured outline.
@@ -21,7 +22,9 @@ import PIL.ImageDraw
 import PIL.ImageFont
 from jaxtyping import Bool, Int, Shaped, UInt8
 
+from enat_jax.inference.conditions import Prompts
 from enat_jax.inference.generator import Generator
+from enat_jax.models.blocks import Prompt
 from enat_jax.runtime import files, png
 
 MAX_IMAGES = 16  # that ``spread`` chooses
@@ -33,6 +36,8 @@ GREY, HINT = 128, 0.15  # what is masked, and how much of the guess shows throug
 OUTLINE = (255, 128, 0)
 PACK = np.array([1 << 16, 1 << 8, 1], np.uint32)  # a colour as one number
 GAP, MARGIN, LINE = 4, 96, 20  # pixels: between images, for names at the left, of a line of text
+MAX_LINES = 4  # of a prompt
+MAX_LETTERS = 200  # of a prompt, of which more would have no room
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,13 +49,16 @@ class Reveal:
         guesses: what all tokens decode to after the steps of each frame but the first, those
             included that the sampler has only guessed.
         visible: the tokens that have been revealed.
-        names: class names of the images.
+        names: class names of the images, or their prompts.
+        of_texts: whether the names are prompts, which take several lines and stand in the
+            animation, too.
     """
 
     steps: Int[np.ndarray, " frames"]
     guesses: UInt8[np.ndarray, "frames-1 n h w c"]
     visible: Bool[np.ndarray, "frames n rows columns"]
     names: list[str]
+    of_texts: bool = False
 
     def frames(self) -> UInt8[np.ndarray, "frames n h w c"]:
         """Returns the guesses with what is masked greyed, after a frame that is all grey."""
@@ -82,47 +90,65 @@ def spread(num_labels: int, num: int) -> Int[np.ndarray, " n"]:
 
 def draw(
     generator: Generator,
-    labels: Sequence[int] | Int[np.ndarray, " n"],
+    labels: Sequence[int] | Int[np.ndarray, " n"] | None = None,
     seed: int = 0,
     index: Sequence[int] | Int[np.ndarray, " n"] | None = None,
     most_frames: int = MAX_FRAMES,
+    *,
+    prompts: Prompts | None = None,
+    negative_prompts: Prompts | None = None,
+    names: Sequence[str] | None = None,
 ) -> Reveal:
-    """Generates one image per label and keeps what the steps leave.
+    """Generates one image per label or prompt and keeps what the steps leave.
 
     Args:
         generator: draws the images, which are those of ``Generator.sample`` with the same seed,
-            indices and labels.
-        labels, seed, index: as for ``Generator.trace``.
+            indices, labels and prompts.
+        labels, seed, index, prompts, negative_prompts: as for ``Generator.trace``.
         most_frames: of more steps than this an even selection is decoded, the last included.
+        names: texts of the images in the pictures; None: the prompts, if they are texts, or else
+            the class names.
 
     Raises:
         ValueError: a label is out of range, or there is none.
     """
-    if not len(labels):
+    if labels is not None and not len(labels):
         raise ValueError("labels=[]: name at least one to show how its image comes about")
-    trace = generator.trace(labels, seed, index)
+    given = {"prompts": prompts, "negative_prompts": negative_prompts}
+    trace = generator.trace(labels, seed, index, **given)
     t, n, _ = trace.tokens.shape
+    if names is None and prompts is not None and not isinstance(prompts, Prompt):
+        names = prompts
+    of_texts = names is not None
+    if names is None:
+        known = [*generator.class_names, "no class"]
+        names = [known[label] for label in ([len(known) - 1] * n if labels is None else labels)]
     steps = np.unique(np.rint(np.linspace(0, t, min(t, most_frames) + 1)).astype(int))
     decoded = generator.tokenizer.decode(np.concatenate(trace.tokens[steps[1:] - 1]))
     visible = np.concatenate([np.zeros_like(trace.visible[:1]), trace.visible])[steps]
-    names = [*generator.class_names, "no class"]
     return Reveal(
         steps,
         decoded.reshape(len(steps) - 1, n, *decoded.shape[1:]),
         visible.reshape(len(steps), n, *generator.tokenizer.grid),
-        [names[label] for label in labels],
+        list(names),
+        of_texts,
     )
 
 
 def frames(
-    generator: Generator, labels: Sequence[int] | Int[np.ndarray, " n"], seed: int = 0
+    generator: Generator,
+    labels: Sequence[int] | Int[np.ndarray, " n"] | None = None,
+    seed: int = 0,
+    *,
+    prompts: Prompts | None = None,
 ) -> UInt8[np.ndarray, "t+1 n h w c"]:
     """Generates images and returns a frame before and after every step, what is masked greyed.
 
     Raises:
         ValueError: a label is out of range, or there is none.
     """
-    return draw(generator, labels, seed, most_frames=generator.settings.num_steps).frames()
+    most = generator.settings.num_steps
+    return draw(generator, labels, seed, most_frames=most, prompts=prompts).frames()
 
 
 def strip(reveal: Reveal) -> UInt8[np.ndarray, "height width 3"]:
@@ -151,7 +177,8 @@ def strip(reveal: Reveal) -> UInt8[np.ndarray, "height width 3"]:
             _write(picture, MARGIN + column * right, i * LINE, line)
     for row, name in enumerate(reveal.names[:n]):
         top = LINE * 2 + row * down
-        for i, line in enumerate((name, "revealed")):
+        words = _wrapped(name, MARGIN - 2 * GAP) if reveal.of_texts else [name]
+        for i, line in enumerate((*words, "revealed")):
             _write(picture, GAP, top + i * LINE, line, MARGIN - 2 * GAP)
         _write(picture, GAP, top + height + GAP, "guessed", MARGIN - 2 * GAP)
     return np.asarray(picture)
@@ -179,7 +206,7 @@ def write_gif(path: str | os.PathLike, reveal: Reveal) -> None:
     last = len(reveal.steps) - 1
     pictures = _with_palette(
         [
-            _captioned(png.grid(images, columns, GAP), reveal, min(i, last))
+            _captioned(_named(images, columns, reveal), reveal, min(i, last))
             for i, images in enumerate(shown)
         ]
     )
@@ -240,6 +267,27 @@ def _progress(reveal: Reveal, at: int) -> str:
     return f"{visible.sum()} of {visible.size} tokens"
 
 
+def _named(
+    images: UInt8[np.ndarray, "n h w 3"], columns: int, reveal: Reveal
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns images in one picture, with their prompts, if they have any, below each."""
+    if not reveal.of_texts:
+        return png.grid(images, columns, GAP)
+    _, height, width, _ = images.shape
+    names = [_wrapped(name, width) for name in reveal.names]
+    room = LINE * max(map(len, names))
+    picture = PIL.Image.fromarray(
+        png.grid(
+            np.pad(images, ((0, 0), (0, room), (0, 0), (0, 0)), constant_values=255), columns, GAP
+        )
+    )
+    for i, lines in enumerate(names):
+        top = GAP + i // columns * (height + room + GAP) + height
+        for j, line in enumerate(lines):
+            _write(picture, GAP + i % columns * (width + GAP), top + j * LINE, line, width)
+    return np.asarray(picture)
+
+
 def _captioned(image: UInt8[np.ndarray, "h w 3"], reveal: Reveal, at: int) -> PIL.Image.Image:
     """Returns the picture of a frame with a line of text below."""
     room = np.full((LINE, *image.shape[1:]), 255, np.uint8)
@@ -253,10 +301,31 @@ def _write(
     picture: PIL.Image.Image, left: int, top: int, text: str, width: int | None = None
 ) -> None:
     """Writes a line into a picture, cut off where it is wider than ``width`` pixels."""
-    draw, font = PIL.ImageDraw.Draw(picture), PIL.ImageFont.load_default(14)
-    while width and len(text) > 1 and draw.textlength(text, font) > width:
+    draw, font = PIL.ImageDraw.Draw(picture), _font()
+    while width and len(text) > 1 and font.getlength(text) > width:
         text = text.removesuffix("…")[:-1] + "…"
     draw.text((left, top), text, fill=(0, 0, 0), font=font)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Returns a prompt in lines of ``width`` pixels, at most ``MAX_LINES``; the rest is cut off."""
+    printed = "".join(c if c.isprintable() else " " for c in text[: MAX_LETTERS + 1])
+    cut = len(text) > MAX_LETTERS
+    lines = [""]
+    for word in printed[:MAX_LETTERS].split():
+        longer = f"{lines[-1]} {word}".strip()
+        if not lines[-1] or _font().getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    if cut or len(lines) > MAX_LINES:
+        lines = lines[:MAX_LINES]
+        lines[-1] += " …"
+    return lines
+
+
+def _font() -> PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont:
+    return PIL.ImageFont.load_default(14)
 
 
 def _with_palette(pictures: list[PIL.Image.Image]) -> list[PIL.Image.Image]:

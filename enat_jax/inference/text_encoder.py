@@ -9,6 +9,8 @@ import dataclasses
 import functools
 import os
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +26,7 @@ from enat_jax.models.blocks import Prompt
 from enat_jax.runtime import files
 
 FOLDER = "text_encoder"  # of a model directory that has the encoder with it
+NULL_TOLERANCE = 0.02  # relative, of the states of the empty text; bfloat16 changes them less
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,24 +109,22 @@ class TextEncoder:
     def prompt(self, texts: Sequence[str]) -> Prompt:
         """Returns the prompts of texts: words, or states of the encoder; raises as ``window``."""
         window = self.window(texts)
-        return self.of_tokens(window.ids, window.lengths)
+        return self.of_tokens(Prompt(window.ids, window.lengths))
 
-    def of_tokens(
-        self, tokens: Int[np.ndarray, "n p"] | Float[np.ndarray, "n p e"], lengths: Any
-    ) -> Prompt:
+    def of_tokens(self, given: Prompt) -> Prompt:
         """Returns the prompts of texts in a ``window``, equal ones computed once.
 
         Args:
-            tokens: of the window; states stay as they are.
-            lengths: of the texts.
+            given: tokens of the window and lengths; states stay as they are.
 
         Returns:
             Arrays of NumPy: words, int32 ``[n, p]``, or states, float16 ``[n, p, e]``.
         """
+        tokens = np.asarray(given.tokens)
         if self.clip is None or tokens.dtype.kind == "f":
-            return Prompt(tokens, lengths)
+            return given
         different, which = np.unique(tokens, axis=0, return_inverse=True)
-        return Prompt(self.clip.states(different)[which.reshape(-1)], lengths)
+        return Prompt(self.clip.states(different)[which.reshape(-1)], given.length)
 
     @functools.cached_property
     def null_ids(self) -> tuple[Int[np.ndarray, " p"], int]:
@@ -269,3 +270,79 @@ def load(
             f"{dict(identity)}"
         )
     return TextEncoder(kind, context, identity, clip, null)
+
+
+def read_states(path: pathlib.Path, encoder: TextEncoder) -> tuple[Prompt, list[str]]:
+    """Reads prompts as states that another program has computed.
+
+    Args:
+        path: of an .npz file with ``embeddings``, floats ``[n, p, e]``, and ``lengths``, whole
+            numbers ``[n]``. It may have ``prompts``, the n texts, and ``null``, floats ``[p0, e]``,
+            the states of the empty text, which must be those that the model was trained with.
+        encoder: of the model.
+
+    Returns:
+        The prompts, of at most ``encoder.context`` tokens, and their texts, "" where the file has
+        none.
+
+    Raises:
+        ValueError: the file is damaged, or its states are none of this model.
+        OSError: it cannot be read.
+    """
+    if encoder.null_states is None:
+        raise ValueError(f"{path}: this model reads words and no states: give prompts")
+    arrays = _arrays(path, ("embeddings", "lengths"), ("null", "prompts"))
+    states, lengths = arrays["embeddings"], arrays["lengths"]
+    if not len(states):
+        raise ValueError(f"{path} holds no prompt")
+    if states.ndim == 3 and lengths.max(initial=0) <= encoder.context:
+        states = states[:, : encoder.context]  # the rest is padding
+    try:
+        found = encoder.checked(Prompt(states, lengths))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if "null" in arrays:
+        _check_null(path, arrays["null"], encoder.null_states)
+    texts = arrays.get("prompts", np.full(len(states), ""))
+    if texts.dtype.kind != "U" or texts.shape != (len(states),):
+        raise ValueError(
+            f"{path}: prompts are {texts.dtype} {texts.shape}, and not {len(states)} texts"
+        )
+    return found, texts.tolist()
+
+
+def _arrays(
+    path: pathlib.Path, needed: Sequence[str], allowed: Sequence[str]
+) -> dict[str, Shaped[np.ndarray, "..."]]:
+    with open(path, "rb") as file:
+        try:
+            with np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
+                found = {name: archive[name] for name in (*needed, *allowed) if name in archive}
+                names = archive.files
+        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            raise ValueError(
+                f"{path} cannot be read as an .npz file ({error}): write it by numpy.savez"
+            ) from error
+    if missing := [name for name in needed if name not in found]:
+        raise ValueError(f"{path} has no array {missing[0]!r}, but {sorted(names)}")
+    if wrong := [name for name in found if not isinstance(found[name], np.ndarray)]:
+        raise ValueError(f"{path}: {wrong[0]!r} is no array: write it by numpy.savez")
+    return found
+
+
+def _check_null(
+    path: pathlib.Path,
+    null: Float[np.ndarray, "p0 e"],
+    expected: Float16[np.ndarray, "p e"],
+) -> None:
+    e = expected.shape[1]
+    if null.ndim != 2 or null.dtype.kind != "f" or null.shape[1] != e or not len(null):
+        raise ValueError(f"{path}: null is {null.dtype} {null.shape}, and no floats [p, {e}]")
+    rows = min(len(null), len(expected))
+    wanted = expected[:rows].astype(np.float64)
+    share = np.linalg.norm(null[:rows] - wanted) / np.linalg.norm(wanted)
+    if not share <= NULL_TOLERANCE:
+        raise ValueError(
+            f"{path}: null differs by {share:.1%} from the states of the empty text that the model "
+            "was trained with: take the same encoder, layer and padding"
+        )
