@@ -4,28 +4,47 @@
     python -m enat_jax.tokenize_captions --tokens DIR --captions PICTURES_DIR --out DIR
     python -m enat_jax.tokenize_captions --tokens DIR --captions scenes --out DIR
     python -m enat_jax.tokenize_captions --tokens DIR --template "a photo of a {}" --out DIR
+    python -m enat_jax.tokenize_captions --tokens DIR --captions X --embed ENCODER_DIR --out DIR
+    python -m enat_jax.tokenize_captions --tokens DIR --captions X --embeddings FILE.npz --out DIR
 
 Captions are a .json file of MS-COCO, a .jsonl file with "file_name" and "text", a .tsv file of
 captions and file names, .txt files beside the pictures in a folder or zip, .tar files of
 webdataset, a TFDS data set (tfds:NAME) or those of the source scenes. They are written whole or not
-at all: start an interrupted command again.
+at all: start an interrupted command again. With --embed or --embeddings the states of a text
+encoder are stored beside them, which training then reads in place of tokens; an interrupted command
+goes on with what is missing.
 """
 
 import argparse
+import functools
+import hashlib
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float16, Int
 
-from enat_jax.data import caption_sources, captions, clip_tokens, coco, text_tokens, tokens
+from enat_jax.data import (
+    caption_sources,
+    captions,
+    clip_tokens,
+    coco,
+    text_states,
+    text_tokens,
+    tokens,
+)
 from enat_jax.data.caption_sources import shortened
+from enat_jax.evaluation import npz_states
+from enat_jax.inference import clip_model
 from enat_jax.runtime import cli, progress
+
+Encoder = clip_model.ClipText | npz_states.NpzStates
 
 CHUNK = 2000  # texts that are turned into tokens at a time
 SHOWN = 3  # of what there may be many of, in the report
+STEP = 8  # windows of texts that are encoded are multiples of it, to compile few
 
 
 def main(arguments: list[str]) -> None:
@@ -34,21 +53,61 @@ def main(arguments: list[str]) -> None:
     if flags.held_out_tokens:
         held_out = tokens.image_keys(flags.held_out_tokens)
         coco.refuse_shared(keys, held_out, (flags.tokens, flags.held_out_tokens))
-    kind = _kind(flags)
+    encoder = _encoder(flags)
+    kind = _kind(flags, encoder)
     if flags.text_tokens and flags.text_tokens < (least := text_tokens.added(kind)):
         raise ValueError(f"--text-tokens {flags.text_tokens} is too small: at least {least}")
+    states = None if encoder is None else _identity(encoder, flags)
     found = _captions(flags, metadata, keys)
     used = np.setdiff1d(np.arange(len(keys)), [s["image"] for s in metadata["skipped"]])
     _complete(found, keys, used, flags.on_missing)
-    made_of = captions.identity(found.texts, kind, metadata["digest"], flags.mirror_words)
+    made_of = captions.identity(found.texts, kind, metadata["digest"], flags.mirror_words, states)
     if captions.begin(flags.out, made_of):
-        captions.write(flags.out, made_of, found.texts, keys, _encode(found.texts, kind))
+        ids = _encode(found.texts, kind)
+        checksums = None
+        if encoder is not None and states is not None:
+            mirrored = bool(metadata["flips"]) and flags.mirror_words == "swap"
+            every = [text for of_picture in found.texts for text in of_picture]
+            checksums = _store(flags.out, made_of, encoder, every, ids, mirrored)
+        captions.write(flags.out, made_of, found.texts, keys, ids, checksums)
     else:
         print(f"{flags.out} already holds these captions")
     print(_report(captions.Captions.open(flags.out), found, used, flags.text_tokens))
 
 
-def _kind(flags: argparse.Namespace) -> text_tokens.Clip | text_tokens.Words:
+def _encoder(flags: argparse.Namespace) -> Encoder | None:
+    if flags.padding and not (flags.embed or flags.embeddings):
+        raise ValueError("--padding is for --embed and --embeddings")
+    if flags.embed:
+        return clip_model.ClipText.load(flags.embed)
+    return npz_states.NpzStates(flags.embeddings) if flags.embeddings else None
+
+
+def _identity(encoder: Encoder, flags: argparse.Namespace) -> dict[str, Any]:
+    """Returns what decides the states, see ``captions.identity``."""
+    longest = encoder.model.context if isinstance(encoder, clip_model.ClipText) else encoder.context
+    if flags.text_tokens and flags.text_tokens > longest:
+        raise ValueError(
+            f"--text-tokens {flags.text_tokens} is more than the {longest} of the encoder"
+        )
+    made_of = {"context": flags.text_tokens or longest, "padding": flags.padding}
+    if isinstance(encoder, clip_model.ClipText):
+        return made_of | {"encoder": encoder.identity()}
+    if flags.padding and len(encoder.null) < made_of["context"]:
+        raise ValueError(
+            f"--padding needs all {made_of['context']} states of the empty text, and null in "
+            f"{flags.embeddings} has {len(encoder.null)}"
+        )
+    null = hashlib.sha256(encoder.null.tobytes()).hexdigest()
+    identity = {"kind": "stored", "width": encoder.width, "null": null}
+    return made_of | {"encoder": identity} | encoder.identity()
+
+
+def _kind(flags: argparse.Namespace, encoder: Encoder | None) -> text_tokens.TextTokens:
+    if encoder is not None:
+        if flags.vocabulary or flags.tokens_as == "words":
+            raise ValueError("words have no text encoder: leave out --embed and --embeddings")
+        return text_tokens.Clip() if flags.embed else text_tokens.Stored()
     of_scenes = flags.captions == ["scenes"]
     words = of_scenes or flags.vocabulary if flags.tokens_as is None else flags.tokens_as == "words"
     if not words:
@@ -130,6 +189,82 @@ def _encode(texts: Sequence[Sequence[str]], kind: text_tokens.TextTokens) -> lis
     return [ids[text] for text in every]
 
 
+def _store(
+    directory: pathlib.Path,
+    made_of: dict[str, Any],
+    encoder: Encoder,
+    every: Sequence[str],
+    ids: Sequence[Sequence[int]],
+    mirrored: bool,
+) -> dict[str, str]:
+    """Stores the states of all captions and returns the checksums of the files.
+
+    Args:
+        directory: of the captions.
+        made_of: of the captions.
+        encoder: whose states they are.
+        every: all captions.
+        ids: their tokens.
+        mirrored: whether captions of mirrored pictures say left for right.
+    """
+    context, padding = made_of["states"]["context"], made_of["states"]["padding"]
+    if isinstance(encoder, clip_model.ClipText):
+        plain, other = _cut(encoder.kind, ids, context, mirrored)
+        # Short texts first, so that those of a file are of about one length.
+        different = sorted(dict.fromkeys([*plain, *other]), key=len)
+        windows, lengths = _windows(encoder.kind, different, context)
+        read, null = functools.partial(_states, encoder, windows), encoder.null_states
+    else:
+        plain = encoder.find(every).tolist()
+        other = encoder.find([*map(text_tokens.mirrored_text, every)]).tolist() if mirrored else []
+        different = sorted({*plain, *other})
+        lengths = np.minimum(encoder.lengths[different], context)
+        read, null = functools.partial(encoder.read, np.array(different)), encoder.null
+    number = {text: i for i, text in enumerate(different)}
+    of_captions = [[number[text] for text in said] for said in (plain, other or plain)]
+    sizes = np.full_like(lengths, context) if padding else lengths
+    texts = text_states.Texts(np.array(of_captions).T, sizes, lengths, null)
+
+    def encode(parts: Sequence[slice]) -> Iterator[Float16[np.ndarray, "rows e"]]:
+        with progress.Progress(len(sizes), 1, unit="text") as bar:
+            for part, states in zip(parts, read(sizes, parts), strict=True):
+                yield states
+                bar.update(part.stop)
+
+    return text_states.write(directory, made_of, texts, encode)
+
+
+def _cut(
+    kind: text_tokens.TextTokens, ids: Sequence[Sequence[int]], context: int, mirrored: bool
+) -> list[list[tuple[int, ...]]]:
+    """Returns captions that fit a window, and on request those of mirrored pictures, else none."""
+    room = context - text_tokens.added(kind)
+    plain = [tuple(caption[:room]) for caption in ids]
+    table = text_tokens.mirrored(kind).tolist()
+    return [plain, [tuple(table[i] for i in caption) for caption in plain] if mirrored else []]
+
+
+def _windows(
+    kind: text_tokens.TextTokens, texts: Sequence[Sequence[int]], context: int
+) -> tuple[Int[np.ndarray, "n p"], Int[np.ndarray, " n"]]:
+    counts = np.array([len(text) for text in texts], np.int64)
+    flat = np.array([token for text in texts for token in text], np.int64)
+    return text_tokens.framed(kind, flat, np.cumsum(counts) - counts, counts, context)
+
+
+def _states(
+    clip: clip_model.ClipText,
+    windows: Int[np.ndarray, "n p"],
+    sizes: Int[np.ndarray, " n"],
+    parts: Sequence[slice],
+) -> Iterator[Float16[np.ndarray, "rows e"]]:
+    """Yields the first ``sizes`` states of the texts of each part, one after the other."""
+    for part in parts:
+        context = min(-(-int(sizes[part].max()) // STEP) * STEP, windows.shape[1])
+        states = clip.states(windows[part, :context])
+        yield states[np.arange(context) < sizes[part, None]]
+
+
 def _report(
     made: captions.Captions,
     found: caption_sources.Captions,
@@ -138,6 +273,8 @@ def _report(
 ) -> str:
     per_picture = np.diff(made.first)[used]
     lengths = np.diff(made.offsets) + text_tokens.added(made.kind)
+    if made.states is not None and isinstance(made.kind, text_tokens.Stored):
+        lengths = made.states.lengths[made.states.texts[:, 0]]
     every = [text for of_picture in found.texts for text in of_picture]
     longest = int(lengths.argmax())
     lines = [
@@ -154,6 +291,12 @@ def _report(
         lines.append(
             f"{found.unknown.total():,} captions are of {len(found.unknown):,} pictures that the "
             f"tokens do not have, such as {_few(sorted(found.unknown))}"
+        )
+    if made.states is not None:
+        size = made.states.rows[-1] * made.states.null.shape[1] * made.states.null.itemsize
+        lines.append(
+            f"states of {len(made.states.lengths):,} different texts, "
+            f"{made.states.null.shape[1]} numbers for each token: {size / 2**20:,.1f} MiB"
         )
     context = context or (clip_tokens.CONTEXT if isinstance(made.kind, text_tokens.Clip) else None)
     cut = np.flatnonzero(lengths > context).tolist() if context else []
@@ -196,6 +339,25 @@ def _parser() -> argparse.ArgumentParser:
         help='a text with {} for the name of the class, such as "a photo of a {}"; may be repeated',
     )
     add("--out", type=cli.path, required=True, metavar="DIR", help="directory to write")
+    states = parser.add_mutually_exclusive_group()
+    states.add_argument(
+        "--embed",
+        type=cli.path,
+        metavar="DIR",
+        help="store the states of this encoder (import_torch --clip) beside the captions",
+    )
+    states.add_argument(
+        "--embeddings",
+        type=cli.path,
+        metavar="FILE.npz",
+        help="store states that another program computed: embeddings, floats [n, p, e], lengths "
+        "[n], prompts, n texts, and null [p0, e], of the empty text",
+    )
+    add(
+        "--padding",
+        action="store_true",
+        help="store the states of padding, too, for a model with attend_padding",
+    )
     add(
         "--tokens-as",
         choices=("clip", "words"),
@@ -230,8 +392,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--text-tokens",
         type=cli.at_least_one,
-        help="tokens of a text in the model, for the report of what is cut off (default: 77 of "
-        "clip)",
+        help="tokens of a text in the model, for the report of what is cut off, and of states that "
+        "are stored (default: 77 of clip, all of a file)",
     )
     add("--caption-key", metavar="NAME", help="what holds the captions in .jsonl and TFDS")
     add("--split", help="of TFDS (default: that of the tokens)")

@@ -8,24 +8,24 @@ A directory holds
     captions.jsonl  {"file_name", "text"} of each caption, for people and as prompts
     metadata.json   what was made of what, with checksums; written last: without it nothing counts
 
-A picture may have any number of captions, none included. All is read into memory: the captions of
-MS-COCO are 10 MB.
+A picture may have any number of captions, none included. All of this is read into memory: the
+captions of MS-COCO are 10 MB. The states of a text encoder may stand beside it, see
+``text_states``; captions whose encoder is not CLIP have no tokens but those of left and right.
 """
 
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from enat_jax.data import records, text_tokens
+from enat_jax.data import records, text_states, text_tokens
 from enat_jax.data.decoding import Batch
 from enat_jax.runtime import files
 
@@ -41,7 +41,11 @@ _FILES = (*(f"{name}.npy" for name in _ARRAYS), "captions.jsonl")
 
 
 def identity(
-    texts: Sequence[Sequence[str]], kind: text_tokens.TextTokens, plan: str, mirror_words: str
+    texts: Sequence[Sequence[str]],
+    kind: text_tokens.TextTokens,
+    plan: str,
+    mirror_words: str,
+    states: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns JSON values that decide what ``write`` writes.
 
@@ -51,6 +55,9 @@ def identity(
         plan: ``digest`` of the token set.
         mirror_words: of "left" and "right" in captions of mirrored pictures: "swap" them, "keep"
             them, or take the picture "unflipped".
+        states: what decides the states that are stored beside: "encoder", "context" and
+            "padding" as of ``text_states.States``, and of which file they are; None: there are
+            none.
 
     Raises:
         ValueError: ``mirror_words`` is unknown.
@@ -68,6 +75,7 @@ def identity(
         "num_images": len(texts),
         "num_captions": sum(map(len, texts)),
         "texts": digest.hexdigest(),
+        **({} if states is None else {"states": files.as_json(states)}),
     }
 
 
@@ -77,6 +85,7 @@ def write(
     texts: Sequence[Sequence[str]],
     keys: Sequence[str],
     ids: Sequence[Sequence[int]],
+    of_states: Mapping[str, str] | None = None,
 ) -> None:
     """Writes captions, whole or not at all: what was begun and not finished is written anew.
 
@@ -86,6 +95,7 @@ def write(
         texts: captions of each picture.
         keys: of the pictures.
         ids: tokens of the captions in their order, without start and end.
+        of_states: checksums of the files that ``text_states.write`` wrote; None: there are none.
 
     Raises:
         OSError: a file cannot be written.
@@ -109,6 +119,7 @@ def write(
     for name, content in contents.items():
         files.write_atomically(directory / name, content)
     checksums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    checksums |= of_states or {}
     files.write_json(directory / "metadata.json", made_of | {"sha256": checksums})
     for path in directory.iterdir():
         if files.is_unfinished(path):
@@ -126,21 +137,31 @@ def begin(directory: pathlib.Path, made_of: dict[str, Any]) -> bool:
         return True
     inside = sorted(directory.iterdir()) if directory.is_dir() else [directory]
     if "metadata.json" not in [path.name for path in inside]:
-        others = [p for p in inside if p.name not in _FILES and not files.is_unfinished(p)]
-        if others:
+        ours = lambda p: p.name in _FILES or text_states.is_ours(p.name) or files.is_unfinished(p)  # noqa: E731
+        if others := [path for path in inside if not ours(path)]:
             raise ValueError(
                 f"{directory} holds {others[0].name!r} and no captions: choose another directory"
             )
+        begun = directory / text_states.PLAN
+        if begun.exists():
+            again = f"remove {directory} and start again"
+            _compare(directory, made_of, files.read_description(begun, FORMAT, again), "has begun")
         return True
     files.read_description(directory / "metadata.json", FORMAT, "choose another directory")
-    found = Captions.open(directory).made_of
+    _compare(directory, made_of, Captions.open(directory).made_of, "holds")
+    text_states.verify(directory, files.read_json(directory / "metadata.json", "")["sha256"])
+    return False
+
+
+def _compare(
+    directory: pathlib.Path, made_of: Mapping[str, Any], found: Mapping[str, Any], holds: str
+) -> None:
     if different := files.differences(made_of, found):
         name, now, before = different[0]
         raise ValueError(
-            f"{directory} holds other captions: their {name} is {str(before)[:80]!r}, now it would "
-            f"be {str(now)[:80]!r}; remove them or choose another directory"
+            f"{directory} {holds} other captions: their {name} is {str(before)[:80]!r}, now it "
+            f"would be {str(now)[:80]!r}; remove them or choose another directory"
         )
-    return False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,6 +174,8 @@ class Captions:
         first: the first caption of each picture, and the end.
         kind: of the tokens.
         made_of: see ``identity``.
+        states: of a text encoder, which then stand in batches in place of tokens; None: there are
+            none.
     """
 
     ids: Int[np.ndarray, " n"]
@@ -160,10 +183,13 @@ class Captions:
     first: Int[np.ndarray, " pictures+1"]
     kind: text_tokens.TextTokens
     made_of: dict[str, Any]
+    states: text_states.States | None = None
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest caption, with start and end."""
+        """Tokens of the longest caption, with start and end, or its states."""
+        if self.states is not None:
+            return self.states.longest
         return int(np.diff(self.offsets).max(initial=0)) + text_tokens.added(self.kind)
 
     @property
@@ -216,11 +242,15 @@ class Captions:
     ) -> Batch:
         """Returns {"text": int32 ``[b, context]``, "lengths": int32 ``[b]``} of captions.
 
+        Of captions with states the text is what ``text_states.States.window`` returns.
+
         Args:
             captions: their numbers.
             context: p, tokens of the window.
             flips: for which left and right change places; None: for none.
         """
+        if self.states is not None:
+            return self.states.window(captions, context, flips)
         firsts = self.offsets[captions]
         counts = self.offsets[np.asarray(captions) + 1] - firsts
         text, lengths = text_tokens.framed(self.kind, self.ids, firsts, counts, context)
@@ -243,15 +273,18 @@ class Captions:
         try:
             kind = text_tokens.of_identity(metadata["text_tokens"])
             ids, offsets, first = (
-                _read(directory / f"{name}.npy", dtype, metadata["sha256"][f"{name}.npy"])
+                text_states.read_array(
+                    directory / f"{name}.npy", dtype, metadata["sha256"][f"{name}.npy"]
+                )
                 for name, dtype in _ARRAYS.items()
             )
+            states = text_states.States.open(directory, metadata) if "states" in metadata else None
             made_of = {k: v for k, v in metadata.items() if k != "sha256"}
             fitting = (
                 len(first) == made_of["num_images"] + 1
-                and _ascends(first, made_of["num_captions"])
+                and text_states.ascends(first, made_of["num_captions"])
                 and len(offsets) == made_of["num_captions"] + 1
-                and _ascends(offsets, len(ids))
+                and text_states.ascends(offsets, len(ids))
                 and (ids.max(initial=0) < kind.size)
                 and made_of["mirror_words"] in MIRROR_WORDS
                 and isinstance(made_of["tokens"], str)
@@ -263,21 +296,7 @@ class Captions:
                 f"the captions in {directory} are damaged ({error}): remove them and make them "
                 f"again with {MADE_BY}"
             ) from error
-        return cls(ids, offsets, first, kind, made_of)
-
-
-def _read(path: pathlib.Path, dtype: np.dtype, checksum: str) -> Int[np.ndarray, " n"]:
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != checksum:
-        raise ValueError(f"{path.name} is not what was written")
-    found = np.load(io.BytesIO(content), allow_pickle=False)
-    if found.dtype != dtype or found.ndim != 1:
-        raise ValueError(f"{path.name} holds {found.dtype} {found.shape}")
-    return found
-
-
-def _ascends(places: Int[np.ndarray, " n"], end: int) -> bool:
-    return places[0] == 0 and places[-1] == end and bool((np.diff(places) >= 0).all())
+        return cls(ids, offsets, first, kind, made_of, states)
 
 
 def _mixed(seeds: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:

@@ -92,13 +92,16 @@ class _Descriptor:
         weakref.finalize(self, os.close, self.number)
 
 
+MAX_OPEN = 128  # files that one set keeps open, so that no set needs to have more
+
+
 def _most_open() -> int:
-    """Returns how many files one set keeps open: all 128 where 1024 are allowed, as is usual.
+    """Returns how many files one set keeps open: ``MAX_OPEN`` where 1024 are allowed, as is usual.
 
     There may be two or three sets, and everything else in a process needs some files, too.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 128 if limit == resource.RLIM_INFINITY else min(128, max(1, limit // 8))
+    return MAX_OPEN if limit == resource.RLIM_INFINITY else min(MAX_OPEN, max(1, limit // 8))
 
 
 class Files:

@@ -1,11 +1,14 @@
 """Texts to whole numbers: the byte pairs of CLIP, or the words of a fixed vocabulary.
 
+``Stored`` stands for texts that another program has read.
+
 Both put a token in front that is always there, so that the empty text has one, too. ``identity``
 says in JSON values what a number means, and ``of_identity`` turns it back into a tokenizer.
 """
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -166,6 +169,46 @@ class Words:
         return {"kind": "words", "vocabulary": list(self.vocabulary)}
 
 
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Texts that another program has read, of which nothing but its states is known.
+
+    Of their words only ``MIRRORED`` are tokens, 1 and 2, so that captions know which of them depend
+    on left and right.
+    """
+
+    size = 1 + len(MIRRORED)
+    start = 0
+    end = None
+    pad = 0
+    sides = (1, 2)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """See ``TextTokens``, as for those below."""
+        said = (_SIDES.findall(text) for text in texts)
+        return [[1 + MIRRORED.index(word.lower()) for word in words] for words in said]
+
+    def rest(self, text: str, kept: int) -> str:
+        return ""
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "stored"}
+
+
+_SIDES = re.compile(rf"\b(?:{'|'.join(MIRRORED)})\b", re.IGNORECASE)
+
+
+def mirrored_text(text: str) -> str:
+    """Returns what a text says of the mirrored picture: left and right change places."""
+
+    def other(found: re.Match[str]) -> str:
+        word = found[0]
+        swapped = MIRRORED[1 - MIRRORED.index(word.lower())]
+        return swapped.capitalize() if word[0].isupper() else swapped
+
+    return _SIDES.sub(other, text)
+
+
 def shortened(text: str, limit: int = 80) -> str:
     """Returns a text as messages show it: in quotes, on one line, of ``limit`` characters."""
     return repr(text if len(text) <= limit else f"{text[: limit - 3]}...")
@@ -236,14 +279,15 @@ def mirrored(kind: TextTokens) -> Int[np.ndarray, " size"]:
     return table
 
 
-def of_identity(identity: Mapping[str, Any]) -> Clip | Words:
+def of_identity(identity: Mapping[str, Any]) -> Clip | Words | Stored:
     """Returns the tokenizer of an ``identity``.
 
     Raises:
         ValueError: there is no such tokenizer.
     """
-    if identity == {"kind": "clip"}:
-        return Clip()
+    for known_kind in (Clip(), Stored()):
+        if identity == known_kind.identity():
+            return known_kind
     words = identity.get("vocabulary")
     known = identity.keys() == {"kind", "vocabulary"} and identity["kind"] == "words"
     if not known or not isinstance(words, list) or not all(isinstance(w, str) for w in words):
