@@ -3,6 +3,7 @@
     python -m enat_jax.export --workdir RUN --out DIR              # the newest of the run
     python -m enat_jax.export --workdir RUN --step 5000 --out DIR  # its checkpoint of this step
     python -m enat_jax.export --model DIR --out DIR --format compiled
+    python -m enat_jax.export --model DIR --out DIR --text-encoder ENCODER
     python -m enat_jax.export --model DIR --push OWNER/NAME        # to the Hugging Face Hub
 
 `--format` names what the directory gets, separated by commas:
@@ -13,6 +14,10 @@
     reference    reference/enat.safetensors and reference/vqgan.safetensors, with the tensor names
                  of the PyTorch reference
 
+Of a model that reads states of a text encoder, `--text-encoder` puts the encoder into DIR, too, and
+so does `--with-text-encoder`, which takes it from where the run or the model has it. Without it the
+directory names the encoder, and who uses it needs the encoder beside it.
+
 A new DIR appears when it is complete. One that has the same model gets what is asked for in
 addition; one that has anything else is left alone. A run may go on training meanwhile.
 """
@@ -21,8 +26,8 @@ import argparse
 import pathlib
 
 from enat_jax.checkpoints import hub, model_files
-from enat_jax.inference import generator, model_directory
-from enat_jax.runtime import cli, files
+from enat_jax.inference import generator, model_directory, tokenizer
+from enat_jax.runtime import cli, files, paths
 from enat_jax.training import finished
 
 
@@ -34,6 +39,8 @@ def main(argv: list[str]) -> None:
         raise ValueError("--step is of a run: name it by --workdir and not a model")
     if options.dtype is not None and "compiled" not in options.format:
         raise ValueError("--dtype is of a compiled sampler: add compiled to --format")
+    if options.out is None and (options.with_text_encoder or options.text_encoder is not None):
+        raise ValueError("a text encoder is written to a directory: name it by --out")
     if options.push is not None:
         hub.parse(hub.PREFIX + options.push)  # before the work, not after it
     if options.out is not None:
@@ -41,7 +48,12 @@ def main(argv: list[str]) -> None:
             model = finished.of_run(options.workdir, options.step)
         else:
             model = model_directory.load(options.model)
-        model_directory.write(model, options.out, options.format, options.dtype)
+        with_text_encoder = options.with_text_encoder or options.text_encoder is not None
+        if with_text_encoder:
+            model = _with_text_encoder(model, options.text_encoder)
+        model_directory.write(
+            model, options.out, options.format, options.dtype, with_text_encoder=with_text_encoder
+        )
         written = [path for path in options.out.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in written) / 2**20
         print(f"[export] {options.out}: step {model.provenance.get('step')}, {size:,.1f} MiB")
@@ -51,6 +63,20 @@ def main(argv: list[str]) -> None:
             pathlib.Path(directory) / "model.json", generator.FORMAT, "push a model directory"
         )
         print(f"[export] pushed: {hub.push(directory, hub.PREFIX + options.push)}")
+
+
+def _with_text_encoder(
+    model: generator.Generator | tokenizer.Tokenizer, given: pathlib.Path | None
+) -> generator.Generator:
+    """Returns a model with its text encoder as it is on disk: given, or where the run had it."""
+    if not isinstance(model, generator.Generator):
+        raise ValueError("a tokenizer reads no texts: it has no text encoder")
+    config = model.provenance.get("config")
+    data = config.get("data") if isinstance(config, dict) else None
+    known = data.get("text_encoder") if isinstance(data, dict) else None
+    if given is None and known and pathlib.Path(known).is_dir():
+        given = paths.local(known)
+    return model if given is None else model.with_text_encoder(given)
 
 
 def _formats(text: str) -> list[str]:
@@ -85,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help=f"of {', '.join(formats)} (default {','.join(weights)})",
     )
+    add("--with-text-encoder", action="store_true", help="also write the encoder of its texts")
+    add("--text-encoder", type=cli.path, metavar="DIR", help="the same, and where it is")
     add("--dtype", choices=model_files.DTYPES, help="of a compiled sampler (default: the model's)")
     add("--push", metavar="OWNER/NAME", help="repository of the Hugging Face Hub to upload to")
     return parser

@@ -40,14 +40,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from enat_jax.data import imagenet, prompt_files
-from enat_jax.inference import (
-    generator,
-    guidance,
-    image_directory,
-    reveal_pictures,
-    sampling,
-    text_encoder,
-)
+from enat_jax.evaluation import npz_prompts
+from enat_jax.inference import generator, guidance, image_directory, reveal_pictures, sampling
 from enat_jax.runtime import cli
 
 
@@ -260,7 +254,7 @@ def _texts(options: argparse.Namespace, model: generator.Generator) -> image_dir
     elif options.prompts is not None:
         prompts = prompt_files.read(options.prompts)
     else:
-        states, prompts = text_encoder.read_states(options.embeddings, encoder)
+        states, prompts = npz_prompts.read(options.embeddings, encoder)
     return image_directory.Texts(prompts, states, options.negative_prompt)
 
 

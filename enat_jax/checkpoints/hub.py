@@ -16,7 +16,7 @@ from enat_jax.runtime import exits
 PREFIX = "hf://"
 
 # Weights that the safetensors files of a model directory hold, too.
-_TWICE = ["transformer/*", "tokenizer/params/*", "reference/*"]
+_TWICE = ["transformer/*", "tokenizer/params/*", "text_encoder/text/*", "reference/*"]
 
 
 def is_address(text: str | os.PathLike) -> bool:
@@ -61,7 +61,10 @@ def download(address: str | os.PathLike) -> pathlib.Path:
     fetch = library.snapshot_download
     with _explained(library, address):
         found = pathlib.Path(fetch(repository, revision=revision, ignore_patterns=_TWICE))
-        if not (found / "transformer.safetensors").is_file():
+        needed = [found / "transformer.safetensors"]
+        if (found / "text_encoder").is_dir():
+            needed.append(found / "text_encoder" / "text.safetensors")
+        if not all(path.is_file() for path in needed):
             found = pathlib.Path(fetch(repository, revision=revision))
     return found
 

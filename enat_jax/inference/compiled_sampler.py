@@ -1,13 +1,15 @@
-"""The program from labels to images in a file that runs without this package (``jax.export``).
+"""The program from labels or prompts to images in a file that runs without this package.
 
-The file has the program for CPU, NVIDIA GPU and TPU, and for any number of images. Its weights are
-arguments: those of the safetensors files of a model directory, as they are. A program with the
-weights inside would hold them once more, and could not exceed the 2 GB of a serialized module.
-JSON beside it describes the arguments. The program is that of ``Generator`` on one device. JAX
-reads such files for half a year at least, so it is the model directory that should be kept.
+``jax.export`` writes it. The file has the program for CPU, NVIDIA GPU and TPU, and for any number
+of images. Its weights are arguments: those of the safetensors files of a model directory, as they
+are. A program with the weights inside would hold them once more, and could not exceed the 2 GB of a
+serialized module. JSON beside it describes the arguments. The program is that of ``Generator`` on
+one device. JAX reads such files for half a year at least, so it is the model directory that should
+be kept.
 """
 
 import dataclasses
+import itertools
 import pathlib
 from typing import Any
 
@@ -20,6 +22,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8, UInt32
 
 from enat_jax.inference import sampling, tokenizer
 from enat_jax.inference.generator import Generator
+from enat_jax.models.blocks import Prompt
 from enat_jax.runtime import files, numerics
 
 FORMAT = "enat_jax compiled sampler 1"
@@ -50,7 +53,13 @@ def make(generator: Generator) -> tuple[bytes, dict[str, Any]]:
             labels: int32 [b], 0 <= label <= num_classes, which is not checked,
             image_index: int32 [b],
             seed: uint32 [2], (0, seed) for a seed below 2**32,
-            schedule: {name: float32 [t]}, with the names ``SCHEDULE``.
+            schedule: {name: float32 [t]}, with the names ``SCHEDULE``,
+
+        and of a model of texts
+
+            prompt: (tokens, lengths): words, int32 [b, p], or states of the text encoder, float16
+                [b, p, e], for p = ``text_tokens``; and int32 [b],
+            null_prompt: likewise for b = 1, the empty text or a negative prompt.
     """
     codec = generator.tokenizer
     kept = {"transformer": generator.params, "tokenizer": codec.params}
@@ -65,14 +74,16 @@ def make(generator: Generator) -> tuple[bytes, dict[str, Any]]:
         image_index: Int[Array, " b"],
         seed: UInt32[Array, "2"],
         schedule: dict[str, Float[Array, " t"]],
+        *texts: tuple[Array, Array],
     ) -> UInt8[Array, "b h w c"]:
         # In the files they are float32, whatever the generator computes with.
         weights = jax.tree.map(lambda x, like: x.astype(like.dtype), weights, kept)
         params = {k: traverse_util.unflatten_dict(v, sep="/") for k, v in weights.items()}
         key = jax.random.wrap_key_data(seed, impl="threefry2x32")
         steps = inputs._replace(**schedule)
+        prompts = itertools.starmap(Prompt, texts)
         tokens = sampling.sample_tokens(
-            model, static, steps, params["transformer"], labels, image_index, key
+            model, static, steps, params["transformer"], labels, image_index, key, *prompts
         )
         grids = tokens.reshape(tokens.shape[0], rows, columns)
         return tokenizer.decode(codec.model, params["tokenizer"], grids)
@@ -81,10 +92,19 @@ def make(generator: Generator) -> tuple[bytes, dict[str, Any]]:
     weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), kept)
     schedule = {name: np.asarray(getattr(inputs, name)) for name in SCHEDULE}
     integers = jax.ShapeDtypeStruct((b,), jnp.int32)
+    seed = jax.ShapeDtypeStruct((2,), jnp.uint32)
     exported = numerics.pinned()(export.export(jax.jit(sample), platforms=PLATFORMS))(
-        weights, integers, integers, jax.ShapeDtypeStruct((2,), jnp.uint32), _shapes(schedule)
+        *(weights, integers, integers, seed, _shapes(schedule)), *_prompts(generator, b)
     )
     return bytes(exported.serialize()), _description(generator, exported, schedule)
+
+
+def _prompts(generator: Generator, b: Any) -> list[tuple[jax.ShapeDtypeStruct, ...]]:
+    """Returns the shapes of the prompts of b images and of the null prompt."""
+    if generator.text is None:
+        return []
+    null = _shapes(tuple(generator.text.null_prompt))
+    return [tuple(jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype) for x in null), null]
 
 
 def _description(
@@ -110,11 +130,27 @@ def _description(
             "seed": "uint32 [2]: 0 and the seed",
             "schedule": f"{{name: float32 [{num_steps}]}}, a value a step; to be scaled "
             "at will: a guidance of 0 stays 0, a greedy sampler stays greedy",
+            **_of_texts(generator),
         },
         "result": f"uint8 [b, {', '.join(map(str, image_shape))}]",
         "dtype": str(generator.model.dtype),
         "settings": dataclasses.asdict(generator.settings),
         "schedule": {name: values.tolist() for name, values in schedule.items()},
+        **({} if generator.text is None else {"text": generator.text.description()}),
+    }
+
+
+def _of_texts(generator: Generator) -> dict[str, str]:
+    """Returns what the description says of the arguments that are prompts."""
+    if generator.text is None:
+        return {}
+    text = generator.text
+    tokens = f"int32 [b, {text.context}], words"
+    if text.width is not None:
+        tokens = f"float16 [b, {text.context}, {text.width}], states of the text encoder"
+    return {
+        "prompt": f"({tokens}, and int32 [b], tokens of each text, its start included)",
+        "null_prompt": "likewise for b = 1: the empty text, or a negative prompt",
     }
 
 

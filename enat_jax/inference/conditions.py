@@ -56,8 +56,10 @@ class Conditions:
         found: dict[str, Any] = {"null_prompt": self.encoder.null_prompt}
         for name, given in (("prompt", self.prompts), ("null_prompt", self.negative_prompts)):
             if given is not None:
-                prompt = [np.asarray(x) for x in self.encoder.of_tokens(given)]
-                resized = (np.resize(x, (rows, *x.shape[1:])) for x in prompt)
+                tokens, lengths = map(np.asarray, given)
+                if tokens.dtype.kind != "f":
+                    tokens, lengths = map(np.asarray, self.encoder.of_tokens(tokens, lengths))
+                resized = (np.resize(x, (rows, *x.shape[1:])) for x in (tokens, lengths))
                 found[name] = Prompt(*(sharding.place(x, mesh) for x in resized))
         return found
 

@@ -96,6 +96,11 @@ class Generator(model_files.TrainedModel):
         tokenizer_ = self.tokenizer.with_dtype(dtype)
         return dataclasses.replace(super().with_dtype(dtype), tokenizer=tokenizer_)
 
+    def with_text_encoder(self, directory: str | os.PathLike) -> Self:
+        """Returns the same model with the text encoder in a directory; raises as ``load``."""
+        text = self.reading_texts().with_encoder(directory, self.devices)
+        return dataclasses.replace(self, text=text)
+
     def sample(
         self,
         labels: Integers | None = None,
@@ -249,9 +254,7 @@ class Generator(model_files.TrainedModel):
         self.save_weights(directory / "transformer", formats, FORMAT)
         self.tokenizer.save(directory / "tokenizer", formats)
         if with_text_encoder:
-            if self.text is None or self.text.clip is None:
-                raise ValueError("this model has no text encoder at hand that could be saved")
-            self.text.clip.save(directory / text_encoder.FOLDER, formats)
+            self.reading_texts().save_encoder(directory, formats)
         if jax.process_index() == 0:
             if self.text is not None:
                 self.text.save(directory)
@@ -279,8 +282,11 @@ class Generator(model_files.TrainedModel):
     def write_readme(self, directory: str | os.PathLike, compiled: bool = False) -> None:
         """Writes ``README.md``; ``compiled``: whether the directory has a compiled sampler."""
         size = sum(x.size for x in jax.tree.leaves(self.params))
-        text = model_card.text(self.description, self.tokenizer.image_size, size, compiled)
-        files.write_atomically(pathlib.Path(directory) / "README.md", text.encode())
+        directory = pathlib.Path(directory)
+        inside = (directory / text_encoder.FOLDER / "encoder.json").is_file()
+        about = self.description, self.tokenizer.image_size, size
+        text = model_card.text(*about, compiled, with_text_encoder=inside)
+        files.write_atomically(directory / "README.md", text.encode())
 
     @classmethod
     def load(

@@ -46,6 +46,7 @@ def write(
     out: pathlib.Path,
     formats: Collection[str],
     dtype: str | None = None,
+    with_text_encoder: bool = False,
 ) -> None:
     """Writes a model directory, or adds to one that has the same model.
 
@@ -56,6 +57,7 @@ def write(
         out: directory.
         formats: of ``FORMATS``.
         dtype: that a compiled sampler computes in; None: that of the model.
+        with_text_encoder: whether the encoder of a model's texts is written, too.
 
     Raises:
         ValueError: ``out`` holds something else, or the model cannot have one of the formats.
@@ -70,9 +72,13 @@ def write(
             raise ValueError("a tokenizer draws nothing: no compiled sampler can be made of it")
         if "safetensors" not in formats and not (out / "transformer.safetensors").is_file():
             raise ValueError("a compiled sampler needs weights: add safetensors to --format")
+    if with_text_encoder and not weights:
+        raise ValueError("a text encoder has weights: add safetensors or orbax to --format")
     if "orbax" in formats:
         orbax_paths.of(out)  # refuses a name that Orbax cannot use, and not that of ``directory``
     with files.new_directory(out) if new else contextlib.nullcontext(out) as directory:
+        if with_text_encoder and isinstance(model, generator.Generator):
+            model.reading_texts().save_encoder(directory, weights)
         if weights:
             model.save(directory, weights)
         if "reference" in formats:
@@ -96,8 +102,10 @@ def _is_new(model: generator.Generator | tokenizer.Tokenizer, out: pathlib.Path)
     found = files.read_json(out / name, "name another directory")
     expected = files.as_json(model.description)
     compared = (
-        ("fingerprint", "sampler", "class_names") if name == "model.json" else ("fingerprint",)
+        ("fingerprint", "sampler", "class_names", "text")
+        if name == "model.json"
+        else ("fingerprint",)
     )
-    if any(found.get(key) != expected[key] for key in compared):
+    if any(found.get(key) != expected.get(key) for key in compared):
         raise ValueError(f"{out} holds another model: name another directory")
     return False

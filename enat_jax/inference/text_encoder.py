@@ -9,9 +9,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,13 +18,12 @@ import numpy as np
 from jaxtyping import Array, Float, Float16, Int, PyTree, Shaped
 
 from enat_jax.checkpoints import model_files
-from enat_jax.data import records, text_tokens
+from enat_jax.data import records, text_states, text_tokens
 from enat_jax.inference import clip_model
 from enat_jax.models.blocks import Prompt
 from enat_jax.runtime import files
 
 FOLDER = "text_encoder"  # of a model directory that has the encoder with it
-NULL_TOLERANCE = 0.02  # relative, of the states of the empty text; bfloat16 changes them less
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,12 +89,7 @@ class TextEncoder:
                 hand.
             ImportError: the packages that read texts are not installed.
         """
-        if self.encoder is not None and self.clip is None:
-            raise ValueError(
-                "the text encoder that this model was trained with is not at hand: name its "
-                f"directory by --text-encoder ({clip_model.MADE_BY}), or give the states of the "
-                f"prompts instead of their texts; it is {dict(self.encoder)}"
-            )
+        self._check_at_hand()
         for text in texts:
             if not isinstance(text, str):
                 raise ValueError(f"prompts must be a list of texts, and {text!r} is none")
@@ -109,22 +101,35 @@ class TextEncoder:
     def prompt(self, texts: Sequence[str]) -> Prompt:
         """Returns the prompts of texts: words, or states of the encoder; raises as ``window``."""
         window = self.window(texts)
-        return self.of_tokens(Prompt(window.ids, window.lengths))
+        return self.of_tokens(window.ids, window.lengths)
 
-    def of_tokens(self, given: Prompt) -> Prompt:
+    def of_tokens(self, ids: Int[np.ndarray, "n p"], lengths: Int[np.ndarray, " n"]) -> Prompt:
         """Returns the prompts of texts in a ``window``, equal ones computed once.
-
-        Args:
-            given: tokens of the window and lengths; states stay as they are.
 
         Returns:
             Arrays of NumPy: words, int32 ``[n, p]``, or states, float16 ``[n, p, e]``.
+
+        Raises:
+            ValueError: the encoder is not at hand.
         """
-        tokens = np.asarray(given.tokens)
-        if self.clip is None or tokens.dtype.kind == "f":
-            return given
-        different, which = np.unique(tokens, axis=0, return_inverse=True)
-        return Prompt(self.clip.states(different)[which.reshape(-1)], given.length)
+        self._check_at_hand()
+        if self.clip is None:
+            return Prompt(ids, lengths)
+        different, which = np.unique(ids, axis=0, return_inverse=True)
+        return Prompt(self.clip.states(different)[which.reshape(-1)], lengths)
+
+    def _check_at_hand(self) -> None:
+        if isinstance(self.kind, text_tokens.Stored):
+            raise ValueError(
+                "this model was trained on states that another program computed: give the states "
+                "of the prompts (--embeddings) instead of their texts"
+            )
+        if self.encoder is not None and self.clip is None:
+            raise ValueError(
+                "the text encoder that this model was trained with is not at hand: name its "
+                f"directory by --text-encoder ({clip_model.MADE_BY}), or give the states of the "
+                f"prompts instead of their texts; it is {dict(self.encoder)}"
+            )
 
     @functools.cached_property
     def null_ids(self) -> tuple[Int[np.ndarray, " p"], int]:
@@ -142,7 +147,11 @@ class TextEncoder:
         lengths = np.array([length], np.int32)
         if self.null_states is None:
             return Prompt(ids[None], lengths)
-        return Prompt(self.null_states[None, : self.context], lengths)
+        states = self.null_states[: self.context]
+        if isinstance(self.kind, text_tokens.Stored):
+            lengths[:] = len(states)
+        rest = self.context - len(states)
+        return Prompt(np.pad(states, ((0, rest), (0, 0)))[None], lengths)
 
     def checked(self, prompt: Prompt) -> Prompt:
         """Returns a prompt that was made elsewhere, as arrays of NumPy with lengths.
@@ -221,6 +230,38 @@ class TextEncoder:
         null = model_files.fingerprint({"null": self.null_states})
         return known | {"encoder": dict(self.encoder), "null": null}
 
+    def with_encoder(
+        self, directory: str | os.PathLike, devices: Sequence[jax.Device] | None = None
+    ) -> "TextEncoder":
+        """Returns the same with the weights of its encoder, which are in a directory.
+
+        Raises:
+            OSError: a file is missing or cannot be read.
+            ValueError: it is damaged, another encoder than that of the model, or of no use.
+        """
+        if self.encoder is None:
+            raise ValueError("this model reads words and needs no text encoder: leave it out")
+        clip = clip_model.ClipText.load(directory, devices=devices or None)
+        if clip.identity() != self.encoder:
+            raise ValueError(
+                f"{directory} is not the text encoder that the model was trained with, which is "
+                f"{dict(self.encoder)}"
+            )
+        return dataclasses.replace(self, clip=clip)
+
+    def save_encoder(self, directory: pathlib.Path, formats: Collection[str]) -> None:
+        """Writes the encoder with its weights into a model directory, in ``FOLDER``.
+
+        Raises:
+            ValueError: there is none at hand.
+            OSError: it cannot be written.
+        """
+        if self.clip is None:
+            words = self.encoder is None
+            reason = "reads words and has none" if words else "has none at hand: name its directory"
+            raise ValueError(f"no text encoder can be written: this model {reason}")
+        self.clip.save(directory / FOLDER, formats)
+
     def save(self, directory: pathlib.Path) -> None:
         """Writes what ``load`` needs beside the description; the encoder's weights are not."""
         if self.null_states is not None:
@@ -231,6 +272,13 @@ class TextEncoder:
 def of_clip(clip: clip_model.ClipText, context: int) -> TextEncoder:
     """Returns the encoder whose prompts are states of CLIP; raises as ``TextEncoder``."""
     return TextEncoder(clip.kind, context, clip.identity(), clip, clip.null_states)
+
+
+def of_states(stored: text_states.States, context: int) -> TextEncoder:
+    """Returns the encoder of prompts that are stored, without its weights."""
+    of_clip = stored.encoder["kind"] == "clip"
+    kind = text_tokens.Clip(stored.encoder["pad"]) if of_clip else text_tokens.Stored()
+    return TextEncoder(kind, context, stored.encoder, None, stored.null)
 
 
 def load(
@@ -254,95 +302,14 @@ def load(
     identity, context = described.get("encoder"), described["context"]
     kind = text_tokens.of_identity(described["tokens"])
     if identity is None:
-        if given is not None:
-            raise ValueError(f"{directory} reads words, so a text encoder has no use")
-        return TextEncoder(kind, context)
-    kind = text_tokens.Clip(identity["pad"])
+        found = TextEncoder(kind, context)
+        return found if given is None else found.with_encoder(given)
+    if not isinstance(kind, text_tokens.Stored):
+        kind = text_tokens.Clip(identity["pad"])
     null = clip_model.read_null(directory, identity["width"])
     if model_files.fingerprint({"null": null}) != described["null"]:
         raise ValueError(f"{directory / clip_model.NULL} is not what was saved: damaged")
     own = directory / FOLDER
     place = given if given is not None else own if own.is_dir() else None
-    clip = None if place is None else clip_model.ClipText.load(place, devices=devices)
-    if clip is not None and clip.identity() != identity:
-        raise ValueError(
-            f"{place} is not the text encoder that {directory} was trained with, which is "
-            f"{dict(identity)}"
-        )
-    return TextEncoder(kind, context, identity, clip, null)
-
-
-def read_states(path: pathlib.Path, encoder: TextEncoder) -> tuple[Prompt, list[str]]:
-    """Reads prompts as states that another program has computed.
-
-    Args:
-        path: of an .npz file with ``embeddings``, floats ``[n, p, e]``, and ``lengths``, whole
-            numbers ``[n]``. It may have ``prompts``, the n texts, and ``null``, floats ``[p0, e]``,
-            the states of the empty text, which must be those that the model was trained with.
-        encoder: of the model.
-
-    Returns:
-        The prompts, of at most ``encoder.context`` tokens, and their texts, "" where the file has
-        none.
-
-    Raises:
-        ValueError: the file is damaged, or its states are none of this model.
-        OSError: it cannot be read.
-    """
-    if encoder.null_states is None:
-        raise ValueError(f"{path}: this model reads words and no states: give prompts")
-    arrays = _arrays(path, ("embeddings", "lengths"), ("null", "prompts"))
-    states, lengths = arrays["embeddings"], arrays["lengths"]
-    if not len(states):
-        raise ValueError(f"{path} holds no prompt")
-    if states.ndim == 3 and lengths.max(initial=0) <= encoder.context:
-        states = states[:, : encoder.context]  # the rest is padding
-    try:
-        found = encoder.checked(Prompt(states, lengths))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if "null" in arrays:
-        _check_null(path, arrays["null"], encoder.null_states)
-    texts = arrays.get("prompts", np.full(len(states), ""))
-    if texts.dtype.kind != "U" or texts.shape != (len(states),):
-        raise ValueError(
-            f"{path}: prompts are {texts.dtype} {texts.shape}, and not {len(states)} texts"
-        )
-    return found, texts.tolist()
-
-
-def _arrays(
-    path: pathlib.Path, needed: Sequence[str], allowed: Sequence[str]
-) -> dict[str, Shaped[np.ndarray, "..."]]:
-    with open(path, "rb") as file:
-        try:
-            with np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-                found = {name: archive[name] for name in (*needed, *allowed) if name in archive}
-                names = archive.files
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-            raise ValueError(
-                f"{path} cannot be read as an .npz file ({error}): write it by numpy.savez"
-            ) from error
-    if missing := [name for name in needed if name not in found]:
-        raise ValueError(f"{path} has no array {missing[0]!r}, but {sorted(names)}")
-    if wrong := [name for name in found if not isinstance(found[name], np.ndarray)]:
-        raise ValueError(f"{path}: {wrong[0]!r} is no array: write it by numpy.savez")
-    return found
-
-
-def _check_null(
-    path: pathlib.Path,
-    null: Float[np.ndarray, "p0 e"],
-    expected: Float16[np.ndarray, "p e"],
-) -> None:
-    e = expected.shape[1]
-    if null.ndim != 2 or null.dtype.kind != "f" or null.shape[1] != e or not len(null):
-        raise ValueError(f"{path}: null is {null.dtype} {null.shape}, and no floats [p, {e}]")
-    rows = min(len(null), len(expected))
-    wanted = expected[:rows].astype(np.float64)
-    share = np.linalg.norm(null[:rows] - wanted) / np.linalg.norm(wanted)
-    if not share <= NULL_TOLERANCE:
-        raise ValueError(
-            f"{path}: null differs by {share:.1%} from the states of the empty text that the model "
-            "was trained with: take the same encoder, layer and padding"
-        )
+    found = TextEncoder(kind, context, identity, None, null)
+    return found if place is None else found.with_encoder(place, devices)
