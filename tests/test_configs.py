@@ -14,9 +14,10 @@ from absl import flags
 from enat_jax.data import image_data, token_data
 from enat_jax.evaluation import during_training
 from enat_jax.inference import sampling
-from enat_jax.models import classifier, nat, transformers, vqgan
+from enat_jax.models import classifier, enat, nat, transformers, vqgan
+from enat_jax.profiling import setup, timing
 from enat_jax.runtime import sharding
-from enat_jax.schedules import reveal
+from enat_jax.schedules import costs, reveal
 from enat_jax.training import classifier_task, enat_task, masked_tokens, optim, vqgan_task
 from enat_jax.training import config as train_config
 from enat_jax.training.settings import words
@@ -29,6 +30,7 @@ MILLIONS = {
     "enat_s_imagenet256": 49.3,
     "enat_b_imagenet256": 214.9,
     "enat_l_imagenet256": 565.9,
+    "enat_b_coco256": 120.3,
 }
 
 
@@ -95,6 +97,95 @@ def test_all_configs_of_the_paper_are_there():
         "nat_s_imagenet256",
         "vqgan_imagenet256",
     }
+
+
+# Of U-ViT's release for MS-COCO, the reference and the paper, see the config.
+COCO = {
+    "model": {
+        "kind": "enat",
+        "num_tokens": 256,
+        "codebook_size": 1024,
+        "num_classes": 0,
+        "width": 768,
+        "num_heads": 8,
+        "encoder_layers": 15,
+        "decoder_layers": 1,
+        "mlp_ratio": 4,
+        "dropout": 0.1,
+        "position_init": "normal",
+        "text_width": 768,
+        "text_tokens": 77,
+        "text_vocabulary": None,
+        "attend_padding": True,
+        "text_positions": False,
+        "text_encoding": "every_step",
+        "shared_key_value": True,
+        "reuse_projection": "mlp",
+        "dtype": "bfloat16",
+    },
+    "data": {
+        "tokens": "runs/coco/tokens",
+        "captions": "runs/coco/tokens/captions",
+        "held_out_tokens": "runs/coco/tokens_held_out",
+        "held_out_captions": "runs/coco/tokens_held_out/captions",
+        "tokenizer": "models/vqgan_imagenet256",
+        "text_encoder": "models/clip_l14",
+    },
+    "mask": {"mask_ratio": "beta", "alpha": 12.0, "beta": 3.0, "min_visible": 1}
+    | {"reuse_probability": 0.5},
+    "loss": {"label_smoothing": 0.1, "text_drop": 0.1, "ema_decay": 0.9999, "ema_warmup": False},
+    "optimizer": {
+        "learning_rate": 4e-4,
+        "warmup_steps": 5000,
+        "schedule": "constant",
+        "b1": 0.9,
+        "b2": 0.9,
+        "eps": 1e-8,
+        "weight_decay": 0.03,
+        "clip_norm": None,
+    },
+    "sampler": {"num_steps": 8, "guidance_scale": 2.5, "guidance_schedule": "linear"}
+    | {"token_temperature": 6.0, "mask_temperature": 1.5},
+    "train": {"batch_size": 2048, "num_steps": 150_000, "accumulate": 1},
+}
+
+
+def test_the_config_of_coco_is_as_it_says():
+    config = load(DIRECTORY / "enat_b_coco256.py").to_dict()
+    for section, values in COCO.items():
+        assert {name: config[section][name] for name in values} == values
+
+
+def test_the_sizes_of_the_text_model_are_those_that_the_config_says():
+    """The paper has 116M parameters, and 0.3 T multiply-adds with the image decoder's 93.6 G."""
+    settings = load(DIRECTORY / "enat_b_coco256.py").model.to_dict()
+    del settings["kind"]
+
+    def millions(**changes):
+        model = enat.ENAT(**settings | changes)
+        ids = jnp.zeros((1, model.num_tokens), jnp.int32)
+        return parameters(model, ids, jnp.zeros((1,), jnp.int32)) / 1e6
+
+    assert millions(reuse_projection="linear") == pytest.approx(116.22, abs=0.005)
+    assert millions(text_encoding="once") == millions() == pytest.approx(120.35, abs=0.005)
+    cost = costs.paper_cost(costs.dims_of(enat.ENAT(**settings)), 8) / 1e12
+    assert cost + 0.0936 == pytest.approx(0.324, abs=0.0005)
+
+
+@pytest.mark.parametrize("encoding", ["every_step", "once"])
+def test_few_shapes_hold_the_steps_of_the_text_model(encoding):
+    config = load(
+        DIRECTORY / "enat_b_coco256.py", overrides=[f"--config.model.text_encoding={encoding}"]
+    )
+    task = setup.make_task(config, 1)
+    probability, exact = timing.shape_shares(task)
+    padded = timing.padded_work(task)
+    assert len(task.buckets) == 40
+    share = probability @ padded / (probability @ exact) - 1
+    assert share == pytest.approx({"every_step": 0.085, "once": 0.078}[encoding], abs=0.001)
+    work = [task.work(index) for index in range(2000)]  # of the splits that a run draws
+    drawn = sum(x["padded_work"] for x in work) / sum(x["exact_work"] for x in work) - 1
+    assert drawn == pytest.approx(share, abs=0.01)
 
 
 def test_the_512_config_differs_as_in_the_paper():

@@ -1,7 +1,8 @@
 """CLIP (arXiv:2103.00020): texts to states and vectors, pictures to vectors of the same space.
 
 Its weights stay as they are: a transformer is conditioned on the states of a text, and pictures are
-compared with their prompts by the two vectors. Both towers are one stack of pre-norm blocks.
+compared with their prompts by the two vectors. Both towers are one stack of pre-norm blocks, which
+are laid out over a mesh as those of a transformer are, see ``layers``.
 """
 
 import flax.linen as nn
@@ -9,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+
+from enat_jax.models.layers import BATCH, Dense, constrain
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's weights
@@ -39,14 +42,19 @@ class Block(nn.Module):
         """Runs the block; the signature suits ``nn.scan``."""
         width = x.shape[-1]
         norm = lambda name: nn.LayerNorm(epsilon=EPS, dtype=self.dtype, name=name)  # noqa: E731
-        dense = lambda size, name: nn.Dense(size, dtype=self.dtype, name=name)  # noqa: E731
+        # In and out of a pair of products the mesh axis "tensor" alternates.
+        first = lambda size, name: Dense((size,), self.dtype, (None, "tensor"), name=name)  # noqa: E731
+        second = lambda name: Dense((width,), self.dtype, ("tensor", None), name=name)  # noqa: E731
         y = norm("norm1")(x)
         heads = (*y.shape[:2], self.num_heads, width // self.num_heads)
-        query, key, value = (dense(width, n)(y).reshape(heads) for n in ("query", "key", "value"))
+        query, key, value = (
+            constrain(first(width, name)(y).reshape(heads), BATCH, None, "tensor", None)
+            for name in ("query", "key", "value")
+        )
         y = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
-        x = x + dense(width, "out")(y.reshape(x.shape))
-        y = ACTIVATIONS[self.activation](dense(self.hidden, "up")(norm("norm2")(x)))
-        return x + dense(width, "down")(y), None
+        x = constrain(x + second("out")(y.reshape(x.shape)), BATCH, None, None)
+        y = ACTIVATIONS[self.activation](first(self.hidden, "up")(norm("norm2")(x)))
+        return constrain(x + second("down")(y), BATCH, None, None), None
 
 
 def _stack(model: "TextTower | VisionTower", causal: bool, name: str | None = None) -> Block:
@@ -115,8 +123,11 @@ class TextTower(nn.Module):
         Args:
             ids: of at most ``context`` tokens. The first of the largest ids is the end of a text.
         """
-        x = jnp.asarray(self.token)[ids] + jnp.asarray(self.position)[: ids.shape[1]]
-        x, _ = self.blocks(x.astype(self.dtype))
+        token, position = (
+            constrain(jnp.asarray(x), None, None) for x in (self.token, self.position)
+        )
+        x = (token[ids] + position[: ids.shape[1]]).astype(self.dtype)
+        x, _ = self.blocks(constrain(x, BATCH, None, None))
         if self.final_norm:
             x = self.norm(x)
         if self.projection is None:

@@ -273,7 +273,7 @@ def fit_training(
     state = numerics.eval_shape(task.init, numerics.key(0))
 
     def attempt(batch: int, check: Check, **which: Any) -> tuple[timing.TrainingMeasurement, float]:
-        check.arrays(state)
+        check.arrays((state, task.frozen))
         resized = dataclasses.replace(task, batch_size=batch)
         found = timing.time_training(resized, check=check, **which, **how)
         (rate, *_) = found.timed[0].images_per_second
@@ -304,14 +304,14 @@ def trace_training(task: Task, directory: str | os.PathLike, num_steps: int = 3)
         num_steps: that are traced, after the step was compiled and has run twice.
     """
     bucket = task.buckets[int(np.argmax(timing.shape_shares(task)[0]))]
-    steps, state, batch = timing.training_inputs(task)
+    steps, state, batch, frozen = timing.training_inputs(task)
     compiled = steps.lower(bucket.windows).compile()
     traced = timing.traced_of(bucket)
     for _ in range(2):
-        state, _ = compiled(state, batch, traced)
+        state, _ = compiled(state, batch, traced, frozen)
     jax.block_until_ready(state)
     with jax.profiler.trace(str(directory)):
         for number in range(num_steps):
             with jax.profiler.StepTraceAnnotation("train", step_num=number):
-                state, metrics = compiled(state, batch, traced)
+                state, metrics = compiled(state, batch, traced, frozen)
         jax.block_until_ready((state, metrics))

@@ -1,7 +1,8 @@
 """The sampler and the training step, timed against the machine's own matrix-multiply rate.
 
-Random tokens, labels and parameters; everything on one device. Work is counted in multiply-adds by
-``costs``: "exact" is what the method needs, "padded" what the compiled windows compute.
+Random tokens, labels, texts and parameters; everything on one device. Work is counted in
+multiply-adds by ``costs``: "exact" is what the method needs, "padded" what the compiled windows
+compute. The frozen encoder of texts is part of a training step and its time, not of its work.
 """
 
 import dataclasses
@@ -180,7 +181,8 @@ def time_sampler(
     codec_params = {} if codec is None else _init_codec(model, codec, side)
     params = numerics.jit(functools.partial(setup.init_model, model))()
     index = jnp.arange(batch_size, dtype=jnp.int32)
-    labels, key = index % model.num_classes, numerics.key(0)
+    labels, key = index % max(model.num_classes, 1), numerics.key(0)
+    prompts = [setup.make_prompt(model, rows) for rows in (batch_size, 1)]  # and the null prompt
     dims = costs.dims_of(model)
     decoded = 0 if codec is None else batch_size * costs.image_decoder_cost(codec, side, side)
     guided = settings.guidance_weights() > 0
@@ -201,7 +203,7 @@ def time_sampler(
         padded = costs.padded_sampling_cost(
             dims, static.segments, static.guided, batch_size=batch_size
         )
-        arguments = (codec_params, inputs, params, labels, index, key)
+        arguments = (codec_params, inputs, params, labels, index, key, *prompts)
         return time_in_turns(
             lambda: numerics.jit(functools.partial(sample, static)).lower(*arguments),
             lambda compiled: compiled(*arguments),
@@ -315,17 +317,22 @@ def padded_work(task: Task) -> Float[np.ndarray, " n"]:
 
 def training_inputs(
     task: Task,
-) -> tuple[train_step.CompiledSteps, TrainState, dict[str, jax.Array]]:
-    """Returns the steps, a fresh state and a random batch of a task, on one device."""
-    b, model = task.batch_size, task.model
-    rng = np.random.default_rng(0)
+) -> tuple[train_step.CompiledSteps, TrainState, dict[str, jax.Array], PyTree]:
+    """Returns the steps, a fresh state, and a random batch and frozen weights, on one device."""
+    model, rng = task.model, np.random.default_rng(0)
+    ends = {"tokens": (0, model.codebook_size), "labels": (0, max(model.num_classes, 1))}
+    if task.text is not None:
+        context = task.text.context
+        ends |= {"text": (0, task.text.kind.size), "lengths": (context, context + 1)}
     batch = {
-        "tokens": rng.integers(model.codebook_size, size=(b, model.num_tokens), dtype=np.int32),
-        "labels": rng.integers(model.num_classes, size=b, dtype=np.int32),
+        name: rng.integers(*ends[name], size=spec.shape, dtype=np.int32)
+        for name, spec in task.batch_spec().items()
     }
+    draw = lambda x: 0.02 * jax.random.normal(numerics.key(0), x.shape, x.dtype)  # noqa: E731
+    frozen = numerics.jit(lambda: jax.tree.map(draw, task.frozen))()
     mesh = sharding.make_mesh(sharding.Sharding(), jax.local_devices()[:1])
     steps = train_step.CompiledSteps(task, mesh, (), seed=0)
-    return steps, steps.init(), sharding.global_batch(batch, mesh)
+    return steps, steps.init(), sharding.global_batch(batch, mesh), frozen
 
 
 def traced_of(bucket: shape_buckets.Bucket) -> dict[str, np.integer]:
@@ -354,11 +361,11 @@ def time_training(
     (probability, exact), padded = shape_shares(task), padded_work(task)
     likely = np.argsort(-probability, kind="stable")[:max_timed]
     chosen = likely.tolist() if chosen is None else list(chosen)
-    steps, state, batch = training_inputs(task)
+    steps, state, batch, frozen = training_inputs(task)
 
     def work(traced: dict[str, np.integer], compiled: jax.stages.Compiled) -> PyTree:
         nonlocal state
-        state, metrics = compiled(state, batch, traced)
+        state, metrics = compiled(state, batch, traced, frozen)
         return state, metrics
 
     timed = tuple(

@@ -45,7 +45,8 @@ RULES = (
     (r"project/mlp/up/kernel$", ("fsdp", "tensor")),
     (r"project/mlp/up/bias$", ("tensor",)),
     (r"project/mlp/down/kernel$", ("tensor", "fsdp")),
-    (r"head/dense/kernel$", ("fsdp", None)),
+    (r"(head|project|embed_text)/dense/kernel$", ("fsdp", None)),
+    (r"frozen/project/kernel$", ("fsdp", None)),  # of CLIP, whose blocks are named as ours
     (r"(word|token|position|label_table)$", (None, "fsdp")),
 )
 
@@ -141,8 +142,13 @@ class Task:
         b = self.batch_size
         sizes: dict[str, tuple[int, ...]] = {"tokens": (b, self.model.num_tokens), "labels": (b,)}
         if self.text is not None:
-            sizes |= {"text": (b, self.text.context), "lengths": (b,)}
-        return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in sizes.items()}
+            stored = self.text.width is not None and self.text.clip is None
+            width = (self.text.width,) if stored else ()
+            sizes |= {"text": (b, self.text.context, *width), "lengths": (b,)}
+        return {
+            name: jax.ShapeDtypeStruct(shape, jnp.int32 if len(shape) < 3 else jnp.float16)
+            for name, shape in sizes.items()
+        }
 
     def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[loader.Batch]:
         """Part i of n of every batch from number ``start`` on, as ``batch_spec`` says.

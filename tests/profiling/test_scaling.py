@@ -1,16 +1,19 @@
 """The cost of a step in several layouts, from the program that XLA makes for each."""
 
 import os
+import pathlib
 import sys
 
 import ml_collections
 import pytest
 import tiny_config
 
-from enat_jax.profiling import collectives, reports, scaling, setup
+from enat_jax.profiling import batch_fit, collectives, reports, scaling, setup
+from enat_jax.runtime import sharding
 from enat_jax.schedules import costs
-from enat_jax.training import enat_task
+from enat_jax.training import enat_task, train_step
 
+ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = tiny_config.config()
 CONFIG["model"] |= {"num_classes": 4, "encoder_layers": 3}
 CONFIG["train"] |= {"batch_size": 16}
@@ -137,6 +140,40 @@ def test_fully_sharded_state_is_smaller_and_gathers_what_data_parallel_does_not(
         assert {"all-gather", "reduce-scatter"} <= set(sharded.traffic)
         assert sharded.traffic["all-gather"].launches >= 3 * 4
         assert parallel.rematerialized == sharded.rematerialized == ()
+
+
+@pytest.fixture(scope="module")
+def of_coco():
+    """A step of full size, with CLIP's text tower, of which nothing is ever allocated."""
+    return setup.make_task(setup.load_config(str(ROOT / "configs/enat_b_coco256.py")), 2048)
+
+
+def test_the_frozen_encoder_is_divided_like_parameters(of_coco):
+    mesh = sharding.make_mesh(sharding.Sharding(2, 2, 2), scaling.cpu_devices(8))
+    steps = train_step.CompiledSteps(of_coco, mesh, enat_task.RULES, seed=0)
+    whole = batch_fit.tree_bytes(of_coco.frozen)
+    assert whole == 2 * 123_060_480  # of CLIP ViT-L/14 in bfloat16
+    # The table of its words, a third of it, is divided over "fsdp" alone.
+    assert sharding.shard_bytes(steps._abstract_frozen) < 0.33 * whole
+    assert sharding.shard_bytes(steps.abstract_state) < 0.3 * 4 * 4 * 120.4e6
+
+
+@pytest.mark.slow
+def test_a_real_step_of_coco_compiles_for_8_devices(of_coco):
+    """The encoder's weights are gathered, layer by layer, and its activations stay where they are.
+
+    Where the layout of its activations was left to XLA, the devices sent 36 GB of them in a step.
+    """
+    mesh = sharding.make_mesh(sharding.Sharding(1, 8, 1), scaling.cpu_devices(8))
+    steps = train_step.CompiledSteps(of_coco, mesh, enat_task.RULES, seed=0)
+    bucket, probability, exact = scaling.chosen_buckets(of_coco, 1)[1]
+    assert bucket.reuse
+    found = scaling._compile(of_coco, steps, 8, bucket, probability, exact)
+    assert found.rematerialized == ()
+    assert found.traffic["all-reduce"].moved_bytes < 0.1e9
+    assert found.traffic["all-gather"].moved_bytes < 3 * 2 * 120.4e6 + 2 * 123.1e6
+    # The encoder reads 256 texts of 6.65 G, which is no work of the step.
+    assert found.compiled == pytest.approx(found.padded + 256 * 6.65e9, rel=0.03)
 
 
 def test_batches_that_cannot_be_divided(task):
