@@ -7,7 +7,6 @@
 
 import argparse
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -22,20 +21,15 @@ from enat_jax.runtime import cli, files
 def main(arguments: Sequence[str]) -> None:
     """Measures models of digits, and writes and prints the tables."""
     options = _parser().parse_args(arguments)
-    directories = {"ours": options.model}
-    for entry in options.compare:
-        name, separator, path = entry.partition("=")
-        if not (name and separator and path) or name in directories:
-            raise ValueError(f"--compare {entry!r}: need NAME=DIR, each name once and none 'ours'")
-        directories[name] = cli.model(path)
+    directories = cli.models(options.model, options.compare)
     models = {name: generator.Generator.load(path) for name, path in directories.items()}
     training_tokens = tokens.TokenSet.open(options.tokens)
-    _require_tokenizer(models["ours"], training_tokens, options.tokens)
+    image_sets.require_tokenizer(models["ours"], training_tokens, options.tokens)
     held_out = _digits("test", training_tokens)
     held_out_tokens = None
     if options.heldout_tokens is not None:
         found = tokens.TokenSet.open(options.heldout_tokens)
-        _require_tokenizer(models["ours"], found, options.heldout_tokens)
+        image_sets.require_tokenizer(models["ours"], found, options.heldout_tokens)
         batch = found.gather(np.arange(len(found)))
         if not np.array_equal(batch["labels"], held_out[1]):
             raise ValueError(
@@ -93,17 +87,6 @@ def _digits(split: str, training_tokens: tokens.TokenSet) -> tuple[np.ndarray, n
     source = images.open_source("digits", split, **settings)
     batch = source.gather(np.arange(len(source)))
     return batch["images"], batch["labels"]
-
-
-def _require_tokenizer(
-    model: generator.Generator, found: tokens.TokenSet, path: pathlib.Path
-) -> None:
-    """Raises ValueError unless the tokens are of the model's tokenizer."""
-    if model.tokenizer.fingerprint != found.tokenizer:
-        raise ValueError(
-            f"the tokens in {path} come from another tokenizer than the model's: "
-            "give the token set that the model was trained on"
-        )
 
 
 def _say(message: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from enat_jax.data import images
+from enat_jax.data import images, tokens
 from enat_jax.evaluation import accumulate, features, npz_files, npz_images
 from enat_jax.evaluation import statistics as image_statistics
 from enat_jax.inference import generator, tokenizer
@@ -169,6 +169,17 @@ def _without_augmentation(identity: dict[str, Any]) -> dict[str, Any]:
 def fingerprints(model: generator.Generator) -> dict[str, str]:
     """Returns the SHA-256 of its weights, hexadecimal."""
     return {"transformer": model.fingerprint, "tokenizer": model.tokenizer.fingerprint}
+
+
+def require_tokenizer(
+    model: generator.Generator, found: tokens.TokenSet, path: pathlib.Path
+) -> None:
+    """Raises ValueError unless the tokens, those in ``path``, are of the model's tokenizer."""
+    if model.tokenizer.fingerprint != found.tokenizer:
+        raise ValueError(
+            f"the tokens in {path} come from another tokenizer than the model's: "
+            "give the token set that the model was trained on"
+        )
 
 
 # --- references ----------------------------------------------------------------------------------

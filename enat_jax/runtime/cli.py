@@ -27,7 +27,7 @@ import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags
@@ -221,3 +221,18 @@ def name_value(text: str) -> tuple[str, Any]:
         except (ValueError, SyntaxError, RecursionError, MemoryError):  # as Python's parser raises
             continue
     return name, value
+
+
+def models(own: str | pathlib.Path, others: Sequence[str]) -> dict[str, str | pathlib.Path]:
+    """Returns the directories of models by name: "ours", and those of ``--compare NAME=DIR``.
+
+    Raises:
+        ValueError: an entry is not NAME=DIR, or a name is there twice.
+    """
+    found = {"ours": own}
+    for entry in others:
+        name, separator, place = entry.partition("=")
+        if not (name and separator and place) or name in found:
+            raise ValueError(f"--compare {entry!r}: need NAME=DIR, each name once and none 'ours'")
+        found[name] = model(place)
+    return found
