@@ -112,7 +112,8 @@ class ClipText(model_files.TrainedModel):
     @property
     def description(self) -> dict[str, Any]:
         """The content of ``encoder.json``."""
-        text = {"pad": self.pad, "fingerprint": self.fingerprint}
+        null = model_files.fingerprint({"null": self.null_states})
+        text = {"pad": self.pad, "fingerprint": self.fingerprint, "null": null}
         return {
             "format": FORMAT,
             "text": {"model": model_files.settings_of(self.model), **text},
@@ -143,10 +144,10 @@ class ClipText(model_files.TrainedModel):
         with model_files.parsing(path):
             described = description["text"]
             model = clip.TextTower(**model_files.settings_from(described["model"]))
-            pad, expected = described["pad"], described["fingerprint"]
+            pad, expected, null_expected = (described[x] for x in ("pad", "fingerprint", "null"))
             provenance = description["provenance"]
         params = model_files.load_weights(directory / "text", expected)
-        null = read_null(directory, model.width)
+        null = read_null(directory, model.width, null_expected)
         found = cls(
             *(model, params, pad, provenance, null),
             devices=tuple(jax.local_devices() if devices is None else devices),
@@ -155,8 +156,13 @@ class ClipText(model_files.TrainedModel):
         return found.on_devices(dtype)
 
 
-def read_null(directory: pathlib.Path, width: int) -> Float16[np.ndarray, "p e"]:
+def read_null(directory: pathlib.Path, width: int, expected: str) -> Float16[np.ndarray, "p e"]:
     """Reads the states of the empty text, of ``width``, that stand in a directory.
+
+    Args:
+        directory: of an encoder or a model.
+        width: e.
+        expected: their fingerprint.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -174,6 +180,8 @@ def read_null(directory: pathlib.Path, width: int) -> Float16[np.ndarray, "p e"]
             f"{path} holds {null.dtype} {null.shape}, and no states of the empty text: float16 "
             f"[p, {width}]"
         )
+    if model_files.fingerprint({"null": null}) != expected:
+        raise ValueError(f"{path} is not what was saved: damaged")
     return null
 
 

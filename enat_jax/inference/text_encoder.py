@@ -103,8 +103,14 @@ class TextEncoder:
         window = self.window(texts)
         return self.of_tokens(window.ids, window.lengths)
 
-    def of_tokens(self, ids: Int[np.ndarray, "n p"], lengths: Int[np.ndarray, " n"]) -> Prompt:
+    def of_tokens(
+        self, ids: Int[np.ndarray, "n p"] | Float16[np.ndarray, "n p e"], lengths: Any
+    ) -> Prompt:
         """Returns the prompts of texts in a ``window``, equal ones computed once.
+
+        Args:
+            ids: of the window, or states that were stored, which stay as they are.
+            lengths: of the texts.
 
         Returns:
             Arrays of NumPy: words, int32 ``[n, p]``, or states, float16 ``[n, p, e]``.
@@ -112,6 +118,8 @@ class TextEncoder:
         Raises:
             ValueError: the encoder is not at hand.
         """
+        if ids.dtype.kind == "f":
+            return Prompt(ids, lengths)
         self._check_at_hand()
         if self.clip is None:
             return Prompt(ids, lengths)
@@ -306,9 +314,7 @@ def load(
         return found if given is None else found.with_encoder(given)
     if not isinstance(kind, text_tokens.Stored):
         kind = text_tokens.Clip(identity["pad"])
-    null = clip_model.read_null(directory, identity["width"])
-    if model_files.fingerprint({"null": null}) != described["null"]:
-        raise ValueError(f"{directory / clip_model.NULL} is not what was saved: damaged")
+    null = clip_model.read_null(directory, identity["width"], described["null"])
     own = directory / FOLDER
     place = given if given is not None else own if own.is_dir() else None
     found = TextEncoder(kind, context, identity, None, null)

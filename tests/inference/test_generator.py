@@ -12,6 +12,7 @@ import tiny
 from enat_jax.checkpoints import model_files
 from enat_jax.inference import sampling
 from enat_jax.inference.generator import Generator
+from enat_jax.models.blocks import Prompt
 
 LABELS = np.array([0, 1, 2, 3, 1])  # 3: no class
 
@@ -283,3 +284,152 @@ def test_it_is_one_line():
     assert codec.startswith("Tokenizer(VQGAN, ")
     assert codec.endswith(" parameters, 4x4 tokens of 8 codes, 8x8 pixels)")
     assert repr(model) == f"Generator(ENAT, {count:,} parameters, 3 classes, 3 steps, {codec})"
+
+
+PROMPTS = ["a red cat", "two blue cats", "", "a red cat"]
+
+
+@pytest.fixture(scope="module")
+def reader():
+    """A model of texts alone."""
+    return tiny.make_word_generator()
+
+
+def test_an_image_depends_on_seed_index_and_prompt(reader, tmp_path):
+    base = reader.sample_tokens(prompts=PROMPTS, seed=3)
+    assert base.shape == (4, tiny.NUM_TOKENS)
+    assert not np.array_equal(base[0], base[3])  # one prompt, two indices
+    other = reader.sample_tokens(prompts=["a red cat", "two red cats", "", "a red cat"], seed=3)
+    assert np.array_equal(other[[0, 2, 3]], base[[0, 2, 3]])
+    assert not np.array_equal(other[1], base[1])
+    again = reader.sample_tokens(prompts=PROMPTS[2:], seed=3, first_index=2, batch_size=4)
+    assert np.array_equal(again, base[2:])
+    reader.save(tmp_path, ["safetensors"])
+    assert not (tmp_path / "null_text.npy").exists()
+    loaded = one_device(tmp_path)
+    assert loaded.description == reader.description and loaded.text.kind == reader.text.kind
+    assert np.array_equal(loaded.sample_tokens(prompts=PROMPTS, seed=3), base)
+    words = Prompt(*reader.text.prompt(PROMPTS))
+    assert np.array_equal(reader.sample_tokens(prompts=words, seed=3), base)
+    assert np.array_equal(
+        reader.sample_tokens([0, 0], seed=3, first_index=2, batch_size=4)[0], base[2]
+    )
+    assert reader.sample(prompts=[]).shape == (0, 8, 8, 1)
+
+
+def test_guidance_leads_away_from_the_negative_prompt(reader):
+    base = reader.sample_tokens(prompts=PROMPTS, seed=3)
+    empty = reader.sample_tokens(prompts=PROMPTS, negative_prompts=[""] * 4, seed=3)
+    assert np.array_equal(empty, base)
+    negative = ["", "a dog", "", ""]
+    other = reader.sample_tokens(prompts=PROMPTS, negative_prompts=negative, seed=3)
+    assert np.array_equal(other[[0, 2, 3]], base[[0, 2, 3]])
+    assert not np.array_equal(other[1], base[1])
+    without = reader.with_settings(guidance_scale=0.0)
+    with pytest.raises(ValueError, match="a negative prompt is what guidance leads away from, and"):
+        without.sample(prompts=PROMPTS, negative_prompts=negative)
+
+
+def test_texts_decide_how_well_tokens_are_predicted(reader):
+    tokens = reader.sample_tokens(prompts=PROMPTS, seed=3)
+    loss, _ = reader.masked_scores(tokens, None, num_visible=4, prompts=PROMPTS)
+    other, _ = reader.masked_scores(tokens, None, num_visible=4, prompts=[*PROMPTS[:3], "a dog"])
+    assert np.array_equal(loss[:3], other[:3]) and not np.allclose(loss[3], other[3])
+
+
+def test_what_has_no_room_is_a_warning(reader):
+    long = ["a red cat a red cat"] * 2
+    with pytest.warns(
+        UserWarning, match="than the 5 tokens .* reads: 'red cat' is left out"
+    ) as seen:
+        assert reader.sample([], prompts=[]).shape[0] == 0
+        reader._wanted(None, long)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "neither labels nor prompts: say what the images are to show"),
+        ({"prompts": "a cat"}, "prompts must be a list of texts, one for each image"),
+        ({"prompts": ["a cat", 7]}, "and 7 is none"),
+        ({"prompts": ["a giraffe"]}, "'giraffe' of the text 'a giraffe' is not in the vocabulary"),
+        ({"labels": [0], "prompts": ["a cat", "a dog"]}, "2 prompts of 1 images: give one for"),
+        ({"labels": [1]}, "label 1 is out of range: this model has no classes"),
+        (
+            {"prompts": ["a cat"], "negative_prompts": []},
+            "0 negative_prompts of 1 images: give one for each image",
+        ),
+        ({"prompts": Prompt(np.zeros((1, 6), int))}, "a prompt of 6 tokens: this model reads 5"),
+    ],
+)
+def test_wrong_prompts(reader, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        reader.sample(**arguments)
+
+
+def test_a_model_of_classes_reads_nothing(model):
+    for arguments in ({"prompts": ["a cat"]}, {"negative_prompts": ["a cat"]}):
+        with pytest.raises(ValueError, match="this model reads no texts: give labels and no prom"):
+            model.sample([0], **arguments)
+    with pytest.raises(ValueError, match="neither labels nor prompts"):
+        model.sample()
+
+
+def test_texts_that_do_not_fit_the_model(reader, tmp_path):
+    shorter = dataclasses.replace(reader.text, context=4)
+    with pytest.raises(ValueError, match=r"are \(4, 8, None\), of the transformer \(5, 8, None\)"):
+        dataclasses.replace(reader, text=shorter)
+    with pytest.raises(ValueError, match="a model of text needs to know how texts are read"):
+        dataclasses.replace(reader, text=None)
+    with pytest.raises(ValueError, match="reads words and needs no text encoder"):
+        reader.with_text_encoder(tmp_path)
+
+
+def test_padding_that_is_attended_to_must_be_there(reader):
+    attending = reader.model.clone(attend_padding=True)
+    attending = dataclasses.replace(reader, model=attending)
+    with pytest.raises(ValueError, match="attends to the padding of a text, too, and needs all 5"):
+        attending.sample(prompts=Prompt(np.zeros((1, 4), int)))
+
+
+@pytest.mark.slow
+def test_classes_and_texts_together():
+    both = tiny.make_word_generator(3)
+    labels = [0, 1, 3, 0]
+    base = both.sample_tokens(labels, prompts=PROMPTS)
+    other = both.sample_tokens([0, 2, 3, 0], prompts=PROMPTS)
+    assert np.array_equal(other[[0, 2, 3]], base[[0, 2, 3]])
+    assert not np.array_equal(other[1], base[1])
+    alone = both.sample_tokens(labels)
+    assert np.array_equal(alone, both.sample_tokens(labels, prompts=[""] * 4))
+    assert np.array_equal(alone[2], base[2]) and not np.array_equal(alone[0], base[0])
+    assert np.array_equal(
+        both.sample_tokens(prompts=PROMPTS), both.sample_tokens([3] * 4, prompts=PROMPTS)
+    )
+
+
+@pytest.mark.slow
+def test_states_of_a_text_encoder(tmp_path):
+    pytest.importorskip("tokenizers")
+    pytest.importorskip("ftfy")
+    reader = tiny.make_clip_generator()
+    texts = ["a cat", "", "a dog", "a cat"]
+    base = reader.sample_tokens(prompts=texts, seed=3)
+    states = reader.text.prompt(texts)
+    assert np.array_equal(reader.sample_tokens(prompts=states, seed=3), base)
+    reader.save(tmp_path / "alone")
+    reader.save(tmp_path / "whole", with_text_encoder=True)
+    alone, whole = one_device(tmp_path / "alone"), one_device(tmp_path / "whole")
+    assert np.array_equal(whole.sample_tokens(prompts=texts, seed=3), base)
+    assert np.array_equal(alone.sample_tokens(prompts=states, seed=3), base)
+    with pytest.raises(ValueError, match="not at hand"):
+        alone.sample(prompts=texts)
+    inside = tmp_path / "whole" / "text_encoder"
+    given = one_device(tmp_path / "alone", text_encoder_directory=inside)
+    assert np.array_equal(given.sample_tokens(prompts=texts, seed=3), base)
+    assert "in `text_encoder/`" in (tmp_path / "whole" / "README.md").read_text()
+    assert "--text-encoder ENCODER" in (tmp_path / "alone" / "README.md").read_text()
+    assert np.array_equal(whole.trace(prompts=texts, seed=3).tokens[-1], base)
+    half = one_device(tmp_path / "whole", dtype="bfloat16")
+    assert half.sample(prompts=texts).dtype == np.uint8
