@@ -16,6 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
     config = runpy.run_path(str(BASE))["get_config"]()
     config.model.num_classes = 0
     config.model.codebook_size = 16
+    config.model.text_vocabulary = 18  # 17 words, and what stands in front of every text
+    config.model.text_tokens = 7  # of "a three left of a seven"
     config.model.text_positions = True
     config.model.shared_key_value = True
     config.data = {

@@ -80,6 +80,7 @@ def make_prompt(model: Transformer, rows: int) -> Prompt | None:
     length = jnp.full(rows, model.text_tokens, jnp.int32)
     if model.text_vocabulary is not None:
         return Prompt(jax.random.randint(key, shape, 0, model.text_vocabulary), length)
+    assert model.text_width is not None
     return Prompt(jax.random.normal(key, (*shape, model.text_width), jnp.float16), length)
 
 
