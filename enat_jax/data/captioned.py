@@ -38,6 +38,8 @@ class Captioned(tokens.TokenSet):
     ) -> Batch:
         """Returns {"tokens", "labels", "text": int32 ``[b, p]``, "lengths": int32 ``[b]``}.
 
+        Of captions with stored states the text is float16 ``[b, p, e]``.
+
         Args:
             indices: in [0, n).
             seeds: each chooses the caption of its example, among those of the picture; None: the
@@ -133,6 +135,10 @@ def open_captions(directory: str | os.PathLike, token_directory: str | os.PathLi
     return found
 
 
+def _encoder(captions: Captions) -> dict[str, Any] | None:
+    return None if captions.states is None else captions.states.encoder
+
+
 def open_both(
     token_directory: str | os.PathLike,
     directory: str | os.PathLike,
@@ -152,6 +158,11 @@ def open_both(
         raise ValueError(
             f"{held_out_captions} and {directory} were made with different text tokens: make one "
             f"of them again ({MADE_BY}) with the vocabulary of the other"
+        )
+    if _encoder(training) != _encoder(held_out):
+        raise ValueError(
+            f"{held_out_captions} and {directory} do not have stored states of one text encoder: "
+            f"make one of them again ({MADE_BY}) with --embed or --embeddings as the other"
         )
     if training.plan != held_out.plan:
         names = str(token_directory), str(held_out_tokens)

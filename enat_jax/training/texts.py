@@ -4,9 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from enat_jax.data import captioned, token_data
+from enat_jax.data import captioned, captions, text_states, token_data
 from enat_jax.data.tokens import TokenSet
 from enat_jax.inference import clip_model, text_encoder
 from enat_jax.models.blocks import Prompt
@@ -49,7 +50,9 @@ def join(
             *(data.tokens, data.captions, data.held_out_tokens, data.held_out_captions)
         )
     context = settings["text_tokens"] or found.longest
-    if found.kind.identity()["kind"] == "words":
+    if found.states is not None:
+        encoder = _with_states(data, settings, found.states, held_out_captions)
+    elif found.kind.identity()["kind"] == "words":
         if data.text_encoder:
             raise ValueError(
                 f"data.text_encoder={data.text_encoder} has no use: the captions in "
@@ -75,6 +78,34 @@ def join(
     return tokens, held_out, encoder
 
 
+def _with_states(
+    data: token_data.Data,
+    settings: dict[str, Any],
+    stored: text_states.States,
+    held_out: captions.Captions | None,
+) -> text_encoder.TextEncoder:
+    if data.text_encoder:
+        raise ValueError(
+            f"data.text_encoder={data.text_encoder} has no use: the states of the captions in "
+            f"{data.captions} are stored; leave it out (--config.data.text_encoder=)"
+        )
+    longest = max(stored.longest, 0 if held_out is None else held_out.longest)
+    context = settings["text_tokens"] or longest
+    if context < longest:
+        raise ValueError(
+            f"model.text_tokens={context}, but a caption in {data.captions} or "
+            f"{data.held_out_captions} has {longest} states: leave it out, or make the captions "
+            f"again with --text-tokens {context}"
+        )
+    if settings["attend_padding"] and not (stored.padding and stored.context == context):
+        raise ValueError(
+            f"model.attend_padding needs {context} states of every text, padding included: make "
+            f"the captions in {data.captions} again with --padding --text-tokens {context}, or "
+            "set it to False"
+        )
+    return text_encoder.of_states(stored, context)
+
+
 def _with_clip(
     data: token_data.Data, context: int, dtype: str, fixed: bool
 ) -> text_encoder.TextEncoder:
@@ -92,7 +123,7 @@ def _with_clip(
 def prompt(
     encoder: text_encoder.TextEncoder,
     frozen: PyTree,
-    text: Int[Array, "b p"],
+    text: Int[Array, "b p"] | Float[Array, "b p e"],
     lengths: Int[Array, " b"],
     key: Key[Array, ""],
     drop: float,
@@ -102,12 +133,14 @@ def prompt(
     Args:
         encoder: of the texts.
         frozen: its weights.
-        text, lengths: of the batch.
+        text, lengths: of the batch; states that were stored stay as they are.
         key: decides which are dropped.
         drop: probability of each.
     """
-    null, null_length = encoder.null_ids
+    null, null_length = (np.asarray(x) for x in encoder.null_prompt)
+    if encoder.clip is not None:
+        null = encoder.null_ids[0]  # whose states are computed with the others
     dropped = jax.random.uniform(key, lengths.shape) < drop
-    text = jnp.where(dropped[:, None], null, text)
+    text = jnp.where(dropped.reshape(-1, *[1] * (text.ndim - 1)), null, text)
     tokens: Float[Array, "b p *e"] = jax.lax.stop_gradient(encoder.read(frozen, text))
     return Prompt(tokens, jnp.where(dropped, null_length, lengths))
