@@ -20,7 +20,8 @@ class Data:
             of text; None: no text.
         held_out_captions: those of ``held_out_tokens``.
         text_encoder: directory of the encoder whose states the texts become, what import_torch
-            --clip wrote; None: captions are words, which the model learns by itself.
+            --clip wrote; None: captions are words, which the model learns by itself, or have stored
+            states.
         in_memory: whether to read the training tokens once and keep them, for slow disks.
     """
 
