@@ -139,17 +139,18 @@ class Scenes:
             raise ValueError(f"size={self.size!r} is not an even number of at least 16 pixels")
         if not decoding.is_number(self.single) or not 0 <= self.single <= 1:
             raise ValueError(f"single={self.single!r} must be a share in [0, 1]")
-        assert self._digits.image_shape[0] == self.size // 2  # whose settings are checked
+        assert self.digits.image_shape[0] == self.size // 2  # whose settings are checked
 
     @functools.cached_property
-    def _digits(self) -> Digits:
+    def digits(self) -> Digits:
+        """The digits that scenes are made of, in the size of a cell."""
         jitter = {name: getattr(self, name) for name in ("rotation", "scale", "shear", "shift")}
         split = "train" if self.split == "train" else "test"
         return Digits(split=split, size=self.size // 2, **jitter)
 
     @functools.cached_property
     def _of_digit(self) -> list[Int[np.ndarray, " n"]]:
-        return [np.flatnonzero(self._digits.labels == digit) for digit in range(10)]
+        return [np.flatnonzero(self.digits.labels == digit) for digit in range(10)]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -192,7 +193,7 @@ class Scenes:
         which = np.array([rng.choice(self._of_digit[digit]) for digit in shown])
         # Where nothing asks for augmentation a digit is as it was written.
         seeds = None if seed is None else rng.integers(2**31, size=len(shown))
-        digits = self._digits.gather(which, seeds)["images"]
+        digits = self.digits.gather(which, seeds)["images"]
         side = self.size // 2
         image = np.zeros((self.size, self.size, 1), np.uint8)
         for cell, pixels in zip(scene.cells(place), digits, strict=True):

@@ -174,13 +174,13 @@ def strip(reveal: Reveal) -> UInt8[np.ndarray, "height width 3"]:
     for column, at in enumerate(chosen):
         lines = f"step {reveal.steps[at]}", _progress(reveal, at)
         for i, line in enumerate(lines if column else ("start", "all masked")):
-            _write(picture, MARGIN + column * right, i * LINE, line)
+            write_line(picture, MARGIN + column * right, i * LINE, line)
     for row, name in enumerate(reveal.names[:n]):
         top = LINE * 2 + row * down
-        words = _wrapped(name, MARGIN - 2 * GAP) if reveal.of_texts else [name]
+        words = wrapped(name, MARGIN - 2 * GAP) if reveal.of_texts else [name]
         for i, line in enumerate((*words, "revealed")):
-            _write(picture, GAP, top + i * LINE, line, MARGIN - 2 * GAP)
-        _write(picture, GAP, top + height + GAP, "guessed", MARGIN - 2 * GAP)
+            write_line(picture, GAP, top + i * LINE, line, MARGIN - 2 * GAP)
+        write_line(picture, GAP, top + height + GAP, "guessed", MARGIN - 2 * GAP)
     return np.asarray(picture)
 
 
@@ -274,7 +274,7 @@ def _named(
     if not reveal.of_texts:
         return png.grid(images, columns, GAP)
     _, height, width, _ = images.shape
-    names = [_wrapped(name, width) for name in reveal.names]
+    names = [wrapped(name, width) for name in reveal.names]
     room = LINE * max(map(len, names))
     picture = PIL.Image.fromarray(
         png.grid(
@@ -284,7 +284,7 @@ def _named(
     for i, lines in enumerate(names):
         top = GAP + i // columns * (height + room + GAP) + height
         for j, line in enumerate(lines):
-            _write(picture, GAP + i % columns * (width + GAP), top + j * LINE, line, width)
+            write_line(picture, GAP + i % columns * (width + GAP), top + j * LINE, line, width)
     return np.asarray(picture)
 
 
@@ -293,11 +293,11 @@ def _captioned(image: UInt8[np.ndarray, "h w 3"], reveal: Reveal, at: int) -> PI
     room = np.full((LINE, *image.shape[1:]), 255, np.uint8)
     picture = PIL.Image.fromarray(np.concatenate([image, room]))
     text = f"step {reveal.steps[at]} of {reveal.steps[-1]}: {_progress(reveal, at)}"
-    _write(picture, GAP, len(image), text)
+    write_line(picture, GAP, len(image), text)
     return picture
 
 
-def _write(
+def write_line(
     picture: PIL.Image.Image, left: int, top: int, text: str, width: int | None = None
 ) -> None:
     """Writes a line into a picture, cut off where it is wider than ``width`` pixels."""
@@ -307,7 +307,7 @@ def _write(
     draw.text((left, top), text, fill=(0, 0, 0), font=font)
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def wrapped(text: str, width: int) -> list[str]:
     """Returns a prompt in lines of ``width`` pixels, at most ``MAX_LINES``; the rest is cut off."""
     printed = "".join(c if c.isprintable() else " " for c in text[: MAX_LETTERS + 1])
     cut = len(text) > MAX_LETTERS

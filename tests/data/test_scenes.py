@@ -41,7 +41,7 @@ def inked(image):
 def test_a_picture_shows_its_scene(split):
     """The digits of a scene, in its cells, are those of the right split of the right class."""
     source = Scenes(split=split, num=60)
-    originals = source._digits.gather(np.arange(len(source._digits)))
+    originals = source.digits.gather(np.arange(len(source.digits)))
     known = {}
     for image, label in zip(originals["images"], originals["labels"], strict=True):
         known.setdefault(image.tobytes(), label)
