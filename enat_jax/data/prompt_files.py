@@ -25,7 +25,8 @@ def read(name: str) -> list[str]:
         OSError: it cannot be read.
     """
     if name == STDIN:
-        found = list(_texts("stdin", sys.stdin.buffer))
+        name = "stdin"
+        found = list(_texts(name, sys.stdin.buffer))
     else:
         path = paths.local(name)
         kind = path.suffix.lower()

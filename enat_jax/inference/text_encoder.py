@@ -266,7 +266,9 @@ class TextEncoder:
         """
         if self.clip is None:
             words = self.encoder is None
-            reason = "reads words and has none" if words else "has none at hand: name its directory"
+            reason = (
+                "reads words and has none" if words else "has none at hand: give --text-encoder"
+            )
             raise ValueError(f"no text encoder can be written: this model {reason}")
         self.clip.save(directory / FOLDER, formats)
 
