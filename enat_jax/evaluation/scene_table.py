@@ -110,11 +110,18 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Judge:
-    """Measures pictures by a reader, and digits in them by digits held out, their features."""
+    """Measures pictures, and the digits in them.
+
+    Attributes:
+        reader: of the digits.
+        held_out, held_out_labels: features and classes of digits that it does not know.
+        copy_distance: see ``digit_quality.copy_distance``.
+    """
 
     reader: scene_quality.Reader
     held_out: Float[np.ndarray, "m d"]
     held_out_labels: Int[np.ndarray, " m"]
+    copy_distance: float
 
     def row(
         self, name: str, combinations: str, images: UInt8[np.ndarray, "n h w c"], asked: Asked
@@ -149,9 +156,8 @@ class Judge:
         """Returns the share of digits that are closer to a training digit than real ones are."""
         if not len(features):
             return None
-        return digit_quality.copy_share(
-            features, self.reader.features, self.held_out, COPY_PERCENTILE
-        )
+        distances = digit_quality.nearest_distances(features, self.reader.features)
+        return float(np.mean(distances < self.copy_distance))
 
 
 def make_judge(source: scenes.Scenes) -> Judge:
@@ -166,7 +172,8 @@ def make_judge(source: scenes.Scenes) -> Judge:
     held_out: Digits = dataclasses.replace(training, split="test")
     pictures = held_out.gather(np.arange(len(held_out)))["images"]
     features = digit_quality.pixel_features(pictures, scene_quality.FEATURE_SIZE)
-    return Judge(reader, features, held_out.labels)
+    copy_distance = digit_quality.copy_distance(reader.features, features, COPY_PERCENTILE)
+    return Judge(reader, features, held_out.labels, copy_distance)
 
 
 def text_use(

@@ -158,8 +158,17 @@ def copy_share(
         percentile: of the held-out distances, in [0, 100].
         own: as in ``nearest_distances``, where the rows are training rows.
     """
-    threshold = np.percentile(nearest_distances(held_out, training), percentile)
+    threshold = copy_distance(training, held_out, percentile)
     return float(np.mean(nearest_distances(features, training, own) < threshold))
+
+
+def copy_distance(
+    training: Float[np.ndarray, "r d"],
+    held_out: Float[np.ndarray, "s d"],
+    percentile: float = 1.0,
+) -> float:
+    """Returns the distance to a training row below which ``copy_share`` takes a row for a copy."""
+    return float(np.percentile(nearest_distances(held_out, training), percentile))
 
 
 def independent_tokens(
