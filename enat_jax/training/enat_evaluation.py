@@ -69,7 +69,8 @@ def samples(
 ) -> accumulate.Batch:
     """Draws samples ``start`` to ``stop`` - 1, at most ``size``, of the EMA model.
 
-    They are balanced over classes, or have the labels and texts of held-out images.
+    They are balanced over classes, or have the labels and texts of held-out images. Of a model
+    without classes all are of class 0.
     """
     index = start + np.arange(size, dtype=np.int32)
     labels, prompt = index % max(task.model.num_classes, 1), None
@@ -77,7 +78,8 @@ def samples(
         assert task.quality is not None
         labels, prompt = _of_images(task, index, task.quality.num)
     drawn = _draw(task, state, mesh, labels, index, prompt)[: stop - start]
-    return accumulate.Batch(drawn, labels[: stop - start])
+    known = labels if task.model.num_classes else np.zeros_like(labels)
+    return accumulate.Batch(drawn, known[: stop - start])
 
 
 def pictures(
