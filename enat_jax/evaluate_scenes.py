@@ -20,7 +20,10 @@ def main(arguments: Sequence[str]) -> None:
     """Measures models of scenes, and writes and prints the tables."""
     options = _parser().parse_args(arguments)
     directories = cli.models(options.model, options.compare)
-    models = {name: generator.Generator.load(path) for name, path in directories.items()}
+    models = {
+        name: generator.Generator.load(path, text_encoder_directory=options.text_encoder)
+        for name, path in directories.items()
+    }
     training_tokens = tokens.TokenSet.open(options.tokens)
     image_sets.require_tokenizer(models["ours"], training_tokens, options.tokens)
     source = _scenes(training_tokens)
@@ -65,6 +68,7 @@ def _parser() -> cli.Parser:
     add("--model", type=cli.model, required=True, help="directory of the model")
     add("--tokens", type=cli.path, required=True, help="token set that it was trained on")
     add("--compare", action="append", default=[], metavar="NAME=DIR", help="another model")
+    add("--text-encoder", type=cli.path, metavar="DIR", help="if the models need one and have none")
     add("--num", type=cli.at_least_one, default=500, help="images of each row (default 500)")
     add(
         "--guidance",

@@ -37,7 +37,7 @@ def program(tmp_path, monkeypatch):
     """Runs `main` with models that are stand-ins, by the name of their directory."""
     models = {"m": fake_scenes.Model(), "bag": fake_scenes.Model(fake_scenes.of_seen)}
     tiny.write_tokens(tmp_path / "tokens", token_set(models["m"]))
-    loader = types.SimpleNamespace(load=lambda path: models[str(path)])
+    loader = types.SimpleNamespace(load=lambda path, **more: models[str(path)])
     monkeypatch.setattr(evaluate_scenes.generator, "Generator", loader)
 
     def run(*extra, **changes):
