@@ -68,8 +68,8 @@ def join(
     for name, value in needed.items():
         if settings[name] not in (None, value):
             raise ValueError(
-                f"model.{name}={settings[name]}, but what the captions in {data.captions} become "
-                f"has {value}: leave it out"
+                f"model.{name}={settings[name]}, but the texts of {data.captions} have "
+                f"{value or 'none'}: leave it to them (--config.model.{name}=None)"
             )
     settings |= needed | {"text_tokens": encoder.context}
     tokens = captioned.Captioned.of(tokens, found, encoder.context)

@@ -20,9 +20,9 @@ ARGUMENT = r"\b(modulation|embed)\b[^/]*\]$"  # state.params['embed']['word']
 
 
 @functools.cache
-def communicated(data, fsdp, tensor):
+def communicated(data, fsdp, tensor, text=None):
     """Collectives of a bfloat16 step that reuses features, as accelerators would do them."""
-    task = make_task(dtype="bfloat16", encoder_layers=ENCODER)
+    task = make_task(dtype="bfloat16", encoder_layers=ENCODER, text=text)
     mesh = sharding.make_mesh(sharding.Sharding(data, fsdp, tensor))
     steps = train_step.CompiledSteps(task, mesh, enat_task.RULES, seed=0)
     windows = max((bucket.windows for bucket in task.buckets), key=lambda w: w.num_cached)
@@ -116,3 +116,15 @@ def test_mixed_meshes_move_no_more_kinds_of_things():
     assert all("head/dense" in x.op_name and x.count == 1 for x in moved) and len(moved) <= 1
     over = {axes for x, axes in found if x.kind == "all-gather"}
     assert over == {("fsdp",), ("tensor",)}
+
+
+@pytest.mark.slow
+def test_the_encoder_of_texts_is_gathered_and_its_activations_stay():
+    """Left to itself, XLA would rather sum activations over the parts of a kernel."""
+    _, found = communicated(1, 8, 1, text="clip")
+    tower = [x for x, _ in found if "TextTower" in x.op_name]
+    assert {x.kind for x in tower} == {"all-gather"}
+    layers = 2
+    assert sum(x.count for x in tower) == 2 + 6 * layers  # two tables, and six kernels a layer
+    largest = max(math.prod(x.shape) for x, _ in found if x.kind != "all-gather")
+    assert largest == 128 * 32  # a kernel's gradient: no activation of the encoder

@@ -95,6 +95,23 @@ def test_sizes_that_devices_cannot_divide_train_alike(sizes):
     chex.assert_trees_all_close(state.params, expected.params, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("policy", "accumulate"), [((2, 2, 2), 2), ((1, 8, 1), 1)])
+def test_texts_train_alike_on_every_mesh(policy, accumulate):
+    """With the weights of their encoder, which are divided like those that are trained."""
+    task = make_task(text="clip")
+    on_one = train(task, sharding.Sharding(), devices=1, accumulate=accumulate)
+    expected, expected_history, _ = on_one
+    state, history, steps = train(task, sharding.Sharding(*policy), accumulate=accumulate)
+    chex.assert_trees_all_close(history, expected_history, rtol=2e-4)
+    chex.assert_trees_all_close(state.params, expected.params, rtol=1e-3, atol=2e-5)
+    chex.assert_trees_all_close(state.ema_params, expected.ema_params, rtol=1e-3, atol=2e-5)
+    whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(task.frozen))
+    kept = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(steps._frozen))
+    ways = policy[1]  # nearly all is the table of words, which is divided over "fsdp" alone
+    assert kept == pytest.approx(whole / ways, rel=0.02)
+
+
 def whole_gradients(task, indices):
     """Mean gradients of batches, computed plainly on one device."""
     state = jax.jit(task.init)(jax.random.key(0))
@@ -102,7 +119,7 @@ def whole_gradients(task, indices):
     for index in indices:
         static, traced = task.shapes(index)
         key = jax.random.fold_in(jax.random.key(0), index)
-        step = jax.jit(functools.partial(task.gradients, static=static))
+        step = jax.jit(functools.partial(task.gradients, static=static, frozen=task.frozen))
         found.append(step(state, next(batches), traced, key)[0])
     return jax.tree.map(lambda *x: sum(x) / len(x), *found)
 
