@@ -73,6 +73,11 @@ BEFORE = (
 READ = {
     "enat_jax.train --help": "a test of its own",
     "enat_jax.train config.evaluation": "tests/evaluation/test_during_training.py trains so",
+    "enat_jax.tokenize_images coco/": "needs MS-COCO; test_coco.py has an imitation",
+    "enat_jax.train configs/enat_b_coco256.py": "likewise",
+    "enat_jax.sample runs/coco": "likewise",
+    "enat_jax.sample runs/scenes": "needs a model of texts; test_sample_prompts.py has small ones",
+    "enat_jax.export --text-encoder": "likewise",
     "enat_jax.sample models/enat_l": "needs the released weights; test_import_torch.py has others",
     "enat_jax.import_torch": "needs the released weights; test_import_torch.py has others",
     "enat_jax.evaluate inception": "needs Inception's weights; test_features.py has random ones",

@@ -213,6 +213,26 @@ def test_weights_for_jax_alone_are_fetched_where_there_are_no_others(server, pus
     assert (fetched / "transformer" / "_METADATA").is_file()
 
 
+@pytest.mark.slow
+def test_a_text_encoder_is_fetched_once_in_either_format(server, tmp_path):
+    """One that has weights for JAX alone, beside a model with others, is fetched whole."""
+    pytest.importorskip("tokenizers")
+    tiny.make_clip_generator().save(tmp_path / "model", with_text_encoder=True)
+    files = {
+        str(path.relative_to(tmp_path / "model")): path.read_bytes()
+        for path in (tmp_path / "model").rglob("*")
+        if path.is_file()
+    }
+    server.repositories["owner/reader"] = files
+    for_jax = {k: v for k, v in files.items() if k != "text_encoder/text.safetensors"}
+    server.repositories["owner/mixed"] = for_jax
+    for name, count in (("reader", 9), ("mixed", len(for_jax))):
+        fetched = call(server.address, tmp_path, "download", f"hf://owner/{name}")["result"]
+        found = [path for path in pathlib.Path(fetched).rglob("*") if path.is_file()]
+        assert len(found) == count, sorted(found)
+        assert (pathlib.Path(fetched) / "null_text.npy").is_file()
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [

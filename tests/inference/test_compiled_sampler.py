@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import tiny
 from jax import export
 
+from enat_jax.checkpoints import model_files
 from enat_jax.inference import compiled_sampler, model_directory
+from enat_jax.models.blocks import Prompt
 
 LABELS = [0, 1, 2, 3, 1]  # 3: no class
 
@@ -93,3 +96,51 @@ def test_half_the_precision_takes_the_same_files(model, directory):
     assert str(exported.in_avals) == str(whole.in_avals)
     assert description["dtype"] == "bfloat16"
     assert description["fingerprint"]["transformer"] == model.fingerprint
+
+
+@pytest.mark.slow
+def test_a_stranger_draws_texts(tmp_path):
+    """With the lines of the README; its prompt is the last word of the vocabulary."""
+    reader = tiny.make_word_generator()
+    model_directory.write(reader, tmp_path / "model", ["safetensors", "compiled"])
+    description = json.loads((tmp_path / "model" / "sampler.json").read_text())
+    assert description["text"]["tokens"]["vocabulary"] == list(tiny.WORDS)
+    assert description["arguments"]["prompt"].startswith("(int32 [b, 5], words, and int32 [b]")
+    readme = (tmp_path / "model" / "README.md").read_text()
+    shown = readme.split("```python\n")[2].split("```")[0]
+    stranger = STRANGER % shown
+    stranger = stranger[: stranger.index("def draw")] + "np.save('images.npy', images)\n"
+    subprocess.run(
+        [sys.executable, "-I", "-c", stranger],
+        cwd=tmp_path / "model",
+        env=os.environ,
+        check=True,
+        timeout=300,
+    )
+    expected = reader.sample(prompts=["dog"] * 3, seed=0)
+    assert np.array_equal(np.load(tmp_path / "model" / "images.npy"), expected)
+
+
+@pytest.mark.slow
+def test_states_and_a_negative_prompt_are_arguments():
+    reader = tiny.make_clip_generator()
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(4, tiny.TEXT_TOKENS, reader.text.width)).astype(np.float16)
+    lengths = np.array([4, 2, 5, 3], np.int32)
+    program, description = compiled_sampler.make(reader)
+    assert "float16 [b, 5, 6], states" in description["arguments"]["prompt"]
+    weights = {
+        "transformer": model_files.flat(reader.params),
+        "tokenizer": model_files.flat(reader.tokenizer.params),
+    }
+    schedule = {k: np.float32(v) for k, v in description["schedule"].items()}
+    call = jax.jit(export.deserialize(bytearray(program)).call)
+    numbers = np.zeros(3, np.int32), np.arange(3, dtype=np.int32), np.uint32([0, 7])
+    prompt = states[:3], lengths[:3]
+    given = reader.text.null_prompt, Prompt(states[3:], lengths[3:])
+    for null, negative in zip(
+        given, (None, Prompt(*(x.repeat(3, 0) for x in given[1]))), strict=True
+    ):
+        found = call(weights, *numbers, schedule, prompt, tuple(null))
+        expected = reader.sample(prompts=Prompt(*prompt), negative_prompts=negative, seed=7)
+        assert np.array_equal(found, expected)
