@@ -1,12 +1,15 @@
-"""Import weights: the reference's released PyTorch files, and MaskGIT's JAX tokenizer.
+"""Import weights: the reference's released PyTorch files, MaskGIT's JAX tokenizer, and CLIP.
 
     python -m enat_jax.import_torch --enat nnet_ema.pth --vqgan vqgan_jax_strongaug.ckpt --out DIR
     python -m enat_jax.import_torch --vqgan vqgan_jax_strongaug.ckpt --image-size 256 --out DIR
+    python -m enat_jax.import_torch --clip model.safetensors --out DIR
 
 The first writes a model directory, which `Generator.load` and all programs take; the second a
-tokenizer directory, for training an ENAT of one's own. --vqgan may be MaskGIT's msgpack file, and
-every file safetensors. PyTorch is not needed, and nothing that a file says is run. Sizes are read
-off the shapes; what shapes do not tell is known for the paper's models and asked for otherwise.
+tokenizer directory, for training an ENAT of one's own; the third the directory of a text encoder,
+for models of texts and for scores, of the names of Hugging Face, OpenAI or OpenCLIP. --vqgan may be
+MaskGIT's msgpack file, and every file safetensors. PyTorch is not needed, and nothing that a file
+says is run. Sizes are read off the shapes; what shapes do not tell is known for the paper's models
+and some of CLIP's, stands in CLIP's config.json beside the file, and is asked for otherwise.
 """
 
 import argparse
@@ -17,8 +20,27 @@ from typing import Any
 
 from enat_jax.checkpoints import orbax_paths
 from enat_jax.data import imagenet
-from enat_jax.inference import generator, model_directory, reference_weights, sampling, tokenizer
+from enat_jax.inference import (
+    clip_towers,
+    clip_weights,
+    generator,
+    model_directory,
+    reference_weights,
+    sampling,
+    tokenizer,
+)
+from enat_jax.models import clip
 from enat_jax.runtime import cli, files
+
+Imported = generator.Generator | tokenizer.Tokenizer | clip_towers.Clip
+OF_CLIP = (
+    "activation",
+    "pad",
+    "hidden_layer",
+    "vision_heads",
+    "clip_part",
+)  # flags of --clip alone
+OF_OTHERS = ("encoder_layers", "num_groups", "enat_part", "vqgan_part")
 
 
 def class_names_for(num_classes: int, path: pathlib.Path | None) -> tuple[str, ...]:
@@ -57,7 +79,7 @@ def main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
     _check_free(options.out)
     orbax_paths.of(options.out)  # refuses a name that Orbax cannot use
-    found = _only_tokenizer(options) if options.enat is None else _whole_model(options)
+    found = _imported(options)
     if options.out.exists() and any(options.out.iterdir()):
         if _descriptions(type(found).load(options.out)) != _descriptions(found):
             raise ValueError(f"{options.out} holds another import: name another directory by --out")
@@ -67,6 +89,49 @@ def main(argv: list[str]) -> None:
         found.save(directory)
         model_directory.check(found, directory)
     print(f"[import] written to {options.out}")
+
+
+def _imported(options: argparse.Namespace) -> Imported:
+    if options.clip is not None:
+        return _clip(options)
+    _without_use(options, OF_CLIP, "--clip")
+    return _only_tokenizer(options) if options.enat is None else _whole_model(options)
+
+
+def _clip(options: argparse.Namespace) -> clip_towers.Clip:
+    for name in ("enat", "vqgan", "tokenizer", "image_size", "class_names", *OF_OTHERS):
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"{_flag(name)} has no use with --clip: import CLIP into a directory of its own"
+            )
+    found, said = clip_weights.read(
+        options.clip,
+        activation=options.activation,
+        pad=options.pad,
+        hidden_layer=options.hidden_layer or -1,
+        num_heads=options.num_heads,
+        vision_heads=options.vision_heads,
+        part=options.clip_part,
+    )
+    for sentence in said:
+        print(f"[import] {sentence}")
+    text = found.text.model
+    vectors = "no vectors" if text.projection is None else f"vectors of {text.projection}"
+    print(
+        f"[import] text tower: states of {text.width} of {text.context} tokens, {vectors}, "
+        f"{text.num_layers} layers of {text.num_heads} heads, {text.activation}, texts are "
+        f"followed by {found.text.pad}"
+    )
+    if found.vision is None:
+        print("[import] no vision tower: a text encoder alone, which gives no scores")
+    else:
+        seeing = found.vision.model
+        print(
+            f"[import] vision tower: vectors of {seeing.projection} of {seeing.image_size} pixels "
+            f"of a side in patches of {seeing.patch_size}, {seeing.num_layers} layers of "
+            f"{seeing.num_heads} heads, {seeing.activation}"
+        )
+    return found
 
 
 def _whole_model(options: argparse.Namespace) -> generator.Generator:
@@ -100,7 +165,7 @@ def _whole_model(options: argparse.Namespace) -> generator.Generator:
 
 def _only_tokenizer(options: argparse.Namespace) -> tokenizer.Tokenizer:
     if options.vqgan is None:
-        raise ValueError("nothing to import: name a file by --enat, --vqgan or both")
+        raise ValueError("nothing to import: name a file by --enat, --vqgan or both, or by --clip")
     unused = ("tokenizer", "num_heads", "encoder_layers", "class_names", "enat_part")
     _without_use(options, unused, "--enat")
     return _tokenizer(options, None)
@@ -126,19 +191,23 @@ def _tokenizer(options: argparse.Namespace, num_tokens: int | None) -> tokenizer
 def _without_use(options: argparse.Namespace, names: Sequence[str], without: str) -> None:
     for name in names:
         if getattr(options, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} has no use without {without}")
+            raise ValueError(f"{_flag(name)} has no use without {without}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _check_free(out: pathlib.Path) -> None:
     """Raises ValueError if ``out`` cannot be an earlier import, before any weights are read."""
     if not out.exists():
         return
-    ours = ("model.json", "tokenizer.json")
+    ours = ("model.json", "tokenizer.json", "encoder.json")
     if not out.is_dir() or (any(out.iterdir()) and not any((out / x).is_file() for x in ours)):
         raise ValueError(f"{out} is there and no import: name another directory by --out")
 
 
-def _descriptions(found: generator.Generator | tokenizer.Tokenizer) -> list[Any]:
+def _descriptions(found: Imported) -> list[Any]:
     """Returns all that makes two imports the same."""
     if isinstance(found, generator.Generator):
         return [files.as_json(found.description), *_descriptions(found.tokenizer)]
@@ -155,20 +224,35 @@ def _image_size(text: str) -> tuple[int, int]:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         prog="python -m enat_jax.import_torch",
-        description="Imports the reference's weights, and MaskGIT's tokenizer.",
+        description="Imports the reference's weights, MaskGIT's tokenizer, and CLIP.",
     )
     add = parser.add_argument
     add("--enat", type=cli.path, metavar="FILE", help="the reference's transformer")
     add("--vqgan", type=cli.path, metavar="FILE", help="its tokenizer, or MaskGIT's")
     add("--tokenizer", type=cli.path, metavar="DIR", help="instead of --vqgan: one of ours")
-    add("--out", type=cli.path, required=True, metavar="DIR", help="model or tokenizer")
+    add("--clip", type=cli.path, metavar="FILE", help="CLIP, whole or its text tower alone")
+    add("--out", type=cli.path, required=True, metavar="DIR", help="model, tokenizer or encoder")
     add("--image-size", type=_image_size, help="pixels of a side, or HEIGHTxWIDTH")
     add("--class-names", type=cli.path, metavar="FILE", help="a name a line; 1000: ImageNet's")
-    add("--num-heads", type=cli.at_least_one, help="if the size is none of the paper's")
+    add("--num-heads", type=cli.at_least_one, help="if the size is none of the paper's, or CLIP's")
     add("--encoder-layers", type=cli.at_least_one, help="likewise; the others decode")
     add("--num-groups", type=cli.at_least_one, help="of the tokenizer's norms, if not 32")
     add("--enat-part", metavar="KEYS", help="if the file has several sets, such as ema/params")
     add("--vqgan-part", metavar="KEYS", help="likewise")
+    add("--activation", choices=tuple(clip.ACTIVATIONS), help="of CLIP, if nothing else says it")
+    add("--pad", type=int, metavar="TOKEN", help="that follows a text of CLIP, likewise")
+    add(
+        "--hidden-layer",
+        type=int,
+        choices=(-1, -2),
+        help="states of texts: the last ones (default), or the input of CLIP's last layer",
+    )
+    add(
+        "--vision-heads",
+        type=cli.at_least_one,
+        help="of CLIP's vision tower, if not of 64 channels",
+    )
+    add("--clip-part", metavar="KEYS", help="as --enat-part")
     return parser
 
 

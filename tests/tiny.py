@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from enat_jax.data import records, text_tokens, tokens
-from enat_jax.inference import clip_model, generator, sampling, text_encoder, tokenizer
+from enat_jax.inference import clip_model, clip_towers, generator, sampling, text_encoder, tokenizer
 from enat_jax.models import clip, enat, vqgan
 
 CLASSES = ("cat", "dog", "tench, Tinca tinca")
@@ -105,6 +105,19 @@ def make_clip(seed=0):
     )
     params = random_params(model.init, jnp.zeros((1, 8), jnp.int32), seed=seed + 300)
     return clip_model.ClipText(model, params, text_tokens.Clip.end, {"weights": f"random {seed}"})
+
+
+@functools.cache
+def make_both_towers(seed=0):
+    """Both towers of CLIP; the text tower is another one than ``make_clip``."""
+    text = clip.TextTower(text_tokens.Clip.size, 8, 6, 1, 2, 8, "quick_gelu", projection=5)
+    vision = clip.VisionTower(8, 4, 8, 1, 2, 8, "quick_gelu", projection=5)
+    of_text = random_params(text.init, jnp.zeros((1, 8), jnp.int32), seed=seed + 400)
+    of_vision = random_params(vision.init, jnp.zeros((1, 8, 8, 3)), seed=seed + 500)
+    reading = clip_model.ClipText(
+        text, of_text, text_tokens.Clip.end, {"weights": f"random {seed}"}
+    )
+    return clip_towers.Clip(reading, clip_towers.ClipVision(vision, of_vision))
 
 
 @functools.cache

@@ -55,6 +55,10 @@ _NOT_WEIGHTS = ("optimizer", "lr_scheduler", "callbacks", "loops", "hyper_parame
 Storages = Callable[[str], bytes | memoryview]
 
 
+class TorchScript(ValueError):
+    """A file is a program, and not one of tensors."""
+
+
 def read_zip(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
     """Reads the tensors of a file of PyTorch 1.6 or later; see ``weight_files.read``."""
     with zipfile.ZipFile(path) as archive:
@@ -63,7 +67,7 @@ def read_zip(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
         if len(members) < len(archive.infolist()):
             raise ValueError("two members have the same name: not a file of torch.save, or damaged")
         if any(name.split("/")[1:] == ["constants.pkl"] for name in members):
-            raise ValueError("a TorchScript program: load it in PyTorch and save its state_dict()")
+            raise TorchScript("a TorchScript program: load it in PyTorch and save its state_dict()")
         if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
             raise ValueError("it is compressed inside, which torch.save never does: save it anew")
         if sum(member.file_size for member in members.values()) > size:

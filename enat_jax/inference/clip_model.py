@@ -2,7 +2,7 @@
 
 It holds ``encoder.json`` (sizes, activation, padding and provenance), the weights of the text tower
 as ``text/`` (Orbax), ``text.safetensors`` or both, and ``null_text.npy``, float16 ``[p, e]``, the
-states of the empty text.
+states of the empty text. The vision tower may be beside it, see ``clip_towers``.
 """
 
 import dataclasses
@@ -10,13 +10,13 @@ import functools
 import io
 import os
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float16, Int, PyTree
+from jaxtyping import Array, Float, Float16, Float32, Int, PyTree, Shaped
 
 from enat_jax.checkpoints import model_files
 from enat_jax.data import records, text_tokens
@@ -72,22 +72,37 @@ class ClipText(model_files.TrainedModel):
         Args:
             ids: tokens with start, end and padding.
         """
-        mesh, params = self.placed
-        size = BATCH_SIZE * mesh.size
-        found = [np.zeros((0, ids.shape[1], self.model.width), np.float16)]
-        for start in range(0, len(ids), size):
-            part = ids[start : start + size]
-            placed = sharding.place(np.resize(part, (size, ids.shape[1])), mesh)
-            found.append(np.asarray(_states(self.model, params, placed))[: len(part)])
-        return np.concatenate(found)
+        empty = np.zeros((0, ids.shape[1], self.model.width), np.float16)
+        return in_batches(self, _states, ids, empty)
+
+    def vectors(self, ids: Int[np.ndarray, "n p"]) -> Float32[np.ndarray, "n proj"]:
+        """Returns the vectors of texts, in the space of those of pictures; their lengths differ.
+
+        Args:
+            ids: tokens with start, end and padding.
+
+        Raises:
+            ValueError: the tower has no projection.
+        """
+        if self.model.projection is None:
+            why = "its weights have no projection"
+            if not self.model.final_norm:
+                why = "it was imported with --hidden-layer -2"
+            raise ValueError(
+                f"this CLIP has states of texts and no vectors of them, because {why}: import the "
+                "whole model, with --hidden-layer -1"
+            )
+        empty = np.zeros((0, self.model.projection), np.float32)
+        return in_batches(self, _vectors, ids, empty)
 
     @functools.cached_property
     def null_states(self) -> Float16[np.ndarray, "p e"]:
         """The states of the empty text, in a window of all tokens that there are."""
         if self.saved_null is not None:
             return self.saved_null
-        window = text_tokens.window(self.kind, [""], self.model.context)
-        return self.states(window.ids)[0]
+        none = np.zeros(1, np.int64)  # no token is read, so that no package is needed
+        ids, _ = text_tokens.framed(self.kind, none[:0], none, none, self.model.context)
+        return self.states(ids)[0]
 
     def save(
         self, directory: str | os.PathLike, formats: Collection[str] = model_files.WEIGHTS
@@ -185,6 +200,30 @@ def read_null(directory: pathlib.Path, width: int, expected: str) -> Float16[np.
     return null
 
 
+def in_batches(
+    tower: model_files.TrainedModel,
+    run: Callable[..., Array],
+    rows: Shaped[np.ndarray, "n ..."],
+    empty: Float[np.ndarray, "0 ..."],
+) -> Float[np.ndarray, "n ..."]:
+    """Returns what a tower makes of texts or pictures, which are divided over its devices.
+
+    Args:
+        tower: with its weights.
+        run: jitted, of the model, its parameters and ``BATCH_SIZE`` rows for each device.
+        rows: of the inputs.
+        empty: what it makes of no rows.
+    """
+    mesh, params = tower.placed
+    size = BATCH_SIZE * mesh.size
+    found = [empty]
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        placed = sharding.place(np.resize(part, (size, *rows.shape[1:])), mesh)
+        found.append(np.asarray(run(tower.model, params, placed), empty.dtype)[: len(part)])
+    return np.concatenate(found)
+
+
 def text_states(
     model: clip.TextTower, params: PyTree, ids: Int[Array, "b p"]
 ) -> Float[Array, "b p e"]:
@@ -197,4 +236,11 @@ def _rounded(model: clip.TextTower, params: PyTree, ids: Int[Array, "b p"]) -> A
     return text_states(model, params, ids).astype(jnp.float16)
 
 
+def _pooled(model: clip.TextTower, params: PyTree, ids: Int[Array, "b p"]) -> Array:
+    apply: Callable[..., Any] = model.apply
+    _, vectors = apply({"params": params}, ids)
+    return vectors.astype(jnp.float32)
+
+
 _states = numerics.jit(_rounded, static_argnums=0)
+_vectors = numerics.jit(_pooled, static_argnums=0)

@@ -8,7 +8,13 @@ from collections.abc import Collection
 import jax
 
 from enat_jax.checkpoints import hub, model_files, orbax_paths
-from enat_jax.inference import compiled_sampler, generator, reference_weights, tokenizer
+from enat_jax.inference import (
+    clip_towers,
+    compiled_sampler,
+    generator,
+    reference_weights,
+    tokenizer,
+)
 from enat_jax.runtime import files, paths
 
 FORMATS = (*model_files.WEIGHTS, "compiled", "reference")
@@ -30,14 +36,17 @@ def load(directory: str | os.PathLike) -> generator.Generator | tokenizer.Tokeni
     return generator.Generator.load(directory, devices=devices)
 
 
-def check(model: generator.Generator | tokenizer.Tokenizer, directory: pathlib.Path) -> None:
+def check(
+    model: generator.Generator | tokenizer.Tokenizer | clip_towers.Clip, directory: pathlib.Path
+) -> None:
     """Opens the directory that a model has been written to.
 
     Raises:
         OSError: it is not that model, or it cannot be read.
         ValueError: it is damaged.
     """
-    if files.as_json(load(directory).description) != files.as_json(model.description):
+    found = type(model).load(directory, devices=jax.local_devices()[:1])
+    if files.as_json(found.description) != files.as_json(model.description):
         raise OSError(f"{directory} is not the model that was written to it: write it again")
 
 

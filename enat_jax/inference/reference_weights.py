@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 import enat_jax
 from enat_jax.checkpoints import model_files, weight_files
 from enat_jax.inference import generator, sampling, tokenizer
-from enat_jax.models import conversion, enat, reference_sizes, vqgan
+from enat_jax.models import conversion, enat, reference_sizes
 from enat_jax.runtime import files
 
 # The reference's settings for its released models, by tokens of an image (its README).
@@ -55,9 +55,9 @@ def read_tokenizer(
     try:
         model = reference_sizes.vqgan_of(tensors, num_groups)
         convert = conversion.maskgit_params if maskgit else conversion.vqgan_params
-        params = _finite(convert(tensors, model))
+        params = finite(convert(tensors, model))
     except ValueError as error:
-        raise ValueError(f"{path}: {_first_errors(error)}") from error
+        raise ValueError(f"{path}: {first_errors(error)}") from error
     if image_size is None:
         assert num_tokens is not None  # or it would have been refused above
         image_size = _square(num_tokens, model.downsampling)
@@ -67,7 +67,7 @@ def read_tokenizer(
             f"tokens of {model.downsampling}x{model.downsampling}: choose another --image-size"
         )
     origin = "MaskGIT's JAX tokenizer" if maskgit else "the reference's VQGAN"
-    provenance = _provenance(path, part, origin, model)
+    provenance = provenance_of(path, part, origin, model)
     return tokenizer.Tokenizer(model, params, image_size, provenance)
 
 
@@ -95,10 +95,10 @@ def read_enat(
     tensors = reference_sizes.without_prefixes(weight_files.read(path, part))
     try:
         model = reference_sizes.enat_of(tensors, num_heads, encoder_layers)
-        params = _finite(conversion.enat_params(tensors, model))
+        params = finite(conversion.enat_params(tensors, model))
     except ValueError as error:
-        raise ValueError(f"{path}: {_first_errors(error)}") from error
-    return model, params, _provenance(path, part, "the reference's ENAT", model)
+        raise ValueError(f"{path}: {first_errors(error)}") from error
+    return model, params, provenance_of(path, part, "the reference's ENAT", model)
 
 
 def write(model: generator.Generator | tokenizer.Tokenizer, directory: pathlib.Path) -> None:
@@ -127,7 +127,8 @@ def _square(num_tokens: int, downsampling: int) -> tuple[int, int]:
     return side * downsampling, side * downsampling
 
 
-def _finite(params: PyTree) -> PyTree:
+def finite(params: PyTree) -> PyTree:
+    """Returns parameters; raises ValueError if a value is not finite."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not np.isfinite(leaf).all():
             where = "/".join(str(entry.key) for entry in path)
@@ -135,23 +136,40 @@ def _finite(params: PyTree) -> PyTree:
     return params
 
 
-def _provenance(
-    path: str | os.PathLike, part: str | None, origin: str, model: enat.ENAT | vqgan.VQGAN
+def provenance_of(
+    path: str | os.PathLike,
+    part: str | None,
+    origin: str,
+    model: Any,
+    sha256: str | None = None,
 ) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    """Returns JSON values that say which file the weights of ``model`` were read from.
+
+    Args:
+        path: of the file.
+        part: see ``weight_files.read``.
+        origin: whose weights they are, for people.
+        model: a Linen module.
+        sha256: of the file; None: it is computed.
+    """
     provenance = {
         "imported": origin,
         "file": pathlib.Path(path).name,
         "part": part,
-        "sha256": digest,
+        "sha256": sha256 or sha256_of(path),
         "model": model_files.settings_of(model),
         "enat_jax": enat_jax.__version__,
     }
     return files.as_json(provenance)  # as it will be read again
 
 
-def _first_errors(error: ValueError) -> str:
+def sha256_of(path: str | os.PathLike) -> str:
+    """Returns the SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def first_errors(error: ValueError) -> str:
     """Returns the first lines of a list of errors, and how many more there are."""
     lines = [line.strip() for line in str(error).splitlines()]
     more = len(lines) - 1 - MAX_ERRORS

@@ -1,7 +1,8 @@
 """CLIP's tensors by the names of Hugging Face, OpenAI and OpenCLIP: sizes and conversion.
 
-Shapes tell all sizes: heads have 64 channels in every published model. They tell neither the
-activation nor what a text is padded with.
+Shapes tell all sizes: heads of published models have 64 channels, but for those of OpenCLIP's large
+vision towers, which are known by their width. They tell neither the activation nor what a text is
+padded with.
 """
 
 import re
@@ -15,6 +16,7 @@ from enat_jax.models import clip, conversion
 from enat_jax.models.conversion import CONV, COPY, DENSE, Transform
 
 HEAD_CHANNELS = 64
+VISION_HEADS = dict.fromkeys((1280, 1408, 1664, 1792), 16)  # by width: OpenCLIP's H, g, bigG, e
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -163,6 +165,8 @@ def _sizes(tensors: Tensors, tower: str, num_heads: int | None) -> dict[str, Any
     numbers = {int(m[2]) for name in tensors if (m := _LAYER.fullmatch(name)) and m[1] == tower}
     if numbers != set(range(len(numbers))):
         raise ValueError(f"layers {sorted(numbers)} of {tower} are not all there")
+    if num_heads is None and tower == "vision_model":
+        num_heads = VISION_HEADS.get(width)
     if num_heads is None and width % HEAD_CHANNELS:
         raise ValueError(
             f"a width of {width} is not divisible by the {HEAD_CHANNELS} channels of a head that "
