@@ -26,7 +26,6 @@ import numpy as np
 from jaxtyping import Bool, Float16, Int, Shaped
 
 from enat_jax.data import records
-from enat_jax.data.decoding import Batch
 from enat_jax.runtime import files
 
 PLAN = "plan.json"
@@ -178,7 +177,7 @@ class States:
         captions: Int[np.ndarray, " b"],
         context: int,
         flips: Bool[np.ndarray, " b"] | None = None,
-    ) -> Batch:
+    ) -> dict[str, np.ndarray]:
         """Returns {"text": float16 ``[b, context, e]``, "lengths": int32 ``[b]``} of captions.
 
         Args:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int
 
-from enat_jax.data import clip_tokens, scenes
+from enat_jax.data import clip_tokens
 from enat_jax.runtime import files, paths
 
 MIRRORED = ("left", "right")  # words that change places in a picture that is mirrored
@@ -303,6 +303,8 @@ def read_vocabulary(name: str) -> Words:
         OSError: it cannot be read.
     """
     if name == "scenes":
+        from enat_jax.data import scenes  # late: it draws pictures, which few need
+
         return Words(scenes.WORDS)
     lines = files.read_text(paths.local(name)).split("\n")
     try:
