@@ -58,9 +58,10 @@ def of_seen(scene):
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Draws ``change(scene)`` of each text, and nothing of the empty one."""
+    """Draws ``change(scene)`` of each text, nothing of the empty one; ``reads`` part of a text."""
 
     change: object = lambda scene: scene
+    reads: object = lambda scene: scene
     split: str = "test"
     settings: sampling.Settings = sampling.Settings()
     text: object = text_encoder.TextEncoder(text_tokens.Words(scenes.WORDS), 7)
@@ -80,10 +81,11 @@ class Model:
         return np.stack(drawn)
 
     def masked_scores(self, codes, labels, num_visible, seed, *, prompts):
-        """The loss is 1 with the text of another combination."""
+        """The loss is 1 where the text reads otherwise than that of the held-out combination."""
         assert codes.shape == (len(prompts), 256) and labels is None
-        own = [SCENES.get(prompt) for prompt in prompts]
         held_out = scenes.combinations("unseen")
-        wrong = [scene != held_out[i % len(held_out)] for i, scene in enumerate(own)]
+        own = [held_out[i % len(held_out)] for i in range(len(prompts))]
+        read = [SCENES[prompt] for prompt in prompts]
+        wrong = [self.reads(x) != self.reads(y) for x, y in zip(read, own, strict=True)]
         loss = np.broadcast_to(np.array(wrong, float)[:, None], (len(own), 256 - num_visible))
         return loss, loss < 0.5

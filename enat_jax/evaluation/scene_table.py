@@ -52,12 +52,14 @@ class Asked:
 
     Attributes:
         prompts: a text of each, all texts of a combination in turn.
+        swapped: the same with the digits in each other's place.
         wanted: for each place that the text allows, the digits of the cells, see
             ``scene_quality.judge``.
         requests: the number of the combination that each is of.
     """
 
     prompts: list[str]
+    swapped: list[str]
     wanted: Int[np.ndarray, "n places cells"]
     requests: Int[np.ndarray, " n"]
 
@@ -79,9 +81,10 @@ def ask(split: str, num: int) -> Asked:
     for i, request in enumerate(requests):
         for place in (0, 1):
             wanted[i, place, of_two[request].cells(place)] = of_two[request][:2]
-    texts = [of_two[i].captions for i in requests]
-    prompts = [both[turn % len(both)] for both, turn in zip(texts, turns, strict=True)]
-    return Asked(prompts, wanted, requests)
+    pairs = [(of_two[i], turn % 2) for i, turn in zip(requests, turns, strict=True)]
+    prompts = [scene.captions[turn] for scene, turn in pairs]
+    swapped = [scene.reversal.captions[turn] for scene, turn in pairs]
+    return Asked(prompts, swapped, wanted, requests)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,23 +180,30 @@ def make_judge(source: scenes.Scenes) -> Judge:
 
 
 def text_use(
-    model: generator.Generator, codes: Int[np.ndarray, "n l"], prompts: Sequence[str], seed: int
-) -> list[Mean]:
-    """Returns how much texts help to predict masked tokens, in nats, by the parts of ``VISIBLE``.
+    model: generator.Generator, codes: Int[np.ndarray, "n l"], asked: Asked, seed: int
+) -> dict[str, list[Mean]]:
+    """Returns how much texts help to predict masked tokens, in nats, over the pictures.
 
-    It is the loss with the text of another picture, drawn at random, less that with its own, over
-    the pictures. It is 0 of a model that ignores texts.
+    It is the loss with another text less that with the own one, by the parts of ``VISIBLE``. The
+    other text is one of "another image", drawn at random, which is 0 of a model that ignores texts,
+    or the own one with "digits swapped", which is 0 of a model that ignores the order of words.
     """
-    others = [prompts[i] for i in np.random.default_rng(seed).permutation(len(prompts))]
-    found = []
-    for part in VISIBLE:
-        with_own, with_other = (
-            model.masked_scores(codes, None, round(codes.shape[1] * part), seed, prompts=texts)[0]
-            for texts in (prompts, others)
-        )
-        gain = np.asarray(with_other, np.float64) - np.asarray(with_own, np.float64)
-        found.append(mean_and_error(gain.mean(axis=1)))
-    return found
+    order = np.random.default_rng(seed).permutation(len(codes))
+    others = {"another image": [asked.prompts[i] for i in order], "digits swapped": asked.swapped}
+
+    def losses(texts: Sequence[str], part: Fraction) -> Float[np.ndarray, " n"]:
+        num_visible = round(codes.shape[1] * part)
+        found, _ = model.masked_scores(codes, None, num_visible, seed, prompts=texts)
+        return np.asarray(found, np.float64).mean(axis=1)
+
+    own = [losses(asked.prompts, part) for part in VISIBLE]
+    return {
+        kind: [
+            mean_and_error(losses(texts, part) - of_own)
+            for part, of_own in zip(VISIBLE, own, strict=True)
+        ]
+        for kind, texts in others.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,13 +227,14 @@ class Evaluation:
     guidance: float
     rows: list[Row]
     differences: dict[str, Share]
-    text_use: dict[str, list[Mean]]
+    text_use: dict[str, dict[str, list[Mean]]]
     by_guidance: list[Row]
     found_copies: float | None
 
     def markdown(self) -> str:
         """Returns all tables, each with what a reader must know to judge it."""
-        return "\n\n".join([_main_table(self), _use_table(self), _guidance_table(self)]) + "\n"
+        tables = _main_table, _difference_table, _guidance_table, _use_table
+        return "\n\n".join(table(self) for table in tables) + "\n"
 
 
 def evaluate(
@@ -274,7 +285,7 @@ def evaluate(
         images = np.split(model.sample(prompts=prompts, seed=seed), len(asked))
         drawn[name] = dict(zip(asked, images, strict=True))
         codes = model.tokenizer.encode(pictures["held out"])
-        use[name] = text_use(model, codes, asked["held out"].prompts, seed)
+        use[name] = text_use(model, codes, asked["held out"], seed)
     rows = [
         judge.row(name, combinations, images, asked[combinations])
         for name, of_name in drawn.items()
@@ -328,21 +339,32 @@ def _main_table(evaluation: Evaluation) -> str:
     )
 
 
-def _use_table(evaluation: Evaluation) -> str:
-    parts = [f"{part} visible" for part in VISIBLE]
-    cells = []
-    for name, difference in evaluation.differences.items():
-        use = evaluation.text_use.get(name)
-        measured = ["-"] * len(parts) if use is None else [_nats(mean) for mean in use]
-        cells.append([name, _percent(difference, "+"), *measured])
+def _difference_table(evaluation: Evaluation) -> str:
+    cells = [[name, _percent(share, "+")] for name, share in evaluation.differences.items()]
     return "\n".join(
         [
-            markdown_table(["images", "seen - held out", *parts], cells, align="lrrrr"),
+            markdown_table(["images", "seen - held out"], cells, align="lr"),
             "",
-            "Seen - held out: difference of the shares in place, in points. Visible: how much "
-            "worse masked tokens of real scenes of held-out combinations are predicted with the "
-            "text of another picture than with their own (nats, with a part of the tokens "
-            "visible); 0: the text is ignored.",
+            "Difference of the shares in place, in points.",
+        ]
+    )
+
+
+def _use_table(evaluation: Evaluation) -> str:
+    titles = ["images", "other text", *(f"{part} visible" for part in VISIBLE)]
+    cells = [
+        [name, kind, *map(_nats, means)]
+        for name, of_kinds in evaluation.text_use.items()
+        for kind, means in of_kinds.items()
+    ]
+    return "\n".join(
+        [
+            markdown_table(titles, cells, align="llrrr"),
+            "",
+            "How much worse masked tokens of real scenes of held-out combinations are predicted "
+            "with another text than with their own (nats, with a part of the tokens visible). With "
+            "the text of another image, 0: the text is ignored. With the digits swapped, 0: the "
+            "order of its words is ignored, or which digits they name.",
         ]
     )
 

@@ -22,6 +22,8 @@ def test_what_is_asked_is_what_the_source_shows():
                 assert shown == [scene.first, scene.second]
                 assert (asked.wanted[i, place] == BLANK).sum() == 2
             assert prompt in scene.captions
+            turned = scene.reversal.captions[scene.captions.index(prompt)]
+            assert asked.swapped[i] == turned
         assert len(set(asked.prompts)) == 2 * len(set(asked.requests))
     with pytest.raises(ValueError, match="99 images are too few for 100 combinations"):
         scene_table.ask("test", 99)
@@ -68,9 +70,20 @@ def test_each_row_says_what_it_should(evaluation):
 
 def test_use_of_texts_is_what_another_one_costs(evaluation):
     assert list(evaluation.text_use) == list(MODELS)
-    for mean in evaluation.text_use["ours"]:
-        assert 0.9 < mean["mean"] < 1 and 0 < mean["standard_error"] < 0.03
-    assert len(evaluation.text_use["ours"]) == 3
+    use = evaluation.text_use["ours"]
+    assert list(use) == ["another image", "digits swapped"]
+    assert all(len(means) == 3 for means in use.values())
+    for mean in use["another image"]:
+        assert 0.9 < mean["mean"] <= 1 and mean["standard_error"] < 0.04
+    assert use["digits swapped"] == [{"mean": 1.0, "standard_error": 0.0}] * 3
+
+
+def test_a_model_that_ignores_order_has_no_use_for_it():
+    asked = scene_table.ask("unseen", 40)
+    bag = fake_scenes.Model(reads=lambda scene: {scene.first, scene.second, scene.axis})
+    use = scene_table.text_use(bag, np.zeros((40, 256), int), asked, seed=0)
+    assert use["another image"][0]["mean"] > 0.9
+    assert [mean["mean"] for mean in use["digits swapped"]] == [0, 0, 0]
 
 
 def test_other_guidance_draws_the_same_texts(evaluation):
@@ -82,8 +95,9 @@ def test_other_guidance_draws_the_same_texts(evaluation):
 def test_the_tables_in_words(evaluation):
     text = evaluation.markdown()
     assert "| empty text | held out | 120 | 0.0 ± 0.0 | 0.0 ± 0.0 | 0.0 ± 0.0 | - | - | - |" in text
-    assert "| images | seen - held out | 0 visible | 1/16 visible | 1/4 visible |" in text
-    assert "| empty text | +0.0 ± 0.0 | - | - | - |" in text
+    assert "| images | other text | 0 visible | 1/16 visible | 1/4 visible |" in text
+    assert "| ours | digits swapped | 1.00 ± 0.00 | 1.00 ± 0.00 | 1.00 ± 0.00 |" in text
+    assert "| images | seen - held out |" in text and "| empty text | +0.0 ± 0.0 |" in text
     assert "120 images a row; ± is one standard error" in text and "Guidance: 2.5." in text
     for line in scene_table.EXPLANATIONS:
         assert f"\n- {line}\n" in text
