@@ -5,7 +5,7 @@ and without them. Side by side, not one branch after the other, so that a sharde
 it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -57,15 +57,26 @@ def pair_texts(conditional: Text, unconditional: Text) -> Text:
     b = conditional.features.shape[0]
     texts = conditional, unconditional
     sizes = [text.features.shape[1] for text in texts]
-    features, lengths = [], []
-    for text, size in zip(texts, sizes, strict=True):
-        padded = jnp.pad(text.features, ((0, 0), (0, max(sizes) - size), (0, 0)))
-        features.append(jnp.broadcast_to(padded, (b, *padded.shape[1:])))
-        lengths.append(jnp.broadcast_to(size if text.length is None else text.length, (b,)))
-    (both,) = pair(*(x[None] for x in features))
+
+    def both(arrays: Iterable[Float[Array, "k rows p ..."]]) -> Float[Array, "k 2*b p ..."]:
+        found = []
+        for x in arrays:
+            rest = [(0, 0)] * (x.ndim - 3)
+            x = jnp.pad(x, [(0, 0), (0, 0), (0, max(sizes) - x.shape[2]), *rest])
+            found.append(jnp.broadcast_to(x, (len(x), b, *x.shape[2:])))
+        return pair(*found)
+
+    (features,) = both(text.features[None] for text in texts)
+    kept = None
+    if conditional.kept is not None and unconditional.kept is not None:
+        kept = tuple(map(both, zip(conditional.kept, unconditional.kept, strict=True)))
     if sizes[0] == sizes[1] and all(text.length is None for text in texts):
-        return Text(both, None)
-    return Text(both, jnp.stack(lengths, axis=1).reshape(-1))
+        return Text(features, None, kept)
+    lengths = [
+        jnp.broadcast_to(size if text.length is None else text.length, (b,))
+        for text, size in zip(texts, sizes, strict=True)
+    ]
+    return Text(features, jnp.stack(lengths, axis=1).reshape(-1), kept)
 
 
 def of_text(text: Text | None) -> dict[str, Text]:
@@ -80,7 +91,8 @@ def _every(text: Text | None, skip: int) -> Text | None:
     length = None if text.length is None else jnp.asarray(text.length)
     if length is not None and length.ndim:
         length = length[::skip]
-    return Text(text.features[::skip], length)
+    kept = text.kept and tuple(x[:, ::skip] for x in text.kept)
+    return Text(text.features[::skip], length, kept)
 
 
 def conditional_only(

@@ -145,7 +145,7 @@ def make_schedule(settings: Settings, model: Transformer) -> tuple[Schedule, Ste
     """Returns the schedule of ``settings`` for a model; host arithmetic only."""
     t = settings.num_steps
     steps = reveal.sampling_steps(model.num_tokens, t, model.reuse)
-    cost = functools.partial(costs.step_cost, costs.dims_of(model))
+    cost = functools.partial(costs.step_cost, costs.keeping_text(costs.dims_of(model)))
     segments = reveal.cut_segments(steps, settings.num_segments or min(t, MAX_BODIES), cost)
     s = np.arange(t)
     remaining = 1 - (s + 1) / t
@@ -320,15 +320,22 @@ def _conditions(
             free = dict.fromkeys("pe"[: texts.tokens.ndim - 1])
             shapes.check("the tokens of a prompt", texts.tokens, b=rows, **free)
     modulation = apply(labels, method="condition")
-    text = None if prompt is None else apply(prompt, modulation, method="read")
+    text = None if prompt is None else _read(apply, prompt, modulation)
     if not guided:
         return modulation, text
     null = apply(jnp.array([model.num_classes]), method="condition")
     if text is not None and null_prompt is not None:
         of_each = (null.shape[0], null_prompt.tokens.shape[0], *null.shape[2:])
-        null_text = apply(null_prompt, jnp.broadcast_to(null, of_each), method="read")
+        null_text = _read(apply, null_prompt, jnp.broadcast_to(null, of_each))
         text = guidance.pair_texts(text, null_text)
     return guidance.pair(modulation, jnp.broadcast_to(null, modulation.shape)), text
+
+
+def _read(
+    apply: Callable[..., Any], prompt: Prompt, modulation: Float[Array, "k rows c d"]
+) -> Text:
+    """A text as it has been read, with all that need not be computed again at every step."""
+    return apply(apply(prompt, modulation, method="read"), modulation, method="keep")
 
 
 def _step(

@@ -35,13 +35,17 @@ class Text(NamedTuple):
     Attributes:
         features: of the text tokens, real ones first; what they are, ``enat.ENAT.read`` says.
         length: real tokens; None: all.
+        kept: keys and values in the layers of the encoder and of the decoder, see
+            ``enat.ENAT.keep``; None: they are computed when they are needed.
     """
 
     features: Float[Array, "b p d"]
     length: Count | None
+    kept: tuple[Float[Array, "layers b p 2 d"], ...] | None = None
 
 
 ATTENTION = ("xla", "cudnn")
+KEY_VALUE_AXES = (None, None, "tensor")  # of the mesh, see ``layers.Dense``
 REMAT = {
     "dots": jax.checkpoint_policies.save_only_these_names("dense"),
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -129,7 +133,7 @@ def stack(model: TransformerFields, num_layers: int, shared_key_value: bool = Fa
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, nn.broadcast, nn.broadcast),
+        in_axes=(0, nn.broadcast, nn.broadcast, 0),
         length=num_layers,
         unroll=model.unroll,
     )(model.num_heads, model.mlp_ratio, model.attention, jnp.dtype(model.dtype), shared_key_value)
@@ -194,6 +198,7 @@ class Block(nn.Module):
         modulation: Float[Array, "b vectors d"],
         context: Float[Array, "b p d"] | None,
         mask: Bool[Array, "#b #h #n p+n"] | None,
+        kept: Float[Array, "b c 2 d"] | None,
     ) -> tuple[Float[Array, "b n d"], None]:
         """Runs the block; the signature suits ``nn.scan``.
 
@@ -203,6 +208,7 @@ class Block(nn.Module):
                 context.
             context: None for plain self-attention.
             mask: True where a query may look, context first; None: everywhere.
+            kept: keys and values of context that stands before ``context``; None: there are none.
         """
         width = x.shape[-1]
         heads = lambda y: y.reshape(*y.shape[:2], self.num_heads, width // self.num_heads)  # noqa: E731
@@ -213,13 +219,15 @@ class Block(nn.Module):
 
         y = modulate(x, shift_attn, scale_attn)
         query = heads(Dense((width,), self.dtype, (None, "tensor"), name="query")(y))
-        packed = functools.partial(Dense, (2, width), self.dtype, (None, None, "tensor"))
+        packed = functools.partial(Dense, (2, width), self.dtype, KEY_VALUE_AXES)
         of_self = packed(name="key_value" if self.shared_key_value else "key_value_self")
         key_value = of_self(y)
         if context is not None:
             of_context = of_self if self.shared_key_value else packed(name="key_value_context")
             context = of_context(modulate(context, *vectors[2:4]))
             key_value = jnp.concatenate([context, key_value], axis=1)
+        if kept is not None:
+            key_value = jnp.concatenate([kept, key_value], axis=1)
         key, value = (heads(key_value[:, :, i]) for i in range(2))
         query, key, value = (constrain(y, *per_head) for y in (query, key, value))
         y = attention(query, key, value, mask, self.attention).reshape(x.shape)
@@ -228,6 +236,23 @@ class Block(nn.Module):
         y = modulate(x, shift_mlp, scale_mlp)
         x = x + gate_mlp[:, None] * layers.Mlp(self.mlp_ratio, self.dtype, name="mlp")(y)
         return constrain(x, BATCH, None, None), None
+
+
+def context_key_values(
+    stack: Block, context: Float[Array, "b p d"], modulation: Float[Array, "layers b vectors d"]
+) -> Float[Array, "layers b p 2 d"]:
+    """Returns keys and values of context in all blocks of a ``stack``, as these compute them."""
+    found = stack.variables["params"]
+    layer = found["key_value" if stack.shared_key_value else "key_value_context"]
+
+    def of_block(_: None, given: tuple) -> tuple[None, Float[Array, "b p 2 d"]]:
+        vectors, kernel, bias = given
+        x = modulate(context, vectors[:, 2], vectors[:, 3]).astype(stack.dtype)
+        return None, layers.linear(x, kernel, bias, KEY_VALUE_AXES)
+
+    parameters = [jnp.asarray(layer[name]) for name in ("kernel", "bias")]
+    _, key_values = jax.lax.scan(of_block, None, (modulation, *parameters))
+    return key_values
 
 
 def key_mask(

@@ -184,8 +184,24 @@ class ENAT(nn.Module):
         x = self.embed_text(jnp.asarray(prompt.tokens))
         if self.text_encoding == "once" and p:
             mask = blocks.key_mask((p, None, length))
-            x, _ = self.encoder(x, modulation[: self.encoder_layers], None, mask)
+            x, _ = self.encoder(x, modulation[: self.encoder_layers], None, mask, None)
         return Text(x, length)
+
+    def keep(self, text: Text, modulation: Float[Array, "layers b 8 d"]) -> Text:
+        """Returns a text with its keys and values in all layers, for a call of many steps.
+
+        No result depends on it, and none of a text that is read at every step can be kept.
+
+        Args:
+            text: from ``read``.
+            modulation: from ``condition``, of all layers.
+        """
+        if self.text_encoding == "every_step" or not text.features.shape[1]:
+            return text
+        n = self.encoder_layers
+        stacks = (self.encoder, modulation[:n]), (self.decoder, modulation[n:])
+        kept = [blocks.context_key_values(stack, text.features, x) for stack, x in stacks]
+        return text._replace(kept=tuple(kept))
 
     def encode(
         self,
@@ -235,13 +251,13 @@ class ENAT(nn.Module):
             cache = empty if cache is None else cache
             return cache if text is None else (cache, text)
         x = self.embed(tokens, positions, deterministic)
-        context, keys = self._context(None if with_new else text, cache, num_cached, b)
+        context, kept, keys = self._context(None if with_new else text, 0, cache, num_cached, b)
         if text is not None and with_new:
             p = text.features.shape[1]
             x = jnp.concatenate([text.features, x], axis=1)
             keys.append((p, None, text.length))
         mask = blocks.key_mask(*keys, (n, None, num_new))
-        x, _ = self.encoder(x, modulation[: self.encoder_layers], context, mask)
+        x, _ = self.encoder(x, modulation[: self.encoder_layers], context, mask, kept)
         if text is not None and with_new:
             text, x = text._replace(features=x[:, :p]), x[:, p:]
         cache = x if cache is None else blocks.append(cache, x, num_cached)
@@ -250,24 +266,33 @@ class ENAT(nn.Module):
     def _context(
         self,
         text: Text | None,
+        stack: int,
         cache: Float[Array, "b p d"] | None,
         num_cached: Count | None,
         b: int,
-    ) -> tuple[Float[Array, "b c d"] | None, list[tuple[int, Count | None, Count | None]]]:
-        """Returns what tokens look at beside themselves, text first, and its windows of keys."""
+    ) -> tuple[
+        Float[Array, "b c d"] | None,
+        Float[Array, "layers b p 2 d"] | None,
+        list[tuple[int, Count | None, Count | None]],
+    ]:
+        """Returns what tokens look at beside themselves, text first, and its windows of keys.
+
+        Of a text with ``kept`` keys and values those of the stack, 0 or 1, stand between the two.
+        """
         parts: list[Float[Array, "b c d"]] = []
         keys: list[tuple[int, Count | None, Count | None]] = []
         if text is not None:
             shapes.check("the text's features", text.features, b=b, p=None, d=self.width)
-            parts.append(text.features)
+            parts += [text.features] if text.kept is None else []
             keys.append((text.features.shape[1], None, text.length))
         if cache is not None:
             parts.append(cache)
         keys.append((0 if cache is None else cache.shape[1], None, num_cached))
         parts = [part for part in parts if part.shape[1]]
+        kept = None if text is None or text.kept is None else text.kept[stack]
         if len(parts) < 2:
-            return (parts[0] if parts else None), keys
-        return jnp.concatenate(parts, axis=1), keys
+            return (parts[0] if parts else None), kept, keys
+        return jnp.concatenate(parts, axis=1), kept, keys
 
     def decode(
         self,
@@ -322,9 +347,9 @@ class ENAT(nn.Module):
         ids = jnp.full_like(positions, self.codebook_size)
         y = self.embed(ids, positions, deterministic)
         first = None if num_masked is None else m - num_masked
-        context, keys = self._context(text, cache, num_visible, b)
+        context, kept, keys = self._context(text, 1, cache, num_visible, b)
         mask = blocks.key_mask(*keys, (m, first, None))
-        y, _ = self.decoder(y, modulation[self.encoder_layers :], context, mask)
+        y, _ = self.decoder(y, modulation[self.encoder_layers :], context, mask, kept)
         return y
 
     def __call__(self, ids: Int[Array, "b l"], labels: Int[Array, " b"]) -> Float[Array, "b m v"]:

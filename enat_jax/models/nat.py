@@ -148,7 +148,7 @@ class NAT(nn.Module):
         if self.disabled_attention != "none":
             allowed = quadrant_mask(self.disabled_attention, p, m)
             mask = allowed if mask is None else mask & allowed
-        x, _ = self.blocks(x, modulation, None, mask)
+        x, _ = self.blocks(x, modulation, None, mask, None)
         return x
 
     def __call__(self, ids: Int[Array, "b l"], labels: Int[Array, " b"]) -> Float[Array, "b m v"]:

@@ -39,6 +39,8 @@ class Dims:
         text_tokens: p, of every text, its padding included; 0: no text.
         text_width: e, of the states that a text is made from; 0: words of a table, which cost none.
         text_encoding: see ``enat.ENAT``.
+        text_kept: whether keys and values of the text are computed once a call, see
+            ``keeping_text``.
     """
 
     width: int
@@ -54,6 +56,7 @@ class Dims:
     text_tokens: int = 0
     text_width: int = 0
     text_encoding: str = "once"
+    text_kept: bool = False
 
 
 def dims_of(model: Any) -> Dims:
@@ -71,6 +74,15 @@ def dims_of(model: Any) -> Dims:
         shared += ["reuse_projection"]
     values = {name: getattr(model, name) for name in shared}
     return Dims(**layers, **values, labels=bool(model.num_classes))
+
+
+def keeping_text(dims: Dims) -> Dims:
+    """Returns the sizes for a call of many steps, which need not compute all of the text anew.
+
+    Its keys and values in every layer are part of ``text_cost`` then, unless the text is read
+    anew at every step.
+    """
+    return dataclasses.replace(dims, text_kept=dims.text_encoding != "every_step")
 
 
 # --- parts ----------------------------------------------------------------------------------
@@ -98,12 +110,16 @@ def _projection(dims: Dims, tokens: Int[np.ndarray, "..."]) -> Int[np.ndarray, "
 
 
 def _block(
-    dims: Dims, queries: Int[np.ndarray, "..."], context: Int[np.ndarray, "..."]
+    dims: Dims, queries: Int[np.ndarray, "..."], context: Int[np.ndarray, "..."], text: int = 0
 ) -> Int[np.ndarray, "..."]:
-    """Counts one block without its modulation; nothing where there are no queries."""
+    """Counts one block without its modulation; nothing where there are no queries.
+
+    ``text``: tokens of a text in the context, beside ``context``.
+    """
     d = dims.width
-    dense = 4 * d**2 * queries + 2 * d**2 * context + _mlp(dims, queries)
-    attention = 2 * d * queries * (queries + context)
+    computed = context if dims.text_kept else context + text
+    dense = 4 * d**2 * queries + 2 * d**2 * computed + _mlp(dims, queries)
+    attention = 2 * d * queries * (queries + context + text)
     return np.where(queries > 0, dense + attention, 0)
 
 
@@ -123,11 +139,16 @@ def modulation_cost(dims: Dims, rows: int = 1) -> int:
 
 
 def text_cost(dims: Dims, rows: int = 1) -> int:
-    """Counts what ``read`` does for ``rows`` texts; later steps pay for them as keys and values."""
+    """Counts what ``read`` does for ``rows`` texts, and ``keep`` if their keys are kept.
+
+    Otherwise every step pays for them as keys and values.
+    """
     p = np.asarray(dims.text_tokens)
     embedding = dims.text_tokens * dims.text_width * dims.width
     encoded = dims.encoder_layers if dims.text_encoding == "once" else 0
-    return rows * (embedding + encoded * int(_block(dims, p, np.zeros_like(p))))
+    kept = dims.encoder_layers + dims.decoder_layers if dims.text_kept else 0
+    key_values = kept * 2 * dims.width**2 * dims.text_tokens
+    return rows * (embedding + encoded * int(_block(dims, p, np.zeros_like(p))) + key_values)
 
 
 def encode_cost(dims: Dims, num_cached: Size, num_new: Size) -> Int[np.ndarray, "..."]:
@@ -146,7 +167,7 @@ def encode_cost(dims: Dims, num_cached: Size, num_new: Size) -> Int[np.ndarray, 
     """
     cached, new = _sizes(num_cached=num_cached, num_new=num_new)
     with_new = dims.text_tokens if dims.text_encoding == "every_step" else 0
-    blocks = _block(dims, new + with_new, cached + (dims.text_tokens - with_new))
+    blocks = _block(dims, new + with_new, cached, dims.text_tokens - with_new)
     return _projection(dims, cached) + dims.encoder_layers * blocks
 
 
@@ -166,7 +187,7 @@ def decode_cost(dims: Dims, num_visible: Size, num_masked: Size) -> Int[np.ndarr
         ValueError: a size is negative or not whole.
     """
     visible, masked = _sizes(num_visible=num_visible, num_masked=num_masked)
-    blocks = dims.decoder_layers * _block(dims, masked, visible + dims.text_tokens)
+    blocks = dims.decoder_layers * _block(dims, masked, visible, dims.text_tokens)
     mixed = dims.mixed_layers * _block(dims, visible + masked, np.zeros_like(masked))
     return blocks + mixed + _head(dims, masked, dims.codebook_size)
 
@@ -186,7 +207,8 @@ def step_cost(
 ) -> Int[np.ndarray, "..."]:
     """Counts one sampling step of an image without what is computed once a call.
 
-    That is its modulation, and the reading of its text.
+    That is its modulation, and the reading of its text, with its keys and values if
+    ``dims.text_kept``.
 
     Args:
         dims: sizes of the model.
@@ -264,6 +286,7 @@ def _sampling_cost(
     batch_size: int,
 ) -> int:
     """Counts a call of the sampler of steps with these window sizes, each run so many times."""
+    dims = keeping_text(dims)
     guided_later = np.logical_or.accumulate(guided[::-1])[::-1]
     steps = step_cost(dims, *sizes, encode_branches=1 + guided_later, decode_branches=1 + guided)
     rows = batch_size + int(guided.any())

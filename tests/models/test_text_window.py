@@ -36,7 +36,7 @@ def states(b=3, p=5):
     return jax.random.normal(jax.random.key(1), (b, p, 6))
 
 
-def steps(model, text, length=None, labels=None, rows=slice(None), params=None, attended=None):
+def steps(model, text, length=None, labels=None, rows=slice(None), params=None, keep=False):
     """Features and logits of two steps, the first of four tokens and the second of three."""
     run = functools.partial(apply, model, parameters(model) if params is None else params)
     ids, order = IDS[rows], ORDER[rows]
@@ -44,6 +44,7 @@ def steps(model, text, length=None, labels=None, rows=slice(None), params=None, 
     window, cache = None, None
     if text is not None:
         window = run(Prompt(text, length), modulation, method="read")
+        window = run(window, modulation, method="keep") if keep else window
     outputs = []
     for start, stop in ((0, 4), (4, 7)):
         new = ids[:, start:stop], order[:, start:stop]
@@ -74,6 +75,14 @@ def test_the_text_decides_and_its_padding_does_not(encoding):
     for (_, logits), (_, changed) in zip(given, other, strict=True):
         assert jnp.abs(logits - changed)[0].max() > 1e-3
         close(logits[1:], changed[1:])
+
+
+@pytest.mark.parametrize("encoding", enat.TEXT_ENCODINGS)
+@pytest.mark.parametrize("shared", [False, True])
+def test_keys_and_values_that_are_kept_are_those_that_are_computed_anew(encoding, shared):
+    model = small(text_encoding=encoding, shared_key_value=shared, num_classes=3)
+    given = dict(length=LENGTHS, labels=jnp.array([0, 2, 1]))
+    close(steps(model, states(), **given), steps(model, states(), **given, keep=True), 2e-6)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
