@@ -126,7 +126,8 @@ class Scenes:
     num: int = 6000  # scenes
     size: int = 32  # pixels of a side
     single: float = 0.2  # share of scenes of one digit, in training
-    rotation: float = 0.0  # of a digit; this and the next three as of ``Digits``
+    fill: float = 1.0  # share of a cell that a digit takes up; this and what follows: ``Digits``
+    rotation: float = 0.0
     scale: float = 0.0
     shear: float = 0.0
     shift: float = 0.0
@@ -144,9 +145,10 @@ class Scenes:
     @functools.cached_property
     def digits(self) -> Digits:
         """The digits that scenes are made of, in the size of a cell."""
-        jitter = {name: getattr(self, name) for name in ("rotation", "scale", "shear", "shift")}
+        names = ("fill", "rotation", "scale", "shear", "shift")
         split = "train" if self.split == "train" else "test"
-        return Digits(split=split, size=self.size // 2, **jitter)
+        settings = {name: getattr(self, name) for name in names}
+        return Digits(split=split, size=self.size // 2, **settings)
 
     @functools.cached_property
     def _of_digit(self) -> list[Int[np.ndarray, " n"]]:

@@ -35,7 +35,7 @@ def names(has_text: bool) -> tuple[str, ...]:
 def held_out_scores(task: "Task", state: TrainState, mesh: jax.sharding.Mesh) -> Iterator[float]:
     """Yields mean loss and accuracy of masked tokens, and how much the texts help, by ``names``.
 
-    How much a text helps is the loss with the text of another image, half the held-out images
+    How much a text helps is the loss with the text of another image, about half of them
     further on, less the loss with its own, in nats. It is 0 of a model that ignores texts, whose
     loss can be good all the same.
     """
@@ -61,7 +61,7 @@ def held_out_scores(task: "Task", state: TrainState, mesh: jax.sharding.Mesh) ->
         yield from (own[share], accuracy)
     for share in TEXT_USE_SHARES if prompt is not None else ():
         with_own = own[share] if share in own else losses(share)[0]
-        yield losses(share, n // 2)[0] - with_own
+        yield losses(share, n // 2 | 1)[0] - with_own
 
 
 def samples(

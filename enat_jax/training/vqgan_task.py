@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree, UInt8
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from enat_jax.inference import tokenizer
 from enat_jax.models import vqgan
@@ -54,10 +54,13 @@ class Loss:
     restart_every: int = 100  # steps between restarts of dead codes; 0 for none, not even at first
     restart_until: int | None = None  # no restarts from this step on, so that the codes settle
     code_noise: float = 0.0  # share of positions whose code is swapped before decoding, in training
+    decoder_from: int | None = None  # from this step on codes stay, and are not swapped
 
     def __post_init__(self) -> None:
         if self.reconstruction not in ("l1", "l2"):
             raise ValueError(f"reconstruction={self.reconstruction!r} is unknown: 'l1' or 'l2'")
+        if self.decoder_from is not None and self.decoder_from < 0:
+            raise ValueError(f"decoder_from={self.decoder_from!r} must not be negative")
         if not 0 <= self.code_noise < 1:
             raise ValueError(f"code_noise={self.code_noise!r} must lie in [0, 1)")
 
@@ -102,22 +105,37 @@ class Task(image_task.ImageTask):
     ) -> tuple[PyTree, Metrics, PyTree]:
         """Gradients of one batch, float32 scalars, and the share of positions of each code."""
         del traced, static, frozen
-        images = tokenizer.to_float(batch["images"])
-        grads, (metrics, counts) = jax.grad(self._loss, has_aux=True)(state.params, images, key)
+        images, loss = tokenizer.to_float(batch["images"]), jax.grad(self._loss, has_aux=True)
+        grads, (metrics, counts) = loss(state.params, images, key, self._code_noise(state.step))
         return grads, metrics, {"share": counts / counts.sum()}
 
     def update(self, state: TrainState, grads: PyTree, extra: PyTree) -> TrainState:
         """Applies the optimizer's update; the step is not counted here."""
         decay = self.loss.usage_decay
         usage = decay * state.extra["usage"] + (1 - decay) * extra["share"]
-        state = tasks.apply_gradients(state, self.optimizer, grads)
-        return state.replace(extra={"usage": usage})
+        updated = tasks.apply_gradients(state, self.optimizer, grads)
+        if (last := self.loss.decoder_from) is not None:
+            fixed = {k: v for k, v in state.params.items() if k != "decoder"}
+            new = {name: updated.params[name] for name in fixed}
+            kept = jax.tree.map(lambda x, old: jnp.where(state.step < last, x, old), new, fixed)
+            params = updated.params | kept
+            updated = updated.replace(params=params)
+        return updated.replace(extra={"usage": usage})
 
     def _apply(self, params: PyTree) -> Callable[..., Any]:
         return functools.partial(self.model.apply, {"params": params})
 
+    def _code_noise(self, step: Int[Array, ""]) -> float | Float[Array, ""]:
+        if self.loss.decoder_from is None or not self.loss.code_noise:
+            return self.loss.code_noise
+        return jnp.where(step < self.loss.decoder_from, self.loss.code_noise, 0.0)
+
     def _loss(
-        self, params: PyTree, images: Float[Array, "b h w c"], key: Key[Array, ""]
+        self,
+        params: PyTree,
+        images: Float[Array, "b h w c"],
+        key: Key[Array, ""],
+        code_noise: float | Float[Array, ""],
     ) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, " v"]]]:
         """The loss, and (metrics, how many positions each code wins)."""
         apply = self._apply(params)
@@ -126,7 +144,7 @@ class Task(image_task.ImageTask):
         # Straight-through: the decoder sees the codes, the encoder gets the decoder's gradient.
         decoded = z + jax.lax.stop_gradient(codes - z)
         if self.loss.code_noise:
-            decoded = _swap_some(decoded, jax.lax.stop_gradient(codes), self.loss.code_noise, key)
+            decoded = _swap_some(decoded, jax.lax.stop_gradient(codes), code_noise, key)
         reconstruction = apply(decoded, method="decode")
         error = reconstruction - images
         metrics = {
@@ -155,8 +173,8 @@ class Task(image_task.ImageTask):
             return state.params, usage, jnp.zeros(())
         v = self.model.codebook_size
         due = state.step % self.loss.restart_every == 0
-        if self.loss.restart_until is not None:
-            due &= state.step < self.loss.restart_until
+        for last in (self.loss.restart_until, self.loss.decoder_from):
+            due &= last is None or state.step < last
 
         def restart(
             codebook: Float[Array, "v e"],
@@ -238,7 +256,7 @@ class Task(image_task.ImageTask):
 def _swap_some(
     decoded: Float[Array, "b h w e"],
     codes: Float[Array, "b h w e"],
-    share: float,
+    share: float | Float[Array, ""],
     key: Key[Array, ""],
 ) -> Float[Array, "b h w e"]:
     """Returns ``decoded`` with codes from random positions of the batch at a share of places.

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -50,6 +51,10 @@ MESH = sharding.make_mesh(sharding.Sharding(), jax.devices()[:1])
 
 @pytest.fixture(scope="module")
 def step(task):
+    return make_step(task)
+
+
+def make_step(task):
     steps = train_step.CompiledSteps(task, MESH, vqgan_task.RULES, seed=1)
 
     def one(state, batch, index):
@@ -131,15 +136,29 @@ def test_restarts_end_when_told(start):
         assert restarted == moved
 
 
+def test_the_decoder_alone_learns_in_the_end(start):
+    task = vqgan_task.make(get_config(**{"loss.decoder_from": 2, "loss.code_noise": 0.5}))
+    step = make_step(task)
+    before, _ = run(task, step, start, 0, 2)
+    after, history = run(task, step, before, 2, 7)  # codes would have been restarted at 5
+    for name in ("encoder", "codebook"):
+        chex.assert_trees_all_equal(after.params[name], before.params[name])
+    old, new = (jax.tree.leaves(state.params["decoder"]) for state in (before, after))
+    assert all((a != b).any() for a, b in zip(old, new, strict=True))
+    assert all(metrics["codes_restarted"] == 0 for metrics in history)
+    noisy, quiet = (task._code_noise(jnp.int32(at)) for at in (1, 2))
+    assert (noisy, quiet) == (0.5, 0.0)
+
+
 def test_gradients_pass_straight_through(task, start):
     """Encoder: from the decoder and the commitment. Codebook: from its own loss alone."""
     images = tokenizer.to_float(jnp.asarray(next(task.batches(0))["images"]))
     params, key = start.params, jax.random.key(0)
     no_codebook = vqgan_task.make(get_config(**{"loss.codebook_weight": 0.0}))
-    grads, _ = jax.jit(jax.grad(no_codebook._loss, has_aux=True))(params, images, key)
+    grads, _ = jax.jit(jax.grad(no_codebook._loss, has_aux=True))(params, images, key, 0.0)
     np.testing.assert_array_equal(grads["codebook"], 0)
     no_commitment = vqgan_task.make(get_config(**{"loss.commitment_weight": 0.0}))
-    grads, _ = jax.jit(jax.grad(no_commitment._loss, has_aux=True))(params, images, key)
+    grads, _ = jax.jit(jax.grad(no_commitment._loss, has_aux=True))(params, images, key, 0.0)
     assert jnp.abs(grads["encoder"]["conv_in"]["kernel"]).max() > 0
     assert jnp.abs(grads["codebook"]).max() > 0
 
