@@ -18,9 +18,8 @@ With MS-COCO of 2014 in coco/, its captions in coco/annotations/ and CLIP ViT-L/
     python -m enat_jax.sample --model runs/coco/enat/model --text-encoder models/clip_l14 \\
         --prompt "a cat on a red bench" "two dogs in the snow" --num 4 --out runs/coco/pictures
     python -m enat_jax.evaluate --model runs/coco/enat/model --text-encoder models/clip_l14 \\
-        --prompts runs/coco/tokens_held_out/captions --num 30000 \\
-        --reference coco/val2014 --set classes=none --size 256 --inception FILE \\
-        --out runs/coco/evaluation
+        --prompts runs/coco/tokens_held_out/captions --reference coco/val2014 \\
+        --set classes=none --size 256 --inception FILE --out runs/coco/evaluation
 
 The paper reports FID 6.82 at 8 steps and 116M parameters. It was not reproduced here, and it cannot
 be settled without its authors: they released neither code nor weights for MS-COCO, and the paper

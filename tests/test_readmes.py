@@ -260,7 +260,7 @@ def test_extras_that_are_installed_exist():
         x for text in TEXTS.values() for x in re.findall(r"pip install -e '\.\[(\w+)\]'", text)
     }
     assert {"cuda", "tpu", "analyze", "hub", "wandb", "notebook"} <= named
-    assert not [name for name in named if f'"{name}": [' not in setup]
+    assert not [name for name in named if f'"{name}": ' not in setup]
 
 
 def flags_in(text):

@@ -6,12 +6,14 @@ import json
 import statistics
 
 import expected_work
+import jax
 import ml_collections
 import numpy as np
 import pytest
 import tiny
 import tiny_config
 
+from enat_jax.inference import text_encoder
 from enat_jax.models import nat
 from enat_jax.profiling import setup, timing
 from enat_jax.schedules import costs
@@ -105,3 +107,56 @@ def test_the_training_step_is_timed():
     assert timed.images == 2 and timed.exact == 2 * exact[probability.argmax()]
     assert found.images_per_second == pytest.approx(timed.images_per_second[0])
     assert found.fraction == pytest.approx(timed.fraction)
+
+
+# --- models of texts ------------------------------------------------------------------------
+
+
+def text_config(**model):
+    values = tiny_config.config()
+    values["model"] |= {"num_classes": 0, "text_tokens": 4} | model
+    values["data"] = {"tokens": "a", "tokenizer": "b", "captions": "c"}
+    return ml_collections.ConfigDict(values)
+
+
+def test_texts_are_part_of_what_is_timed():
+    model = setup.make_model(text_config(text_vocabulary=5))
+    settings = dataclasses.replace(ONE_STEP, guidance_scale=0.0)
+    (found,) = timing.time_sampler(model, settings, 2, [1], repeats=1, matmul_shape=SMALL)
+    dims = costs.dims_of(model)
+    assert found.exact == costs.exact_sampling_cost(dims, 1, guided=False, batch_size=2)
+    assert found.exact > costs.exact_sampling_cost(
+        dataclasses.replace(dims, text_tokens=0), 1, guided=False, batch_size=2
+    )
+
+
+@pytest.mark.slow
+def test_a_step_with_an_encoder_is_timed():
+    """The encoder's weights are random, and made for the measurement."""
+    abstract = setup.make_task(text_config(text_vocabulary=5), 2)
+    model = abstract.model.clone(text_vocabulary=None, text_width=6)
+    clip = tiny.make_clip()
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), clip.params)
+    clip = dataclasses.replace(clip, params=shapes, saved_fingerprint="none")
+    text = text_encoder.of_clip(dataclasses.replace(clip, saved_null=np.zeros((8, 6), "f2")), 4)
+    task = dataclasses.replace(abstract, model=model, text=text)
+    found = timing.time_training(task, max_timed=1, repeats=1, matmul_shape=SMALL)
+    assert found.timed[0].images == 2 and found.timed[0].call_seconds > 0
+
+
+def test_the_encoder_of_a_text_model_is_known_by_its_width():
+    """Of shapes alone; 77 tokens at most."""
+    for width, millions in ((512, 63.2), (768, 123.1), (1024, 353.0), (1280, 693.0)):
+        text = setup.make_text(setup.make_model(text_config(text_width=width, dtype="bfloat16")))
+        sizes = {x.dtype.name: 0 for x in jax.tree.leaves(text.frozen)}
+        assert sizes.keys() == {"bfloat16"}
+        count = sum(x.size for x in jax.tree.leaves(text.frozen)) / 1e6
+        assert count == pytest.approx(millions, abs=0.5) and text.width == width
+    with pytest.raises(ValueError, match="text_width=7 is that of no published CLIP: .512, 768"):
+        setup.make_text(setup.make_model(text_config(text_width=7)))
+
+
+def test_what_captions_would_say_must_be_set():
+    message = "text_vocabulary or text_width, config.model.text_tokens must be set"
+    with pytest.raises(ValueError, match=message):
+        setup.make_model(text_config(text_tokens=0))
