@@ -3,6 +3,7 @@
     python -m enat_jax.evaluate --model DIR --reference STATS_OR_SOURCE --out DIR
     python -m enat_jax.evaluate --tokenizer DIR --source SOURCE --out DIR
     python -m enat_jax.evaluate --images SOURCE --reference STATS_OR_SOURCE --size 256 --out DIR
+    python -m enat_jax.evaluate --model DIR --prompts TEXTS --clip CLIP --reference ... --out DIR
     python -m enat_jax.evaluate --make-reference FILE.npz --reference SOURCE --size 256
     python -m enat_jax.evaluate --compare DIR DIR
 
@@ -12,6 +13,15 @@ ADM's programs write it. Of what `sample` wrote the samples count. Of a tokenize
 are held out are measured, if there are any, or those of --split. The images of a model stay pixels
 in memory; image i is of class i mod the number of classes and depends on the seed and i alone. DIR
 receives `card.md` and `card.json`. Start the same command again to go on with an interrupted one.
+
+A model of texts draws an image of each of TEXTS: a .txt or .jsonl file of prompts, of which image i
+has prompt i mod their number, or captions of pictures, in a directory of `tokenize_captions` or in
+any form that it reads. Of these --num pictures (30,000, as FID-30K, or all) are drawn without
+replacement, always the same ones, and one caption of each. DIR receives the list, `prompts.jsonl`.
+--clip DIR, made by `import_torch --clip`, scores images by their texts: CLIP score and R-precision,
+beside those of other texts and, where --reference has the pictures of the captions, of these. With
+--images, TEXTS may be the folder that `sample` wrote, which knows its prompts without --prompts.
+
 Several hosts that share DIR take a part each: give them `--num-hosts N` and `--host-index` 0 to
 N-1.
 """
@@ -35,6 +45,7 @@ from enat_jax.evaluation import (
     caveats,
     features,
     image_sets,
+    image_texts,
     measures,
     passes,
     pictures,
@@ -50,15 +61,21 @@ def evaluate_model(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
     """Writes the card of a model."""
     image_sets.refuse_models(flags.reference)
     network = features.open_features(flags.features, weights=flags.inception)
-    model = generator.Generator.load(flags.model, flags.dtype)
+    model = generator.Generator.load(
+        flags.model, flags.dtype, text_encoder_directory=flags.text_encoder
+    )
     model = model.with_settings(**arguments.sampler_settings(flags))
-    num, classes = flags.num or arguments.NUM, len(model.class_names)
+    texts = image_texts.of_model(model, flags.prompts, flags.clip, flags.num)
+    prompts = None if texts is None else texts.prompts
+    num = flags.num or arguments.NUM if prompts is None else len(prompts)
+    classes = len(model.class_names) if prompts is None else 0
     if num < max(2, classes):
+        of_classes = f"a model of {classes} classes" if classes else "a distance"
         raise ValueError(
-            f"--num {num} is too few: a model of {classes} classes needs at least "
-            f"{max(2, classes)} images, and many more for numbers that mean anything"
+            f"--num {num} is too few: {of_classes} needs at least {max(2, classes)} images, and "
+            "many more for numbers that mean anything"
         )
-    subject = image_sets.of_generator(model, num, flags.seed, flags.batch_size, network)
+    subject = image_sets.of_generator(model, num, flags.seed, flags.batch_size, network, prompts)
     opener = _opener(flags, network)
     reference = image_sets.open_reference(
         flags.reference,
@@ -75,7 +92,7 @@ def evaluate_model(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
         },
         "sampler": dataclasses.asdict(model.settings),
     }
-    _evaluate(flags, hosts, opener, subject, reference, sections)
+    _evaluate(flags, hosts, opener, subject, reference, sections, texts)
 
 
 def evaluate_tokenizer(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
@@ -123,6 +140,7 @@ def evaluate_images(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
     subject = opener.to_measure(flags.images)
     made_from = {"source": None}  # whoever made them learned from unknown images
     subject = dataclasses.replace(subject, description=subject.description | made_from)
+    texts = image_texts.of_images(subject, flags.images, flags.prompts, flags.clip)
     reference = image_sets.open_reference(
         flags.reference,
         lambda: opener.reference(flags.reference, shape=subject.shape),
@@ -134,7 +152,7 @@ def evaluate_images(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
         "model": {"path": flags.images, "dtype": None, "identity": identity},
         "sampler": {},
     }
-    _evaluate(flags, hosts, opener, subject, reference, sections)
+    _evaluate(flags, hosts, opener, subject, reference, sections, texts)
 
 
 def _evaluate(
@@ -144,9 +162,12 @@ def _evaluate(
     subject: image_sets.ImageSet,
     reference: image_sets.Reference,
     sections: dict[str, Any],
+    texts: image_texts.Texts | None = None,
 ) -> None:
     network = opener.network
     _try_features(network, subject, reference)
+    if texts is not None:
+        subject = texts.joined(subject)
     settings = {
         "format": cards.FORMAT,
         "kind": sections["kind"],
@@ -157,10 +178,13 @@ def _evaluate(
         "reference": reference.identity,
         "replicates": flags.replicates,
         "num_hosts": hosts.number,
+        **({} if texts is None else texts.identity),
     }
     if flags.scan and not (flags.out / passes.PLAN).exists():  # or they have been read before
         opener.refuse_unreadable()
     passes.claim(flags.out, settings)
+    if texts is not None:
+        texts.prompts.write(flags.out)
     if reason := measures.why_no_overlap(subject.spec.kept, reference.kept):
         print(f"without precision, recall, density and coverage: {reason}", file=sys.stderr)
     if (flags.out / "card.json").exists():
@@ -169,10 +193,13 @@ def _evaluate(
         return
     compared = passes.statistics_of_reference(reference, network, flags.out, hosts)
     found = passes.run_and_collect(subject, network, flags.out / "images", hosts, "images")
-    if found is None or compared is None:
+    real = None if texts is None else texts.real(reference, flags.out / "real", hosts)
+    if found is None or compared is None or (real is None and texts is not None):
         print(f"this host's part is finished; {flags.out} is complete when the others' are")
         return
     card = _card(flags, hosts, opener, subject, found, reference, compared) | sections
+    if texts is not None and real is not None:
+        texts.add_to(card, found, real)
     cards.write(flags.out, card)
     _show(card, flags.out)
 
@@ -302,7 +329,8 @@ def _opener(flags: argparse.Namespace, network: features.Features) -> pictures.O
     skip = flags.on_error == "skip"
     if skip and not flags.scan:
         raise ValueError("--on-error skip has to read all pictures first: leave out --no-scan")
-    return pictures.Opener(network, flags.split, flags.size, dict(flags.set), flags.keep, skip)
+    settings = dict(flags.set) | ({} if flags.crop is None else {"crop": flags.crop})
+    return pictures.Opener(network, flags.split, flags.size, settings, flags.keep, skip)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -187,6 +187,7 @@ VALUES = {  # of the settings of sources
     "crop_area": ("(0.5, 0.6)", (0.5, 0.6)),
     "crop_ratio": ("(0.9, 1.1)", (0.9, 1.1)),
     "flip": ("False", False),
+    "crop": ("square-lanczos", "square-lanczos"),
     "data_dir": ("data", "data"),
     "image_key": ("picture", "picture"),
     "label_key": ("kind", "kind"),

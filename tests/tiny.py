@@ -109,11 +109,14 @@ def make_clip(seed=0):
 
 @functools.cache
 def make_both_towers(seed=0):
-    """Both towers of CLIP; the text tower is another one than ``make_clip``."""
+    """Both towers of CLIP; of pictures and texts some are alike and others not.
+
+    The text tower is another one than ``make_clip``.
+    """
     text = clip.TextTower(text_tokens.Clip.size, 8, 6, 1, 2, 8, "quick_gelu", projection=5)
     vision = clip.VisionTower(8, 4, 8, 1, 2, 8, "quick_gelu", projection=5)
-    of_text = random_params(text.init, jnp.zeros((1, 8), jnp.int32), seed=seed + 400)
-    of_vision = random_params(vision.init, jnp.zeros((1, 8, 8, 3)), seed=seed + 500)
+    of_text = random_params(text.init, jnp.zeros((1, 8), jnp.int32), seed=seed + 405)
+    of_vision = random_params(vision.init, jnp.zeros((1, 8, 8, 3)), seed=seed + 505)
     reading = clip_model.ClipText(
         text, of_text, text_tokens.Clip.end, {"weights": f"random {seed}"}
     )

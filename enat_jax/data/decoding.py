@@ -57,6 +57,7 @@ NEW_EXTENSIONS = (".jpe", ".jfif", ".tif", ".tiff", ".avif")  # earlier versions
 MAX_PIXELS = 89_478_485  # of one picture: a quarter of a GiB of RGB
 MAX_BYTES = 64 * 2**20  # of one encoded picture
 PLAIN_CROP = "centre, halved by a box filter, then bicubic (ADM)"  # what identities say
+SQUARE_CROP = "centre square, then Lanczos (U-ViT)"
 # Pixels whose white is known to nobody, or that Pillow cannot turn into RGB.
 _WITHOUT_RANGE = ("F", "I", "LAB", "HSV")
 MODES = {1: "L", 3: "RGB"}  # Pillow's name for so many channels
@@ -116,8 +117,8 @@ class Example(NamedTuple):
 class Framing:
     """How pictures of any size become pixels ``[size, size, channels]``.
 
-    Without augmentation a picture goes through ``center_crop``, with it through
-    ``random_resized_crop``, and half of the pictures are mirrored.
+    Without augmentation a picture goes through the function of ``CROPS`` that ``crop`` names, with
+    it through ``random_resized_crop``, and half of the pictures are mirrored.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -128,6 +129,7 @@ class Framing:
     crop_area: tuple[float, float] = (0.8, 1.0)  # share of the picture's area
     crop_ratio: tuple[float, float] = (0.75, 1.3333)  # width to height
     flip: bool = True  # mirror left to right
+    crop: str = "adm"  # a key of ``CROPS``
 
     def __post_init__(self) -> None:
         if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
@@ -136,6 +138,8 @@ class Framing:
             raise ValueError(f"channels={self.channels!r} is neither 1 (grey) nor 3 (RGB)")
         if not isinstance(self.flip, bool):
             raise ValueError(f"flip={self.flip!r} is neither True nor False")
+        if self.crop not in CROPS:
+            raise ValueError(f"crop={self.crop!r} is unknown: choose one of {', '.join(CROPS)}")
         for name, least, most in (("crop_area", 0.0, 1.0), ("crop_ratio", 1e-3, 1e3)):
             value = getattr(self, name)
             if not is_range(value) or value[0] <= 0 or value[0] < least or value[1] > most:
@@ -152,7 +156,9 @@ class Framing:
 
     def identity(self) -> dict[str, object]:
         """Returns the settings as JSON values."""
-        return {"plain_crop": PLAIN_CROP} | files.as_json(dataclasses.asdict(self))
+        settings = files.as_json(dataclasses.asdict(self))
+        del settings["crop"]  # which has a name in words
+        return {"plain_crop": CROPS[self.crop][0]} | settings
 
     def check(self, data: bytes) -> None:
         """Raises ValueError if ``pixels`` would; without crops it is several times as fast."""
@@ -170,7 +176,7 @@ class Framing:
         """
         image = decode(data, self.channels)
         if seed is None:
-            return center_crop(image, self.size)
+            return CROPS[self.crop][1](image, self.size)
         rng = np.random.default_rng(int(seed))
         # Drawn first: how many tries a crop takes must not decide which way the picture faces.
         mirror = rng.random() < 0.5 and self.flip
@@ -269,6 +275,24 @@ def center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size c
     pixels = _array(image.resize((width, height), Image.Resampling.BICUBIC))
     top, left = (height - size) // 2, (width - size) // 2
     return pixels[top : top + size, left : left + size]
+
+
+def square_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size c"]:
+    """Returns the middle square of a picture, resized at once by Lanczos' filter.
+
+    The preprocessing of MS-COCO in U-ViT (arXiv:2209.12152).
+    """
+    side = min(image.size)
+    left, top = ((whole - side) // 2 for whole in image.size)
+    square = image.crop((left, top, left + side, top + side))
+    return _array(square.resize((size, size), Image.Resampling.LANCZOS))
+
+
+# What cuts a picture without augmentation, by its setting; and what identities say.
+CROPS: dict[str, tuple[str, Callable[[Image.Image, int], UInt8[np.ndarray, "size size c"]]]] = {
+    "adm": (PLAIN_CROP, center_crop),
+    "square-lanczos": (SQUARE_CROP, square_crop),
+}
 
 
 def random_resized_crop(

@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from enat_jax.data import images
-from enat_jax.evaluation import image_sets, measures, passes
+from enat_jax.data import decoding, images
+from enat_jax.evaluation import image_sets, measures, passes, text_prompts
 from enat_jax.inference import guidance
 from enat_jax.runtime import cli
 
@@ -26,15 +26,16 @@ NEEDED = {  # with each use
     "make_reference": ("reference",),
     "compare": (),
 }
-_PICTURES = ("split", "size", "set", "on_error", "scan", "features", "inception")
+_PICTURES = ("split", "size", "crop", "set", "on_error", "scan", "features", "inception")
+_TEXTS = ("prompts", "clip")
 _WORK = ("out", "replicates", "save_every", "host_index", "num_hosts")
 TAKEN = {  # by each use; others would have no effect
     "model": (
         *("reference", *_PICTURES, *_WORK, "keep"),
-        *("num", "seed", "batch_size", "dtype", *SAMPLER),
+        *("num", "seed", "batch_size", "dtype", "text_encoder", *_TEXTS, *SAMPLER),
     ),
     "tokenizer": ("source", "reference", *_PICTURES, *_WORK, "keep"),
-    "images": ("reference", *_PICTURES, *_WORK, "keep"),
+    "images": ("reference", *_PICTURES, *_WORK, *_TEXTS, "keep"),
     "make_reference": (
         *("reference", *_PICTURES, "keep"),
         *("save_every", "host_index", "num_hosts"),
@@ -58,6 +59,11 @@ def refuse_unknown_settings(flags: argparse.Namespace) -> None:
     """Raises ValueError if a setting of --set is one that none of the sources has."""
     paths = [p for p in (flags.images, flags.source, flags.reference) if p is not None]
     kinds = sorted({images.kind(path) for path in paths if not image_sets.is_npz(path)})
+    if flags.crop is not None and not {"files", "tfds"} & set(kinds):
+        raise ValueError(
+            f"--crop {flags.crop} has no effect on {', '.join(paths)}: leave it out; pictures in "
+            "files are cut"
+        )
     if flags.images and not kinds:
         for name in ("size", "split"):
             if getattr(flags, name) is not None:
@@ -102,6 +108,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     add("--source", help="pictures that a tokenizer reconstructs")
     add("--split", help="of a source (default: train; with --tokenizer one that is held out)")
     add("--size", type=cli.at_least_one, help="pixels of a side of a source's pictures")
+    add("--crop", choices=tuple(decoding.CROPS), help="of pictures (default: adm)")
     add(
         "--set",
         type=cli.name_value,
@@ -129,7 +136,14 @@ def parser(description: str) -> argparse.ArgumentParser:
         ".jaxexport file (default: inception)",
     )
     add("--inception", metavar="FILE", help="weights of Inception, or 'download'")
-    add("--num", type=cli.at_least_one, help=f"images of a model (default: {NUM:,})")
+    add(
+        "--num",
+        type=cli.at_least_one,
+        help=f"images of a model (default: {NUM:,}; of texts: all, at most {text_prompts.NUM:,})",
+    )
+    add("--prompts", metavar="FILE", help="texts of the images, see above")
+    add("--clip", type=cli.path, metavar="DIR", help="that scores images by their texts")
+    add("--text-encoder", type=cli.path, metavar="DIR", help="if the model needs one and has none")
     add("--seed", type=int, default=0)
     add("--out", type=cli.path, metavar="DIR", help="directory to write")
     add("--batch-size", type=cli.at_least_one, default=64, help="images drawn at a time")

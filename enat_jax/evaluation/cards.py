@@ -39,21 +39,27 @@ SECTIONS = (
     "seconds",
     "date",
 )
+CLIP = "clip"  # a section of cards with scores by it: weights, scale, prefix
 # What differs first makes numbers incomparable; the rest is what a comparison is about, or may
 # explain small differences. Sections within a group, and groups, by importance.
-INCOMPARABLE = ("kind", "features", "reference", "images.size", "images.num", "images.per_class")
-COMPARED = ("sampler", "model", "images", "intervals")
+INCOMPARABLE = (
+    *("kind", "features", "reference"),
+    *("images.size", "images.num", "images.per_class", "images.prompts"),
+)
+COMPARED = ("sampler", "model", "images", "clip", "intervals")
 CIRCUMSTANCES = ("versions", "hardware")
 # Where a file lies, what it is called, and who computed it.
 NO_DIFFERENCE = (
     *("features.origin", "reference.path", "reference.about", "reference.description.features"),
     *("reference.description.versions", "model.path", "intervals.about"),
+    *("images.prompts.path", "clip.path", "clip.provenance"),
 )
 # Long, or said already: for programs, and for `compare`.
 IN_JSON_ALONE = (
     *("model.provenance.config", "model.provenance.data", "model.provenance.versions"),
     *("reference.description.features", "reference.description.versions", "reference.about"),
     *("features.origin.provenance", "reference.description.class_counts"),
+    *("clip.provenance.model", "clip.provenance.part"),
 )
 Z = 1.96  # of a 95% interval of a normal distribution
 
@@ -146,9 +152,12 @@ def summary(card: Card) -> str:
 def markdown(card: Card) -> str:
     """Returns the card in Markdown: its summary, and what it was made with."""
     parts = [summary(card).rstrip("\n")]
-    for section in ("sampler", "images", "features", "reference", "model"):
-        if card[section]:
-            parts += [f"## {section.capitalize()}", _table(card[section], section)]
+    for section in ("sampler", "images", CLIP, "features", "reference", "model"):
+        if card.get(section):
+            parts += [
+                f"## {section.upper() if section == CLIP else section.capitalize()}",
+                _table(card[section], section),
+            ]
     circumstances = {"date": card["date"], **card["hardware"], **card["versions"]}
     seconds = {f"seconds: {k}": round(v, 1) for k, v in card["seconds"].items()}
     parts += ["## Circumstances", _table({**circumstances, **seconds}, "circumstances")]
@@ -281,6 +290,8 @@ def _verdicts(first: Card, second: Card, comparable: bool) -> str:
             rows.append(((a or b)["title"], *cells, "-", f"only in {where}"))
             continue
         verdict = _verdict(a, b) if comparable else "cannot be compared"
+        if a.get("weights") != b.get("weights"):
+            verdict = "cannot be compared: by other weights"
         difference = f"{b['value'] - a['value']:+.3g}"
         rows.append((a["title"], _value(a), _value(b), difference, verdict))
     return markdown_table(["", "A", "B", "B - A", ""], rows, align="lrrrl")
@@ -294,5 +305,7 @@ def _verdict(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
         return "chance unknown: a card has no intervals"
     if abs(difference) <= Z * math.hypot(a["standard_error"], b["standard_error"]):
         return "within chance"
+    if a["better"] not in ("lower", "higher"):
+        return "more than chance"
     better = "B" if (difference < 0) == (a["better"] == "lower") else "A"
     return f"more than chance, {better} is better"

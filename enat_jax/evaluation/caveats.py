@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from enat_jax.evaluation import features
+from enat_jax.data import coco
+from enat_jax.evaluation import features, text_prompts
 
 ENOUGH = 50_000  # images, by the convention of published FIDs
 
@@ -52,6 +53,52 @@ def of_split(split: str | None) -> list[str]:
         f"The pictures are of the split {split!r}, which the tokenizer may have been trained on: "
         "it reconstructs others less well."
     ]
+
+
+def of_prompts(prompts: text_prompts.Prompts, provenance: Mapping[str, Any]) -> list[str]:
+    """Returns what must be said of the texts that a model drew images of.
+
+    Args:
+        prompts: of the images.
+        provenance: of the model.
+    """
+    found = [
+        "If guidance or temperatures were chosen by these prompts, the numbers are better than "
+        "they should be: choose them by other ones."
+    ]
+    number, different = len(prompts), len(prompts.different[0])
+    if different < number:
+        found.append(f"The {number:,} images are of {different:,} different texts.")
+    if not prompts.pictures:
+        found.append(
+            "The prompts are no captions of the reference's pictures: the distance is also one of "
+            "what they are about."
+        )
+        return found
+    names = [name.rpartition("/")[2] for name in prompts.pictures]
+    if any("train2014" in name for name in names):
+        found.append(
+            "The prompts are captions of pictures of COCO's train2014: published numbers are of "
+            "val2014, and a model knows the captions that it was trained on."
+        )
+    elif any(coco.image_id(name) is not None and not name.startswith("COCO_") for name in names):
+        found.append(
+            "The pictures are called like those of COCO 2017: published numbers are of val2014."
+        )
+    if any("val2014" in name for name in names) and "2017" in json.dumps(provenance):
+        found.append(
+            "The model's provenance names a data set of 2017, and COCO's train2017 holds most of "
+            "val2014: what was trained on is evaluated on."
+        )
+    return found
+
+
+def of_same_encoder() -> str:
+    """Returns what must be said where one CLIP conditions a model and scores its images."""
+    return (
+        "The CLIP score is by the same encoder as the condition, whose judgement the model may have "
+        "learned: another CLIP says more."
+    )
 
 
 def of_reference(own: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
@@ -132,18 +179,22 @@ def _of_numbers(
 ) -> Iterator[str]:
     """Yields sentences on the numbers of the images, and adds to ``silent``."""
     count, others = own["num_images"], reference["num_images"]
+    of_texts = "prompts" in own  # which are of no class
+    enough = text_prompts.NUM if of_texts else ENOUGH
     if count is None:
         yield "The number of images measured is not known."
-    elif count < ENOUGH:
+    elif count < enough:
         yield (
             f"Only {count:,} images were measured: distances grow as images become fewer, so this "
             f"compares with results of {count:,} images only, not with published ones of "
-            f"{ENOUGH:,}."
+            f"{enough:,}."
         )
     if others is None:
         silent.append("its number of images")
-    elif others < ENOUGH:
+    elif others < enough:
         yield f"The reference has only {others:,} images, which adds to the distance, too."
+    if of_texts:
+        return
     mine, theirs = own["class_counts"], reference["class_counts"]
     if mine is None:
         yield "How many images of each class were measured is not known."

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from enat_jax.data import images, tokens
-from enat_jax.evaluation import accumulate, features, npz_files, npz_images
+from enat_jax.evaluation import accumulate, features, npz_files, npz_images, text_prompts
 from enat_jax.evaluation import statistics as image_statistics
 from enat_jax.inference import generator, tokenizer
 from enat_jax.runtime import numerics, paths, versions
@@ -29,6 +29,7 @@ class ImageSet:
         shape: height, width, channels.
         description: of ``statistics.Statistics``, but for what is known afterwards.
         split: of the source that the images are of; None: they are of no split.
+        source: of the pictures; None: they were drawn, or are in an .npz file.
     """
 
     load: accumulate.Load
@@ -37,6 +38,7 @@ class ImageSet:
     shape: tuple[int, int, int]
     description: dict[str, Any]
     split: str | None = None
+    source: images.Source | None = None
 
     def statistics(self, collected: accumulate.Collected) -> image_statistics.Statistics:
         """Returns the statistics of all images, once they have passed."""
@@ -48,12 +50,21 @@ class ImageSet:
 
 
 def of_generator(
-    model: generator.Generator, num: int, seed: int, batch_size: int, network: features.Features
+    model: generator.Generator,
+    num: int,
+    seed: int,
+    batch_size: int,
+    network: features.Features,
+    prompts: text_prompts.Prompts | None = None,
 ) -> ImageSet:
-    """Returns a model's images: image i is of class i mod the number of classes."""
-    classes = len(model.class_names)
+    """Returns a model's images: image i is of class i mod the number of classes, or of prompt i."""
+    classes = 1 if prompts is not None else len(model.class_names)
 
     def load(start: int, stop: int) -> accumulate.Batch:
+        if prompts is not None:
+            texts = model.reading_texts().prompt(prompts.texts[start:stop])
+            drawn = model.sample(seed=seed, first_index=start, batch_size=batch_size, prompts=texts)
+            return accumulate.Batch(drawn, np.zeros(len(drawn), np.int32))
         labels = np.arange(start, stop, dtype=np.int32) % classes
         return accumulate.Batch(
             model.sample(labels, seed=seed, first_index=start, batch_size=batch_size), labels
@@ -65,11 +76,15 @@ def of_generator(
         "fingerprint": fingerprints(model),
         "sampler": dataclasses.asdict(model.settings),
         "seed": seed,
+        **({} if prompts is None else {"prompts": prompts.sha256}),
     }
     # Numbers against other images than the model was trained on mean something else.
     trained_on = _source_of(model.provenance)
     spec = accumulate.PassSpec(num, classes, num, _identity({"model": identity}, network))
-    return ImageSet(load, False, spec, shape, _description(network, trained_on, shape, num))
+    about = _description(network, trained_on, shape, num)
+    if prompts is not None:
+        about["prompts"] = text_prompts.description(prompts)
+    return ImageSet(load, False, spec, shape, about)
 
 
 def of_source(source: images.Source, keep: int, network: features.Features) -> ImageSet:
@@ -78,7 +93,7 @@ def of_source(source: images.Source, keep: int, network: features.Features) -> I
     num, classes = len(source), len(source.class_names)
     spec = accumulate.PassSpec(num, classes, keep, _identity(identity, network))
     about = _description(network, identity, shape, num)
-    return ImageSet(loader(source), True, spec, shape, about, identity.get("split"))
+    return ImageSet(loader(source), True, spec, shape, about, identity.get("split"), source)
 
 
 def loader(source: images.Source) -> accumulate.Load:

@@ -21,7 +21,7 @@ SEED = 0  # of the bootstrap, and of the splits of the Inception score
 SPLITS = 10  # of the Inception score, by convention
 NEIGHBOURS = {"precision": 3, "density": 5}  # Kynkäänniemi et al. and ADM; Naeem et al.
 
-Metric = dict[str, Any]  # a number of a card, as ``_entry`` makes it
+Metric = dict[str, Any]  # a number of a card, as ``entry`` makes it
 
 
 def evaluate_set(
@@ -115,12 +115,12 @@ def _distances(
     used = 0
     if replicates and own.pool is not None:
         error, used = _distance_error(own.pool, reference.gaussian("pool"), replicates)
-    metrics = {name: _entry(label, value, error, used, "lower", "")}
+    metrics = {name: entry(label, value, error, used, "lower", "")}
     missing: list[str] = []
     if network.is_inception and "spatial" in reference.moments and not reconstructed:
         value = fid.frechet_distance(*own.gaussian("spatial"), *reference.gaussian("spatial"))
         about = "spatial features, which are not kept: no interval"
-        metrics["sfid"] = _entry("sFID", value, None, 0, "lower", about)
+        metrics["sfid"] = entry("sFID", value, None, 0, "lower", about)
     elif network.is_inception and not reconstructed:
         missing.append("sFID is not measured: the reference has no spatial features.")
     return metrics, missing
@@ -146,7 +146,7 @@ def _inception_score(probabilities: Float[np.ndarray, "n c"], replicates: int) -
             probabilities, splits, num_replicates=replicates, seed=SEED
         )
     about = f"mean of {SPLITS} splits in a random order, standard deviation {spread:.3g}"
-    return _entry("Inception score", value, error, replicates, "higher", about)
+    return entry("Inception score", value, error, replicates, "higher", about)
 
 
 def _psnr(squared_error: Float[np.ndarray, " n"]) -> Metric:
@@ -154,7 +154,7 @@ def _psnr(squared_error: Float[np.ndarray, " n"]) -> Metric:
     # To first order.
     error = 10 / math.log(10) * bootstrap.of_mean(squared_error) / mean
     about = "dB, of the mean squared error of all images"
-    return _entry("PSNR", -10 * math.log10(mean), error, 0, "higher", about)
+    return entry("PSNR", -10 * math.log10(mean), error, 0, "higher", about)
 
 
 def _manifold(
@@ -172,18 +172,27 @@ def _manifold(
         k = NEIGHBOURS["precision" if name in ("precision", "recall") else "density"]
         about = f"k = {k}; {len(generated):,} against {len(real):,} images"
         value = getattr(found, name)
-        entry = _entry(name.capitalize(), value, errors.get(name), 0, "higher", about)
+        made = entry(name.capitalize(), value, errors.get(name), 0, "higher", about)
         if errors:  # no interval goes beyond what is possible
             most = math.inf if name == "density" else 1.0
-            entry["low"], entry["high"] = max(entry["low"], 0.0), min(entry["high"], most)
-        entries[name] = entry
+            made["low"], made["high"] = max(made["low"], 0.0), min(made["high"], most)
+        entries[name] = made
     return entries
 
 
-def _entry(
+def entry(
     title: str, value: float, error: float | None, replicates: int, better: str, about: str
 ) -> Metric:
-    """Returns a number of a card with its interval."""
+    """Returns a number of a card with its interval.
+
+    Args:
+        title: for people.
+        value: of the measure.
+        error: its standard error; None: not known.
+        replicates: of the bootstrap that the error took.
+        better: "lower" or "higher"; "reference" of what is neither.
+        about: what else is to be known.
+    """
     low, high = (None, None) if error is None else bootstrap.interval(value, error)
     return {
         "title": title,

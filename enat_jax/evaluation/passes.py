@@ -28,6 +28,8 @@ SAVE_EVERY_S = 60.0
 STATE = "state.npz"
 PLAN = "plan.json"  # written first
 
+Network = Callable[[np.ndarray], Mapping[str, np.ndarray]]  # such as ``features.Features``
+
 
 def claim(
     directory: pathlib.Path, settings: Mapping[str, Any], advice: str = "name another --out"
@@ -73,7 +75,7 @@ def host_directory(directory: pathlib.Path, host_index: int, num_hosts: int) -> 
 
 def run(
     load: accumulate.Load,
-    network: features.Features,
+    network: Network,
     spec: PassSpec,
     directory: pathlib.Path,
     *,
@@ -226,7 +228,7 @@ class Hosts:
 
 def run_and_collect(
     subject: image_sets.ImageSet,
-    network: features.Features,
+    network: Network,
     directory: pathlib.Path,
     hosts: Hosts,
     name: str,

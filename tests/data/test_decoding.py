@@ -354,6 +354,25 @@ def test_the_seed_alone_decides_the_augmentation():
     np.testing.assert_array_equal(framing.pixels(PNG), plain)
 
 
+@pytest.mark.parametrize("sides", [(40, 31), (31, 40), (17, 90), (24, 24), (9, 8)])
+def test_the_square_crop_is_u_vit_s(sides):
+    """Its own arithmetic on an array, height first."""
+    image = Image.fromarray(np.random.default_rng(5).integers(0, 256, (*sides, 3), np.uint8))
+    height, width = sides
+    crop = min(sides)
+    square = np.asarray(image)[
+        (height - crop) // 2 : (height + crop) // 2, (width - crop) // 2 : (width + crop) // 2
+    ]
+    expected = Image.fromarray(square).resize((24, 24), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    framing = decoding.Framing(24, crop="square-lanczos")
+    np.testing.assert_array_equal(framing.pixels(data.getvalue()), expected)
+    assert framing.identity()["plain_crop"] == "centre square, then Lanczos (U-ViT)"
+    plain = decoding.Framing(24)
+    assert plain.identity().keys() == framing.identity().keys() and "crop" not in plain.identity()
+
+
 def test_half_of_the_pictures_are_mirrored():
     whole = {"crop_area": [1, 1], "crop_ratio": (1, 1)}
     framing = decoding.Framing(64, **whole)
@@ -372,6 +391,7 @@ def test_half_of_the_pictures_are_mirrored():
     "setting",
     [
         *[{"size": 0}, {"size": 2.5}, {"size": True}, {"channels": 4}, {"flip": "no"}],
+        {"crop": "middle"},
         *[{"crop_area": v} for v in (0.5, (0, 1), (0.9, 0.8), (0.5, 1.1), ("a", "b"))],
         *[{"crop_ratio": v} for v in ((1, 2, 3), (0, 1), (2, 1), (1, math.inf), (1, math.nan))],
     ],
