@@ -65,7 +65,7 @@ def evaluate_model(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
         flags.model, flags.dtype, text_encoder_directory=flags.text_encoder
     )
     model = model.with_settings(**arguments.sampler_settings(flags))
-    texts = image_texts.of_model(model, flags.prompts, flags.clip, flags.num)
+    texts = image_texts.of_model(model, flags.prompts, flags.clip, flags.num, **_location(flags))
     prompts = None if texts is None else texts.prompts
     num = flags.num or arguments.NUM if prompts is None else len(prompts)
     classes = len(model.class_names) if prompts is None else 0
@@ -140,7 +140,9 @@ def evaluate_images(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
     subject = opener.to_measure(flags.images)
     made_from = {"source": None}  # whoever made them learned from unknown images
     subject = dataclasses.replace(subject, description=subject.description | made_from)
-    texts = image_texts.of_images(subject, flags.images, flags.prompts, flags.clip)
+    texts = image_texts.of_images(
+        subject, flags.images, flags.prompts, flags.clip, **_location(flags)
+    )
     reference = image_sets.open_reference(
         flags.reference,
         lambda: opener.reference(flags.reference, shape=subject.shape),
@@ -323,6 +325,11 @@ def compare(paths: list[str]) -> None:
     """Prints what two cards say of each other."""
     first, second = (cards.read(path) for path in paths)
     print(cards.compare(first, second, (paths[0], paths[1])))
+
+
+def _location(flags: argparse.Namespace) -> dict[str, str | None]:
+    """Returns where TFDS has captions."""
+    return {"split": flags.split, "data_dir": dict(flags.set).get("data_dir")}
 
 
 def _opener(flags: argparse.Namespace, network: features.Features) -> pictures.Opener:

@@ -96,8 +96,8 @@ def of_prompts(prompts: text_prompts.Prompts, provenance: Mapping[str, Any]) -> 
 def of_same_encoder() -> str:
     """Returns what must be said where one CLIP conditions a model and scores its images."""
     return (
-        "The CLIP score is by the same encoder as the condition, whose judgement the model may have "
-        "learned: another CLIP says more."
+        "The CLIP score is by the same encoder as the condition, whose judgement the model may "
+        "have learned: another CLIP says more."
     )
 
 

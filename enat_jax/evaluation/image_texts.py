@@ -87,6 +87,7 @@ def of_model(
     path: str | None,
     clip: str | os.PathLike | None,
     num: int | None,
+    **location: Any,
 ) -> Texts | None:
     """Returns the texts that a model is to draw; None: it is to draw classes.
 
@@ -95,6 +96,7 @@ def of_model(
         path: of the prompts, see ``text_prompts``; None: there are none.
         clip: directory of the CLIP that scores the images; None: none does.
         num: of the images; None: as many as there are texts, at most ``text_prompts.NUM``.
+        location: of captions in TFDS, see ``text_prompts.read``.
 
     Raises:
         ValueError: the texts cannot be read, by the model or at all, or are missing.
@@ -107,7 +109,7 @@ def of_model(
             raise ValueError("this model draws texts: name these by --prompts")
         return None
     encoder = model.reading_texts()
-    prompts = text_prompts.read(path, num)
+    prompts = text_prompts.read(path, num, **location)
     if not prompts.pictures:
         prompts = prompts.repeated(num or min(len(prompts), text_prompts.NUM))
     said = caveats.of_prompts(prompts, model.provenance)
@@ -124,7 +126,11 @@ def of_model(
 
 
 def of_images(
-    subject: image_sets.ImageSet, images: str, path: str | None, clip: str | os.PathLike | None
+    subject: image_sets.ImageSet,
+    images: str,
+    path: str | None,
+    clip: str | os.PathLike | None,
+    **location: Any,
 ) -> Texts | None:
     """Returns the texts of pictures, None if they are not scored.
 
@@ -133,6 +139,7 @@ def of_images(
         images: their path.
         path: of the prompts, see ``text_prompts``; None: the folder of the pictures says them.
         clip: directory of the CLIP that scores them; None: none does.
+        location: of captions in TFDS, see ``text_prompts.read``.
 
     Raises:
         ValueError: the texts are missing, of other pictures, or cannot be read.
@@ -147,7 +154,7 @@ def of_images(
             f"--clip scores images by their texts, which {images} does not say: name them by "
             "--prompts"
         )
-    prompts = text_prompts.read(path or images, most=None)
+    prompts = text_prompts.read(path or images, most=None, **location)
     prompts = prompts.of_images(subject.source, subject.spec.num_images)
     return Texts(prompts, clip_scores.open_scorer(clip, prompts))
 

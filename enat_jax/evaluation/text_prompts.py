@@ -122,7 +122,14 @@ class Prompts:
         return caption_sources.join(found, keys).texts
 
 
-def read(path: str, num: int | None = None, most: int | None = NUM) -> Prompts:
+def read(
+    path: str,
+    num: int | None = None,
+    most: int | None = NUM,
+    *,
+    split: str | None = None,
+    data_dir: str | None = None,
+) -> Prompts:
     """Reads prompts of a list or captions of pictures, see the head of this module.
 
     Args:
@@ -130,6 +137,7 @@ def read(path: str, num: int | None = None, most: int | None = NUM) -> Prompts:
         num: of pictures whose captions are drawn; None: of all, at most ``most``. A list is read
             whole.
         most: None: no limit.
+        split, data_dir: of captions in TFDS, see ``caption_sources.read``.
 
     Raises:
         ValueError: there are none, not as many, or they are damaged; the message names the place.
@@ -144,7 +152,12 @@ def read(path: str, num: int | None = None, most: int | None = NUM) -> Prompts:
     listed = kind == ".txt" or (kind == ".jsonl" and not _named(file))
     if listed or (not kind and file.is_file()):
         return Prompts(path, tuple(prompt_files.read(path)))
-    return _drawn(path, path, num, most)
+    if path == "scenes":
+        raise ValueError(
+            "scenes have the captions that tokenize_captions wrote for their tokens: name these, "
+            "TOKENS/captions"
+        )
+    return _drawn(path, path, num, most, split=split, data_dir=data_dir)
 
 
 def is_drawn_of(path: str) -> bool:
@@ -175,9 +188,11 @@ def _named(file: pathlib.Path) -> bool:
     return False
 
 
-def _drawn(path: str, source: str, num: int | None, most: int | None) -> Prompts:
+def _drawn(
+    path: str, source: str, num: int | None, most: int | None, **location: Any
+) -> Prompts:
     """Draws pictures and one caption of each, the same ones whatever ``num`` is."""
-    found = list(caption_sources.read(source))
+    found = list(caption_sources.read(source, **location))
     names = list(dict.fromkeys(one.name for one in found))
     texts = caption_sources.join(found, names).texts
     pairs = [(name, of_one) for name, of_one in zip(names, texts, strict=True) if of_one]
