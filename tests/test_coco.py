@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 import tiny
 
-from enat_jax import sample, tokenize_captions, tokenize_images, train
+from enat_jax import evaluate, sample, tokenize_captions, tokenize_images, train
 from enat_jax.data import captioned, tokens
 from enat_jax.generator import Generator
 from enat_jax.inference import tokenizer
@@ -131,6 +131,16 @@ def test_it_is_trained_and_draws(trained):
     assert len(np.unique(PIL.Image.open(out / "grid.png"))) > 2
 
 
+def test_its_card_is_written(trained):
+    (arguments,) = commands("evaluate")
+    features = arguments.index("--inception")
+    arguments[features : features + 2] = ["--features", "random:0"]
+    arguments[arguments.index("--size") + 1] = "8"
+    evaluate.main([*arguments, "--num", "10", "--replicates", "0"])
+    card = (trained / "runs/2014/evaluation/card.md").read_text()
+    assert "10 images of 8x8 pixels, against 10 images of coco/val2014" in card
+
+
 def leaves(directory):
     generator = Generator.load(directory)
     return jax.tree.map(np.asarray, generator.params)
@@ -165,7 +175,6 @@ def test_a_run_does_not_go_on_with_other_texts(trained, name):
         tokenize_captions.main([*arguments, "--mirror-words", "keep"])
     with pytest.raises(ValueError) as refused:
         train.train(config(change), trained / "runs/2014/enat")
-    print(refused.value)
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
