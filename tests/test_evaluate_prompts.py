@@ -12,7 +12,15 @@ import tiny
 from test_evaluate import FEATURES, run
 
 from enat_jax.data import drawn, text_tokens
-from enat_jax.evaluation import cards, caveats, clip_scores, features, image_texts, text_prompts
+from enat_jax.evaluation import (
+    cards,
+    caveats,
+    clip_scores,
+    features,
+    image_texts,
+    statistics,
+    text_prompts,
+)
 from enat_jax.inference import clip_towers, generator
 
 QUICK = [*FEATURES, "--replicates", 0]
@@ -316,3 +324,23 @@ def test_the_encoder_of_the_condition_is_known():
     assert not image_texts._is_condition(scorer, tiny.make_word_generator())
     other = clip_scores.Scorer("x", tiny.make_both_towers().text, both.vision, prompts)
     assert not image_texts._is_condition(other, tiny.make_clip_generator())
+
+
+def test_the_crop_of_u_vit(coco, tmp_path):
+    file = tmp_path / "reference.npz"
+    make = ["--make-reference", file, "--size", 8, *FEATURES, "--crop", "square-lanczos"]
+    run(*make, "--reference", coco / "val2014")
+    crop = statistics.Statistics.load(file).description["crop"]
+    assert crop == "centre square, then Lanczos (U-ViT)"
+    fails(
+        "--crop square-lanczos has no effect on digits",
+        *make[:2],
+        *make[4:],
+        "--reference",
+        "digits",
+    )
+
+
+def test_captions_of_scenes_are_said_to_be_elsewhere():
+    with pytest.raises(ValueError, match="name these, TOKENS/captions"):
+        text_prompts.read("scenes")
