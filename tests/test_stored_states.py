@@ -371,9 +371,10 @@ WRONG = {
         "text_tokens=4, but a caption in .* has 6",
     ),
     "padding": ({"model.attend_padding": True}, "needs 6 states of every text, padding included"),
-    "another width": ({"model.text_width": 7}, "model.text_width=7, but what the captions"),
+    "another width": ({"model.text_width": 7}, "model.text_width=7, but the texts of .* have 6"),
     "other texts": ({"data.held_out_captions": "any"}, "with different text tokens"),
     "other states": ({"data.held_out_captions": "other"}, "do not have stored states of one text"),
+    "padding of one": ({"data.held_out_captions": "padded"}, "do not have stored states of one"),
     "no states": ({"data.held_out_captions": "ids"}, "do not have stored states of one text"),
 }
 

@@ -135,8 +135,11 @@ def open_captions(directory: str | os.PathLike, token_directory: str | os.PathLi
     return found
 
 
-def _encoder(captions: Captions) -> dict[str, Any] | None:
-    return None if captions.states is None else captions.states.encoder
+def _stored(captions: Captions) -> tuple[dict[str, Any], int | None] | None:
+    """Whose states are stored, and how many of each text where those of padding are."""
+    if captions.states is None:
+        return None
+    return captions.states.encoder, captions.states.context if captions.states.padding else None
 
 
 def open_both(
@@ -159,10 +162,10 @@ def open_both(
             f"{held_out_captions} and {directory} were made with different text tokens: make one "
             f"of them again ({MADE_BY}) with the vocabulary of the other"
         )
-    if _encoder(training) != _encoder(held_out):
+    if _stored(training) != _stored(held_out):
         raise ValueError(
             f"{held_out_captions} and {directory} do not have stored states of one text encoder: "
-            f"make one of them again ({MADE_BY}) with --embed or --embeddings as the other"
+            f"make one of them again ({MADE_BY}) with --embed or --embeddings, and --padding, as the other"
         )
     if training.plan != held_out.plan:
         names = str(token_directory), str(held_out_tokens)

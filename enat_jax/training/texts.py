@@ -94,14 +94,14 @@ def _with_states(
     if context < longest:
         raise ValueError(
             f"model.text_tokens={context}, but a caption in {data.captions} or "
-            f"{data.held_out_captions} has {longest} states: leave it out, or make the captions "
+            f"{data.held_out_captions} has {longest} states: take all by 0, or make the captions "
             f"again with --text-tokens {context}"
         )
     if settings["attend_padding"] and not (stored.padding and stored.context == context):
         raise ValueError(
             f"model.attend_padding needs {context} states of every text, padding included: make "
             f"the captions in {data.captions} again with --padding --text-tokens {context}, or "
-            "set it to False"
+            "give --config.model.attend_padding=False"
         )
     return text_encoder.of_states(stored, context)
 
