@@ -165,7 +165,8 @@ def open_both(
     if _stored(training) != _stored(held_out):
         raise ValueError(
             f"{held_out_captions} and {directory} do not have stored states of one text encoder: "
-            f"make one of them again ({MADE_BY}) with --embed or --embeddings, and --padding, as the other"
+            f"make one of them again ({MADE_BY}) with --embed or --embeddings, and --padding, as "
+            "the other"
         )
     if training.plan != held_out.plan:
         names = str(token_directory), str(held_out_tokens)
