@@ -1,7 +1,7 @@
 """A small ENAT that learns to draw what it reads, on a laptop: "a three left of a seven".
 
-    bash launch/quickstart_text.sh                # everything, the tokenizer and the tokens too
-    python -m enat_jax.train --config configs/scenes.py --workdir runs/scenes/enat
+bash launch/quickstart_text.sh                # everything, the tokenizer and the tokens too
+python -m enat_jax.train --config configs/scenes.py --workdir runs/scenes/enat
 """
 
 import pathlib

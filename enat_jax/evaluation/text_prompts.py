@@ -188,9 +188,7 @@ def _named(file: pathlib.Path) -> bool:
     return False
 
 
-def _drawn(
-    path: str, source: str, num: int | None, most: int | None, **location: Any
-) -> Prompts:
+def _drawn(path: str, source: str, num: int | None, most: int | None, **location: Any) -> Prompts:
     """Draws pictures and one caption of each, the same ones whatever ``num`` is."""
     found = list(caption_sources.read(source, **location))
     names = list(dict.fromkeys(one.name for one in found))

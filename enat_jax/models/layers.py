@@ -334,8 +334,9 @@ class TextEmbedding(nn.Module):
 
     Attributes:
         width: d.
-        vocabulary: words of the table, of N(0, 0.02) at first; None: the text is states of an
-            encoder, which go through a dense layer.
+        vocabulary: words of the table, of N(0, 0.02) at first, which are normalised with their
+            positions as codes of the image are; None: the text is states of an encoder, which go
+            through a dense layer.
         num_positions: longest text, of learned positions, N(0, 0.02) at first, that are added;
             None: no positions.
         dtype: of the output.
@@ -358,4 +359,7 @@ class TextEmbedding(nn.Module):
             shape = (self.num_positions, self.width)
             position = jnp.asarray(self.param("position", normal, shape))
             x = x + position[: text.shape[1]].astype(self.dtype)
+        if self.vocabulary is not None:
+            # Blocks add to their input: next to what they add, words of 0.02 would be lost.
+            x = LayerNorm(BLOCK_EPS, name="norm")(x)
         return constrain(x, BATCH, None, None)

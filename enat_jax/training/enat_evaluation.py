@@ -1,7 +1,7 @@
 """What training measures and shows of the transformer that it trains."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -9,18 +9,50 @@ from jaxtyping import Int, UInt8
 
 from enat_jax.data import records
 from enat_jax.data.captioned import Captioned
-from enat_jax.evaluation import accumulate
+from enat_jax.data.tokens import TokenSet
+from enat_jax.evaluation import accumulate, during_training
 from enat_jax.inference import masked_scores, sampling
+from enat_jax.inference.text_encoder import TextEncoder
+from enat_jax.inference.tokenizer import Tokenizer
 from enat_jax.models.blocks import Prompt
+from enat_jax.models.transformers import Transformer
 from enat_jax.runtime import numerics, png, sharding
 from enat_jax.training.task import TrainState
-
-if TYPE_CHECKING:
-    from enat_jax.training.enat_task import Task
 
 EVALUATED = 1024  # held-out images, at most
 TEXT_USE_SHARES = (0.0, 1 / 16, 1 / 4)  # of the tokens that are visible
 ROWS, COLUMNS = 10, 10  # of a picture of samples
+
+
+class Evaluated(Protocol):
+    """What is evaluated of a task, see ``enat_task.Task``."""
+
+    @property
+    def model(self) -> Transformer: ...
+
+    @property
+    def tokens(self) -> TokenSet: ...
+
+    @property
+    def held_out(self) -> TokenSet | None: ...
+
+    @property
+    def held_out_prompt(self) -> Prompt | None: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def sampler(self) -> sampling.Settings: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def quality(self) -> during_training.SampleQuality | None: ...
+
+    @property
+    def text(self) -> TextEncoder | None: ...
 
 
 def names(has_text: bool) -> tuple[str, ...]:
@@ -32,7 +64,7 @@ def names(has_text: bool) -> tuple[str, ...]:
     return tuple(f"held_out/{name}" for name in found)
 
 
-def held_out_scores(task: "Task", state: TrainState, mesh: jax.sharding.Mesh) -> Iterator[float]:
+def held_out_scores(task: Evaluated, state: TrainState, mesh: jax.sharding.Mesh) -> Iterator[float]:
     """Yields mean loss and accuracy of masked tokens, and how much the texts help, by ``names``.
 
     How much a text helps is the loss with the text of another image, about half of them
@@ -65,7 +97,7 @@ def held_out_scores(task: "Task", state: TrainState, mesh: jax.sharding.Mesh) ->
 
 
 def samples(
-    task: "Task", state: TrainState, mesh: jax.sharding.Mesh, size: int, start: int, stop: int
+    task: Evaluated, state: TrainState, mesh: jax.sharding.Mesh, size: int, start: int, stop: int
 ) -> accumulate.Batch:
     """Draws samples ``start`` to ``stop`` - 1, at most ``size``, of the EMA model.
 
@@ -83,7 +115,7 @@ def samples(
 
 
 def pictures(
-    task: "Task", state: TrainState, mesh: jax.sharding.Mesh
+    task: Evaluated, state: TrainState, mesh: jax.sharding.Mesh
 ) -> Iterator[tuple[str, UInt8[np.ndarray, "h w c"]]]:
     """Yields samples of the EMA model at fixed seeds, a row per class or per held-out text."""
     rows = min(task.model.num_classes or ROWS, ROWS)
@@ -95,13 +127,13 @@ def pictures(
     yield "samples", png.grid(drawn, columns=COLUMNS, pad=0)
 
 
-def _captioned(task: "Task") -> Captioned | None:
+def _captioned(task: Evaluated) -> Captioned | None:
     found = task.tokens if task.held_out is None else task.held_out
     return found if isinstance(found, Captioned) else None
 
 
 def _of_images(
-    task: "Task", index: Int[np.ndarray, " b"], num: int
+    task: Evaluated, index: Int[np.ndarray, " b"], num: int
 ) -> tuple[Int[np.ndarray, " b"], Prompt]:
     """Returns labels and prompts of held-out images, of ``num`` evenly spread ones by number."""
     found = _captioned(task)
@@ -116,7 +148,7 @@ def _placed(prompt: Prompt, mesh: jax.sharding.Mesh) -> Prompt:
 
 
 def _draw(
-    task: "Task",
+    task: Evaluated,
     state: TrainState,
     mesh: jax.sharding.Mesh,
     labels: Int[np.ndarray, " b"],
