@@ -61,6 +61,9 @@ def main(arguments: list[str]) -> None:
     found = _captions(flags, metadata, keys)
     used = np.setdiff1d(np.arange(len(keys)), [s["image"] for s in metadata["skipped"]])
     _complete(found, keys, used, flags.on_missing)
+    if flags.shuffle:
+        others = np.random.default_rng(0).permutation(len(found.texts))
+        found.texts = [found.texts[i] for i in others]
     made_of = captions.identity(found.texts, kind, metadata["digest"], flags.mirror_words, states)
     if captions.begin(flags.out, made_of):
         ids = _encode(found.texts, kind)
@@ -382,6 +385,11 @@ def _parser() -> argparse.ArgumentParser:
         default="swap",
         help="what becomes of left and right in captions of mirrored pictures: they change places, "
         "stay, or the picture is taken as it was (default: swap)",
+    )
+    add(
+        "--shuffle",
+        action="store_true",
+        help="give every picture the captions of another one: a control, whose model cannot read",
     )
     add(
         "--held-out-tokens",

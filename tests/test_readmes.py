@@ -88,6 +88,7 @@ READ = {
     "enat_jax.benchmark scaling": "compiles for a minute; test_benchmark.py has a small model",
     "enat_jax.benchmark profile": "is a process for each row; tests/profiling has small ones",
     "launch/quickstart.sh": "trains for minutes; its commands are read by a test of their own",
+    "launch/quickstart_text.sh": "likewise",
     "launch/local_hosts.sh": "test_launch.py runs it with a smaller program",
     "launch/slurm.sbatch": "needs SLURM; test_launch.py has a stand-in",
     "launch/tpu_pod.sh": "needs Google Cloud; test_launch.py has a stand-in",
@@ -343,14 +344,15 @@ def test_the_table_of_configs_is_whole():
     assert set(named) == {path.name for path in (ROOT / "configs").glob("*.py")}
 
 
-def test_the_quickstart_starts_programs_that_read_its_arguments(tmp_path):
+@pytest.mark.parametrize("script, calls", [("quickstart.sh", 8), ("quickstart_text.sh", 11)])
+def test_the_quickstart_starts_programs_that_read_its_arguments(script, calls, tmp_path):
     """Its Python only writes down how it was called, and makes what the script shows at the end."""
     python = tmp_path / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(
         '#!/usr/bin/env bash\n[[ "$1" == -m ]] || exit 0\n'
         f'printf "%s\\t" "$@" >>"{tmp_path}/calls"\necho >>"{tmp_path}/calls"\n'
-        'case "$*" in *evaluate_digits*) mkdir -p "$RUN/comparison" && echo done '
+        'case "$*" in *evaluate_digits*|*evaluate_scenes*) mkdir -p "$RUN/comparison" && echo done '
         '>"$RUN/comparison/evaluation.md" ;; esac\n'
     )
     python.chmod(0o755)
@@ -358,16 +360,16 @@ def test_the_quickstart_starts_programs_that_read_its_arguments(tmp_path):
     (tmp_path / "venv" / "enat_jax-quickstart.stamp").write_text(stamp)
     run = tmp_path / "run"
     subprocess.run(
-        ["bash", ROOT / "launch" / "quickstart.sh", "--compare", run],
+        ["bash", ROOT / "launch" / script, "--compare", run],
         check=True,
         env=several.environment(ENAT_JAX_VENV=str(tmp_path / "venv"), RUN=str(run)),
         stdout=subprocess.DEVNULL,
     )
-    calls = [
+    found = [
         line.rstrip("\t").split("\t") for line in (tmp_path / "calls").read_text().splitlines()
     ]
-    assert len(calls) == 8
-    for call in calls:
+    assert len(found) == calls
+    for call in found:
         read(["python", *call])
 
 

@@ -88,7 +88,7 @@ def make_word_generator(num_classes=0, **changes):
     """A generator that reads ``WORDS``, on request beside classes."""
     kind = text_tokens.Words(WORDS)
     model = text_transformer(num_classes=num_classes, text_vocabulary=kind.size, **changes)
-    return _text_generator(model, text_encoder.TextEncoder(kind, TEXT_TOKENS), 0)
+    return _text_generator(model, text_encoder.TextEncoder(kind, TEXT_TOKENS), 16)
 
 
 @functools.cache

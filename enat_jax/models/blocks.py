@@ -103,7 +103,7 @@ def shared_parts(
     if model.num_classes:
         modulation = layers.Modulation(model.num_classes, *sizes, model.gate_bias, dtype)
     else:
-        modulation = layers.ConstantModulation(*sizes, dtype)
+        modulation = layers.ConstantModulation(*sizes, model.gate_bias, dtype)
     return embed, modulation, layers.Head(model.codebook_size, dtype)
 
 

@@ -63,7 +63,8 @@ class ENAT(nn.Module):
             model, which encodes every visible token anew at every step and has no projection f.
         position_init: "normal" (paper) or "sincos".
         word_std: initial standard deviation of the word table, 0.02 in the paper.
-        gate_bias: initial bias of the blocks' gates; 0 in the paper.
+        gate_bias: initial bias of the blocks' gates; 0 in the paper. It is added to 0, or to 1 in a
+            model without classes.
         remat: what the backward pass computes again instead of storing it, see ``blocks.stack``.
         attention: its implementation, see ``blocks.attention``.
         unroll: layers per iteration of the scan over blocks; only speed depends on it.

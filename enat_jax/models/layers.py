@@ -11,6 +11,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, Shaped
@@ -21,6 +22,8 @@ normal = nn.initializers.normal(stddev=0.02)
 # The reference embeds with LN eps 1e-6 and normalises in the head with eps 1e-5.
 BLOCK_EPS = 1e-6
 HEAD_EPS = 1e-5
+
+GATES = np.array([-4, -1])  # among the modulation vectors of a layer, see ``blocks.Block``
 
 BATCH = ("data", "fsdp")  # mesh axes that the batch is divided over
 
@@ -297,8 +300,7 @@ class Modulation(nn.Module):
 
     def _init_bias(self, key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "layers out"]:
         bias = jnp.zeros((self.num_layers, self.num_vectors, self.width))
-        gates = jnp.array([self.num_vectors - 4, self.num_vectors - 1])
-        return bias.at[:, gates].set(self.gate_bias).reshape(shape)
+        return bias.at[:, GATES].set(self.gate_bias).reshape(shape)
 
 
 class ConstantModulation(nn.Module):
@@ -309,11 +311,13 @@ class ConstantModulation(nn.Module):
 
     Attributes:
         num_layers, num_vectors, width, dtype: as of ``Modulation``.
+        gate_bias: initial offset of the gates; -0.7 lets blocks add less to their input at first.
     """
 
     num_layers: int
     num_vectors: int
     width: int
+    gate_bias: float
     dtype: DTypeLike
 
     @nn.compact
@@ -322,8 +326,9 @@ class ConstantModulation(nn.Module):
     ) -> Float[Array, "layers b vectors d"]:
         """Returns the vectors of the first ``num_layers`` layers; ``labels`` only count images."""
         shape = (self.num_layers, self.num_vectors, self.width)
-        constants = jnp.asarray(self.param("constants", nn.initializers.zeros, shape))
-        gates = jnp.zeros((self.num_vectors, 1)).at[jnp.array([-4, -1])].set(1.0)
+        init = lambda key: jnp.zeros(shape).at[:, GATES].set(self.gate_bias)  # noqa: E731
+        constants = jnp.asarray(self.param("constants", init))
+        gates = jnp.zeros((self.num_vectors, 1)).at[GATES].set(1.0)
         vectors = (constants + gates).astype(self.dtype)[:num_layers, None]
         of_each = (vectors.shape[0], labels.shape[0], *vectors.shape[2:])
         return constrain(jnp.broadcast_to(vectors, of_each), None, BATCH, None, None)

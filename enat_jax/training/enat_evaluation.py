@@ -109,7 +109,7 @@ def samples(
     if task.text is not None:
         assert task.quality is not None
         labels, prompt = _of_images(task, index, task.quality.num)
-    drawn = _draw(task, state, mesh, labels, index, prompt)[: stop - start]
+    drawn = draw(task, state, mesh, labels, index, prompt)[: stop - start]
     known = labels if task.model.num_classes else np.zeros_like(labels)
     return accumulate.Batch(drawn, known[: stop - start])
 
@@ -123,7 +123,7 @@ def pictures(
     labels, prompt = index // COLUMNS, None
     if task.text is not None:
         labels, prompt = _of_images(task, index // COLUMNS, rows)
-    drawn = _draw(task, state, mesh, labels, index, prompt)
+    drawn = draw(task, state, mesh, labels, index, prompt)
     yield "samples", png.grid(drawn, columns=COLUMNS, pad=0)
 
 
@@ -147,15 +147,15 @@ def _placed(prompt: Prompt, mesh: jax.sharding.Mesh) -> Prompt:
     return Prompt(*(sharding.place(np.asarray(x), mesh) for x in prompt))
 
 
-def _draw(
+def draw(
     task: Evaluated,
     state: TrainState,
     mesh: jax.sharding.Mesh,
     labels: Int[np.ndarray, " b"],
     index: Int[np.ndarray, " b"],
-    prompt: Prompt | None,
+    prompt: Prompt | None = None,
 ) -> UInt8[np.ndarray, "b h w c"]:
-    """Images of the EMA model, of these labels, texts and numbers."""
+    """Returns images of the EMA model, of these labels, texts and numbers."""
     sample = sampling.make(task.model, task.sampler)
     placed = [sharding.place(x, mesh) for x in (labels, index)]
     texts = {}

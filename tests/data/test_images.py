@@ -234,7 +234,10 @@ def test_digits_are_opened_by_name():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"source": "flowers"}, "'flowers' does not exist: a source is 'digits', 'tfds:NAME'"),
+        (
+            {"source": "flowers"},
+            "'flowers' does not exist: a source is 'digits', 'scenes', 'tfds:NAME'",
+        ),
         ({"source": __file__}, "is none of these: a source is 'digits'"),
         ({"source": "digits", "split": "valid"}, "valid"),
         ({"source": "digits", "size": 4}, "size=4"),

@@ -13,7 +13,7 @@ from enat_jax.evaluation import accumulate, features
 from enat_jax.metrics import fid
 from enat_jax.runtime import sharding
 from enat_jax.training import config as train_config
-from enat_jax.training import enat_task
+from enat_jax.training import enat_evaluation, enat_task
 
 MESH = sharding.make_mesh(sharding.Sharding(), jax.devices()[:1])
 
@@ -49,7 +49,7 @@ def test_samples_of_the_ema_model_are_measured_against_the_reference(task, pictu
     assert tuple(found) == names == task.evaluated
     network = features.open_features("random:0")
     labels = np.arange(12, dtype=np.int32)
-    images = task._draw(state, MESH, labels % 3, labels)
+    images = enat_evaluation.draw(task, state, MESH, labels % 3, labels)
     pools = [network(x)["pool"].astype(np.float64) for x in (images, pictures[0])]
     gaussians = [y for x in pools for y in (x.mean(0), np.cov(x.T))]
     assert found[names[0]] == pytest.approx(fid.frechet_distance(*gaussians), rel=1e-8)
