@@ -137,6 +137,18 @@ def test_scenes_have_their_captions(tmp_path):
     assert texts(tmp_path / "out") == {k: list(source.captions(i)) for i, k in enumerate(keys)}
     made = captions.Captions.open(tmp_path / "out")
     assert made.kind == text_tokens.Words(scenes.WORDS) and made.longest == 7
+    run(
+        tmp_path,
+        tmp_path / "others",
+        "--captions",
+        "scenes",
+        "--shuffle",
+        source=False,
+        words=False,
+    )
+    both = [texts(tmp_path / name) for name in ("out", "others")]
+    assert both[0] != both[1]
+    assert sorted(both[0].values()) == sorted(both[1].values())
 
 
 def without(path, number):

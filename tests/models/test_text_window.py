@@ -193,6 +193,11 @@ def test_constants_start_as_a_plain_block():
     chex.assert_shape(vectors, (3, 3, 8, 16))
     assert (vectors[:, :, [3 + 1, 7]] == 1).all()
     assert not vectors[:, :, [0, 1, 2, 3, 5, 6]].any()
+    model = small(gate_bias=-0.7)
+    params = jax.jit(model.init)(jax.random.key(0), ids, LABELS[:1])["params"]
+    vectors = apply(model, params, LABELS, method="condition")
+    np.testing.assert_allclose(vectors[:, :, [4, 7]], 0.3, rtol=1e-6)
+    assert not vectors[:, :, [0, 1, 2, 3, 5, 6]].any()
 
 
 def test_one_class_s_modulation_as_constants_gives_the_reference_s_logits():
