@@ -84,11 +84,11 @@ def _text_generator(model, text, seed):
 
 
 @functools.cache
-def make_word_generator(num_classes=0, **changes):
+def make_word_generator(num_classes=0, seed=16, **changes):
     """A generator that reads ``WORDS``, on request beside classes."""
     kind = text_tokens.Words(WORDS)
     model = text_transformer(num_classes=num_classes, text_vocabulary=kind.size, **changes)
-    return _text_generator(model, text_encoder.TextEncoder(kind, TEXT_TOKENS), 16)
+    return _text_generator(model, text_encoder.TextEncoder(kind, TEXT_TOKENS), seed)
 
 
 @functools.cache
