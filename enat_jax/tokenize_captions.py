@@ -215,7 +215,7 @@ def _store(
         plain, other = _cut(encoder.kind, ids, context, mirrored)
         # Short texts first, so that those of a file are of about one length.
         different = sorted(dict.fromkeys([*plain, *other]), key=len)
-        windows, lengths = _windows(encoder.kind, different, context)
+        windows, lengths = text_tokens.framed_lists(encoder.kind, different, context)
         read, null = functools.partial(_states, encoder, windows), encoder.null_states
     else:
         plain = encoder.find(every).tolist()
@@ -245,14 +245,6 @@ def _cut(
     plain = [tuple(caption[:room]) for caption in ids]
     table = text_tokens.mirrored(kind).tolist()
     return [plain, [tuple(table[i] for i in caption) for caption in plain] if mirrored else []]
-
-
-def _windows(
-    kind: text_tokens.TextTokens, texts: Sequence[Sequence[int]], context: int
-) -> tuple[Int[np.ndarray, "n p"], Int[np.ndarray, " n"]]:
-    counts = np.array([len(text) for text in texts], np.int64)
-    flat = np.array([token for text in texts for token in text], np.int64)
-    return text_tokens.framed(kind, flat, np.cumsum(counts) - counts, counts, context)
 
 
 def _states(

@@ -1,4 +1,5 @@
-# Sourced by the other scripts, from the root of the repository: the Python environment.
+# Sourced by the other scripts, from the root of the repository: the Python environment, and what the
+# quickstarts share.
 #
 # ENAT_JAX_VENV   virtual environment to use or create   (default: .venv in the repository)
 # PYTHON          interpreter to create it with          (default: python3 if it is 3.11 to 3.13)
@@ -39,5 +40,42 @@ prepare_environment() {
     echo "Installing enat_jax and its requirements (a minute or two)."
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[$extras]"
     echo "$wanted" >"$stamp"
+  fi
+}
+
+# begin_quickstart CALLER DEFAULT [--compare] [DIR]: sets $compare and $dir, which is made, and $begun;
+# prepares the environment. CALLER is the directory that DIR is relative to.
+begin_quickstart() {
+  local caller=$1 default=$2
+  shift 2
+  compare=
+  if [[ "${1:-}" == --compare ]]; then
+    compare=yes
+    shift
+  fi
+  if [[ $# -gt 1 || "${1:-}" == -* ]]; then
+    echo "usage: bash launch/${0##*/} [--compare] [DIR]" >&2
+    exit 2
+  fi
+  dir=${1:-$PWD/$default}
+  [[ "$dir" == /* ]] || dir=$caller/$dir
+  mkdir -p "$dir"
+  echo "[1/6] Python environment: a minute or two, the first time."
+  prepare_environment quickstart
+  begun=$SECONDS
+  # What has been compiled once need not be compiled again after an interruption.
+  export JAX_COMPILATION_CACHE_DIR=$dir/compilation_cache
+  export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
+}
+
+# stage TITLE RESULT COMMAND...: run unless the result, which each program writes last, is there.
+stage() {
+  local title=$1 result=$2
+  shift 2
+  if [[ -e "$result" ]]; then
+    echo "$title Already there."
+  else
+    echo "$title"
+    "$venv/bin/python" -m "$@"
   fi
 }

@@ -12,38 +12,7 @@ set -euo pipefail
 caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
-
-compare=
-if [[ "${1:-}" == --compare ]]; then
-  compare=yes
-  shift
-fi
-if [[ $# -gt 1 || "${1:-}" == -* ]]; then
-  echo "usage: bash launch/quickstart.sh [--compare] [DIR]" >&2
-  exit 2
-fi
-dir=${1:-$PWD/runs/quickstart}
-[[ "$dir" == /* ]] || dir=$caller/$dir
-mkdir -p "$dir"
-
-echo "[1/6] Python environment: a minute or two, the first time."
-prepare_environment quickstart
-begun=$SECONDS
-# What has been compiled once need not be compiled again after an interruption.
-export JAX_COMPILATION_CACHE_DIR=$dir/compilation_cache
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
-
-# stage TITLE RESULT COMMAND...: run unless the result, which each program writes last, is there.
-stage() {
-  local title=$1 result=$2
-  shift 2
-  if [[ -e "$result" ]]; then
-    echo "$title Already there."
-  else
-    echo "$title"
-    "$venv/bin/python" -m "$@"
-  fi
-}
+begin_quickstart "$caller" runs/quickstart "$@"
 
 train() {
   local name=$1 config=$2

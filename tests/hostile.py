@@ -1,4 +1,4 @@
-"""Broken and hostile input for the program that tokenizes: how it is made, run and judged."""
+"""Broken and hostile input for programs that tokenize or import: how it is made, run and judged."""
 
 import io
 import os
@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 import tiny
 
-from enat_jax import tokenize_images
+from enat_jax import import_torch, tokenize_images
 from enat_jax.data import tokens
 from enat_jax.runtime import cli
 
@@ -116,6 +116,20 @@ def refused(arguments, words, capsys):
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
     for word in words:
         assert word in lines[0], (word, lines[0])
+
+
+def import_weights(capsys, *arguments):
+    """Exit code, stdout and stderr of ``import_torch``."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.run(import_torch.main, [str(x) for x in arguments])
+    return end.value.code, *capsys.readouterr()
+
+
+def refused_import(capsys, words, *arguments):
+    code, _, err = import_weights(capsys, *arguments)
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+    assert words in err, err
 
 
 @pytest.fixture

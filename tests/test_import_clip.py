@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 import torch_writer as writer
+from hostile import import_weights as run
+from hostile import refused_import as refused
 from models.test_clip import as_openai, golden, small_vision, tensors, vision_tensors
 
 from enat_jax import import_torch
 from enat_jax.checkpoints import weight_files
 from enat_jax.data import text_tokens
 from enat_jax.inference import clip_model, clip_towers, clip_weights
-from enat_jax.runtime import cli
 
 CLIP = text_tokens.Clip
 # The golden tower has 160 tokens of its own, the last two of which start and end a text.
@@ -68,20 +69,6 @@ def vision_as_openai(given):
 def split(given):
     seeing = {k: v for k, v in given.items() if k.startswith(("vision_model.", "visual_"))}
     return {k: v for k, v in given.items() if k not in seeing}, seeing
-
-
-def run(capsys, *arguments):
-    """Exit code, stdout and stderr of the program."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        cli.run(import_torch.main, [str(x) for x in arguments])
-    return end.value.code, *capsys.readouterr()
-
-
-def refused(capsys, words, *arguments):
-    code, _, err = run(capsys, *arguments)
-    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
-    assert words in err, err
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch_writer as writer
 from flax import serialization, traverse_util
+from hostile import import_weights as run
+from hostile import refused_import as refused
 
 from enat_jax import import_torch
 from enat_jax.checkpoints import weight_files
@@ -18,7 +20,6 @@ from enat_jax.inference import reference_weights
 from enat_jax.inference.generator import Generator
 from enat_jax.inference.tokenizer import Tokenizer
 from enat_jax.models import conversion, vqgan
-from enat_jax.runtime import cli
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 # The golden ENAT has 8x8 tokens of 1024 codes: two levels make them of 16x16 pixels.
@@ -48,20 +49,6 @@ def lightning(tensors):
         "state_dict": tensors,
         "hyper_parameters": writer.call(writer.name("lightning.parsing", "AttributeDict")),
     }
-
-
-def run(capsys, *arguments):
-    """Exit code, stdout and stderr of the program."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        cli.run(import_torch.main, [str(x) for x in arguments])
-    return end.value.code, *capsys.readouterr()
-
-
-def refused(capsys, words, *arguments):
-    code, _, err = run(capsys, *arguments)
-    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
-    assert words in err, err
 
 
 @pytest.fixture(scope="module")

@@ -228,13 +228,20 @@ def window(kind: TextTokens, texts: Sequence[str], context: int) -> Window:
         context: p. Of a longer text the first tokens stay.
     """
     found = kind.encode(texts)
-    counts = np.array([len(ids) for ids in found], np.int64)
-    flat = np.array([token for ids in found for token in ids], np.int64)
-    ids, lengths = framed(kind, flat, np.cumsum(counts) - counts, counts, context)
+    ids, lengths = framed_lists(kind, found, context)
     room = context - added(kind)
-    long = (counts > room).tolist()
-    rests = (kind.rest(x, room) if is_long else "" for x, is_long in zip(texts, long, strict=True))
+    both = zip(texts, found, strict=True)
+    rests = (kind.rest(text, room) if len(tokens) > room else "" for text, tokens in both)
     return Window(ids, lengths, tuple(rests))
+
+
+def framed_lists(
+    kind: TextTokens, texts: Sequence[Sequence[int]], context: int
+) -> tuple[Int[np.ndarray, "n {context}"], Int[np.ndarray, " n"]]:
+    """Returns windows and lengths of texts that are lists of tokens, see ``framed``."""
+    counts = np.array([len(ids) for ids in texts], np.int64)
+    flat = np.array([token for ids in texts for token in ids], np.int64)
+    return framed(kind, flat, np.cumsum(counts) - counts, counts, context)
 
 
 def framed(

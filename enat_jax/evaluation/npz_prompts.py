@@ -6,10 +6,10 @@ import numpy as np
 from jaxtyping import Float, Float16
 
 from enat_jax.evaluation import npz_files
+from enat_jax.evaluation.npz_states import LENGTHS, NULL, STATES, TEXTS
 from enat_jax.inference.text_encoder import TextEncoder
 from enat_jax.models.blocks import Prompt
 
-STATES, LENGTHS, NULL, TEXTS = "embeddings", "lengths", "null", "prompts"
 ADVICE = (
     "prompts are embeddings, floats [n, p, e], lengths, whole numbers [n], and perhaps prompts, n "
     "texts, and null, floats [p0, e], of the empty text"

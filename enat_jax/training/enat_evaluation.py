@@ -11,7 +11,7 @@ from enat_jax.data import records
 from enat_jax.data.captioned import Captioned
 from enat_jax.data.tokens import TokenSet
 from enat_jax.evaluation import accumulate, during_training
-from enat_jax.inference import masked_scores, sampling
+from enat_jax.inference import conditions, masked_scores, sampling
 from enat_jax.inference.text_encoder import TextEncoder
 from enat_jax.inference.tokenizer import Tokenizer
 from enat_jax.models.blocks import Prompt
@@ -79,11 +79,10 @@ def held_out_scores(task: Evaluated, state: TrainState, mesh: jax.sharding.Mesh)
     prompt = task.held_out_prompt
 
     def losses(share: float, roll: int = 0) -> tuple[float, float]:
-        rolled = prompt and _placed(
-            Prompt(*(np.roll(np.asarray(x), roll, 0) for x in prompt)), mesh
-        )
-        num_visible = round(l * share)
-        scores = masked_scores.scores(task.model, state.ema_params, *placed, num_visible, rolled)
+        rolled = prompt and Prompt(*(np.roll(np.asarray(x), roll, 0) for x in prompt))
+        wanted = conditions.Conditions(rows["labels"], rolled, encoder=task.text)
+        text, num_visible = wanted.placed(mesh, n).get("prompt"), round(l * share)
+        scores = masked_scores.scores(task.model, state.ema_params, *placed, num_visible, text)
         loss, accuracy = (float(x[:n].mean()) for x in sharding.to_host(scores))
         return loss, accuracy
 
@@ -143,10 +142,6 @@ def _of_images(
     return rows["labels"], task.text.of_tokens(rows["text"], rows["lengths"])
 
 
-def _placed(prompt: Prompt, mesh: jax.sharding.Mesh) -> Prompt:
-    return Prompt(*(sharding.place(np.asarray(x), mesh) for x in prompt))
-
-
 def draw(
     task: Evaluated,
     state: TrainState,
@@ -158,9 +153,7 @@ def draw(
     """Returns images of the EMA model, of these labels, texts and numbers."""
     sample = sampling.make(task.model, task.sampler)
     placed = [sharding.place(x, mesh) for x in (labels, index)]
-    texts = {}
-    if prompt is not None and task.text is not None:
-        texts["prompt"] = _placed(prompt, mesh)
-        texts["null_prompt"] = task.text.null_prompt
+    wanted = conditions.Conditions(labels, prompt, encoder=task.text)
+    texts = wanted.placed(mesh, len(labels))
     codes = sample(state.ema_params, *placed, numerics.key(task.seed), **texts)
     return task.tokenizer.decode(sharding.to_host(codes)[: len(labels)])
