@@ -32,6 +32,7 @@ def make_task(kind="enat", batch_size=8, text=None, **changes):
         words = encoder.kind.size if encoder.width is None else None
         settings |= {"text_vocabulary": words, "text_width": encoder.width, "num_classes": 0}
         settings |= {"text_tokens": TEXT_TOKENS, "shared_key_value": True}
+        settings["gate_bias"] = 0.0  # added to 1 where there are no classes
     settings |= changes
     if kind == "nat":
         model = nat.NAT(num_layers=2, **settings)

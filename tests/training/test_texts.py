@@ -236,12 +236,12 @@ def test_where_every_text_is_dropped_captions_make_no_difference():
 @pytest.fixture(scope="module")
 def trained():
     """A task and its state after it has learned which tokens belong to a colour."""
-    rate = optim.Optimizer(learning_rate=1e-2, warmup_steps=0).make(100)
+    rate = optim.Optimizer(learning_rate=1e-2, warmup_steps=0, schedule="cosine").make(320)
     task = dataclasses.replace(make_task(text="words", batch_size=16), optimizer=rate)
     mesh = sharding.make_mesh(sharding.Sharding(), jax.devices()[:1])
     steps = train_step.CompiledSteps(task, mesh, enat_task.RULES, seed=0)
     state, batches = steps.init(), task.batches(0)
-    for step in range(80):
+    for step in range(320):
         state, _ = steps(state, [sharding.global_batch(next(batches), mesh)], step)
     return task, state, mesh
 
