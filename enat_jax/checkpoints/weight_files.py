@@ -86,6 +86,8 @@ def write_safetensors(
 ) -> None:
     """Writes a safetensors file, whole or not at all, and reads it; its directory is created.
 
+    Equal tensors and metadata make equal bytes.
+
     Args:
         path: of the file.
         tensors: arrays by name, of any layout in memory.
@@ -99,6 +101,7 @@ def write_safetensors(
     dense = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     try:
         content = safetensors.numpy.save(dense, dict(metadata) if metadata else None)
+        content = _with_sorted_metadata(content) if metadata else content
     except (safetensors.SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot hold these tensors ({exits.one_line(error)})") from error
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +113,16 @@ def write_safetensors(
         same = False
     if not same:
         raise OSError(f"{path} cannot be read back as it was written: see to the disk")
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """Returns a safetensors file whose metadata are in order: the library's order is random."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
 
 def _reader(head: bytes, size: int) -> Callable[[pathlib.Path, str | None], dict[str, np.ndarray]]:

@@ -12,6 +12,7 @@ from unittest import mock
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 import torch_writer as writer
 from flax import serialization
 
@@ -144,6 +145,21 @@ def test_safetensors_and_back(tmp_path):
     with pytest.raises(ValueError, match="x.pth cannot hold these"):
         weight_files.write_safetensors(path, {"x": np.array(["text"])})
     refused(path, "has no parts", part="ema")
+
+
+def test_equal_tensors_and_metadata_make_equal_bytes(tmp_path):
+    """The library writes metadata in another order at each call."""
+    metadata = {f"key {i}": 'é"\x7f' for i in range(8)}
+    written = []
+    for order in (sorted, lambda x: sorted(x, reverse=True)):
+        path = tmp_path / f"{len(written)}.safetensors"
+        chosen = {key: metadata[key] for key in order(metadata)}
+        weight_files.write_safetensors(path, ARRAYS, chosen)
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
+    with safetensors.safe_open(path, "numpy") as file:
+        assert file.metadata() == metadata
+    same(weight_files.read(path), ARRAYS)
 
 
 def test_msgpack_of_flax(tmp_path):
