@@ -48,7 +48,7 @@ class ResBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images to features, with average pooling between levels."""
+    """Images to features; levels are separated by average pooling or convolutions of stride 2."""
 
     channels: int
     channel_multipliers: Sequence[int]
@@ -56,6 +56,7 @@ class Encoder(nn.Module):
     embed_dim: int
     num_groups: int
     dtype: DTypeLike = jnp.float32
+    conv_downsampling: bool = False
 
     @nn.compact
     def __call__(self, images: Float[Array, "b H W c"]) -> Float[Array, "b h w d"]:
@@ -63,7 +64,11 @@ class Encoder(nn.Module):
         block = functools.partial(ResBlock, num_groups=self.num_groups, dtype=self.dtype)
         x = nn.Conv(self.channels, (3, 3), use_bias=False, dtype=self.dtype, name="conv_in")(images)
         for level, multiplier in enumerate(self.channel_multipliers):
-            if level:
+            if level and self.conv_downsampling:
+                # Sides are even, so that "SAME" adds one row and one column of zeros, at the end.
+                strided = functools.partial(nn.Conv, strides=2, dtype=self.dtype)
+                x = strided(x.shape[-1], (3, 3), name=f"downsample_{level - 1}")(x)
+            elif level:
                 x = nn.avg_pool(x, (2, 2), strides=(2, 2))
             for i in range(self.num_res_blocks):
                 x = block(self.channels * multiplier, name=f"down_{level}_{i}")(x)
@@ -125,6 +130,8 @@ class VQGAN(nn.Module):
         num_groups: of the group norms; must divide the width of every level.
         image_channels: c.
         dtype: of the convolutions. Parameters, distances to the codes and outputs are float32.
+        conv_downsampling: whether the encoder halves the sides by 3x3 convolutions of stride 2, as
+            MaskBit's VQGAN+ (arXiv:2409.16211) does, rather than by average pooling.
     """
 
     channels: int = 128
@@ -135,6 +142,7 @@ class VQGAN(nn.Module):
     num_groups: int = 32
     image_channels: int = 3
     dtype: str = "float32"
+    conv_downsampling: bool = False
 
     @property
     def downsampling(self) -> int:
@@ -155,7 +163,9 @@ class VQGAN(nn.Module):
             "num_groups": self.num_groups,
             "dtype": self.dtype,
         }
-        self.encoder = Encoder(embed_dim=self.embed_dim, **shared)
+        self.encoder = Encoder(
+            embed_dim=self.embed_dim, conv_downsampling=self.conv_downsampling, **shared
+        )
         self.decoder = Decoder(image_channels=self.image_channels, **shared)
         self.codebook = self.param(
             "codebook", _codebook_init, (self.codebook_size, self.embed_dim), jnp.float32

@@ -33,7 +33,7 @@ RULES = (
     (r"conv1/kernel$", (None, None, "fsdp", "tensor")),
     (r"norm2/(scale|bias)$", ("tensor",)),
     (r"conv2/kernel$", (None, None, "tensor", "fsdp")),
-    (r"(conv_in|conv_out|shortcut|upsample_\d+)/kernel$", (None, None, "fsdp", None)),
+    (r"(conv_in|conv_out|shortcut|(up|down)sample_\d+)/kernel$", (None, None, "fsdp", None)),
     (r"codebook$", (None, "fsdp")),
 )
 
