@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
-from enat_jax.models import shapes
+from enat_jax.models import quantizers, shapes
 
 
 def _norm(module: "ResBlock | Encoder | Decoder", name: str) -> nn.GroupNorm:
@@ -111,15 +111,8 @@ class Decoder(nn.Module):
         return nn.Conv(self.image_channels, (3, 3), dtype=self.dtype, name="conv_out")(x)
 
 
-def _codebook_init(
-    key: Key[Array, ""], shape: tuple[int, int], dtype: DTypeLike = jnp.float32
-) -> Float[Array, "v d"]:
-    """Draws uniformly within 1 / codebook_size of zero, as in VQ-VAE (arXiv:1711.00937)."""
-    return jax.random.uniform(key, shape, dtype, -1 / shape[0], 1 / shape[0])
-
-
 class VQGAN(nn.Module):
-    """Encoder, codebook and decoder; the defaults are the f16 tokenizer of 256x256 images.
+    """Encoder, quantizer and decoder; the defaults are the f16 tokenizer of 256x256 images.
 
     Attributes:
         channels: width of the finest level.
@@ -132,6 +125,12 @@ class VQGAN(nn.Module):
         dtype: of the convolutions. Parameters, distances to the codes and outputs are float32.
         conv_downsampling: whether the encoder halves the sides by 3x3 convolutions of stride 2, as
             MaskBit's VQGAN+ (arXiv:2409.16211) does, rather than by average pooling.
+        quantizer: "vq", "fsq" or "lfq", see ``quantizers``.
+        normalize: whether features and codes of "vq" are unit vectors, for the decoder too.
+        projection: whether the codes of "vq" are a frozen table times a learnt matrix.
+        levels: of each feature of "fsq"; their product is v and their number d. "lfq" has two of
+            each, and v is ``2 ** d``.
+        gradient: "straight_through" or "rotation", see ``quantizers.passed``.
     """
 
     channels: int = 128
@@ -143,6 +142,21 @@ class VQGAN(nn.Module):
     image_channels: int = 3
     dtype: str = "float32"
     conv_downsampling: bool = False
+    quantizer: str = "vq"
+    normalize: bool = False
+    projection: bool = False
+    levels: Sequence[int] = ()
+    gradient: str = "straight_through"
+
+    def __post_init__(self) -> None:
+        names = ("codebook_size", "embed_dim", "normalize", "projection", "levels", "gradient")
+        quantizers.check(self.quantizer, **{name: getattr(self, name) for name in names})
+        super().__post_init__()
+
+    @property
+    def has_codebook(self) -> bool:
+        """Whether every code is a parameter of its own, which may be moved."""
+        return self.quantizer == "vq" and not self.projection
 
     @property
     def downsampling(self) -> int:
@@ -167,8 +181,16 @@ class VQGAN(nn.Module):
             embed_dim=self.embed_dim, conv_downsampling=self.conv_downsampling, **shared
         )
         self.decoder = Decoder(image_channels=self.image_channels, **shared)
+        if self.quantizer != "vq":
+            return
+        init: Any = quantizers.unit_codes if self.normalize else quantizers.uniform_codes
+        if self.projection:
+            init = quantizers.frozen_codes
+            square = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+            width = (self.embed_dim, self.embed_dim)
+            self.code_projection = self.param("code_projection", square, width, jnp.float32)
         self.codebook = self.param(
-            "codebook", _codebook_init, (self.codebook_size, self.embed_dim), jnp.float32
+            "codebook", init, (self.codebook_size, self.embed_dim), jnp.float32
         )
 
     def encode(self, images: Float[Array, "b H W c"]) -> Float[Array, "b h w d"]:
@@ -190,21 +212,46 @@ class VQGAN(nn.Module):
             )
         return self.encoder(images).astype(jnp.float32)
 
+    @property
+    def _levels(self) -> tuple[int, ...]:
+        return tuple(self.levels) or (2,) * self.embed_dim
+
+    def code_table(self) -> Float[Array, "v d"]:
+        """Returns the vectors of all codes, float32, as the decoder takes them."""
+        if self.quantizer != "vq":
+            ids = jnp.arange(self.codebook_size)
+            return quantizers.of_digits(quantizers.from_ids(ids, self._levels), self._levels)
+        # A numpy codebook, as an importer gives it, cannot be indexed by traced ids.
+        table = jnp.asarray(self.codebook)
+        if self.projection:
+            matrix = self.code_projection.astype(jnp.float32)
+            table = jnp.matmul(jax.lax.stop_gradient(table), matrix, precision="highest")
+        return quantizers.unit(table.astype(jnp.float32)) if self.normalize else table
+
+    def features(self, z: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        """Returns features of the encoder as they are compared with codes, float32."""
+        shapes.check("z", z, b=None, h=None, w=None, d=self.embed_dim)
+        z = z.astype(jnp.float32)
+        if self.quantizer == "fsq":
+            return quantizers.bounded(z, self.levels)
+        return quantizers.unit(z) if self.normalize else z
+
     def quantize(
         self, z: Float[Array, "b h w d"]
     ) -> tuple[Int[Array, "b h w"], Float[Array, "b h w d"]]:
         """Returns the ids, int32, and the vectors, float32, of the codes nearest to features.
 
-        Distances are squared; the first of equally near codes is taken. Gradients reach the
-        codebook through the vectors.
+        Distances are squared; the first of equally near codes is taken. Gradients reach what is
+        learnt of the codes through the vectors.
         """
-        shapes.check("z", z, b=None, h=None, w=None, d=self.embed_dim)
-        z = z.astype(jnp.float32)
-        products = jnp.einsum("bhwd,vd->bhwv", z, self.codebook, precision="highest")
-        # |z|^2 is the same for all codes of a position and left out.
-        distances = jnp.square(self.codebook).sum(-1) - 2 * products
-        ids = jnp.argmin(distances, axis=-1).astype(jnp.int32)
-        return ids, self._look_up(ids)
+        z = self.features(z)
+        if self.quantizer != "vq":
+            digits = quantizers.digits_of(z, self._levels)
+            vectors = quantizers.of_digits(digits, self._levels)
+            return quantizers.to_ids(digits, self._levels), vectors
+        table = self.code_table()
+        ids = quantizers.nearest(z, table)
+        return ids, table[ids]
 
     def decode(self, codes: Float[Array, "b h w d"]) -> Float[Array, "b H W c"]:
         """Returns the images of code vectors, float32, about [0, 1], not clipped."""
@@ -214,11 +261,7 @@ class VQGAN(nn.Module):
     def decode_codes(self, ids: Int[Array, "b h w"]) -> Float[Array, "b H W c"]:
         """Returns the images of code ids, 0 <= id < v, as ``decode`` does."""
         shapes.check("ids", ids, b=None, h=None, w=None)
-        return self.decode(self._look_up(ids))
-
-    def _look_up(self, ids: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
-        # A numpy codebook, as an importer gives it, cannot be indexed by traced ids.
-        return jnp.asarray(self.codebook)[ids]
+        return self.decode(self.code_table()[ids])
 
     def __call__(self, images: Float[Array, "b H W c"]) -> Float[Array, "b H W c"]:
         """Reconstructs images; touches every parameter, so initialise with it."""
