@@ -1,4 +1,4 @@
-"""The losses of the transformer, on cases that are worked out by hand."""
+"""The losses of the transformer and of discriminators, on cases worked out by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -49,3 +49,38 @@ def test_wrong_shapes_are_refused():
         losses.masked_mean(jnp.zeros((2, 3)), jnp.ones((3, 3), bool), 3)
     with pytest.raises(ValueError, match=r"num_real must have the shape \[b=2\], not \[3\]"):
         losses.masked_mean(jnp.zeros((2, 3)), None, jnp.ones(3, jnp.int32))
+
+
+def test_a_discriminator_that_knows_nothing_has_the_loss_that_is_said():
+    nothing = jnp.zeros((2, 3, 3))
+    assert losses.discriminator_loss("hinge", nothing, nothing) == 1
+    found = losses.discriminator_loss("non_saturating", nothing, nothing)
+    np.testing.assert_allclose(found, 2 * np.log(2), rtol=1e-6)
+    for loss in (losses.discriminator_loss, losses.generator_loss):
+        with pytest.raises(ValueError, match="adversarial loss 'wgan' is unknown: one of hinge, n"):
+            loss("wgan", *[nothing] * (loss.__code__.co_argcount - 1))
+
+
+def test_lecam_takes_the_averages_from_before_the_step():
+    """And its gradient reaches the logits, never the averages."""
+    means = jnp.array([0.5, -0.25])
+    arguments = (jnp.float32(1.0), jnp.float32(-2.0), means)
+    value, gradients = jax.value_and_grad(losses.lecam, (0, 1, 2))(*arguments)
+    assert value == 1.25**2 + 2.5**2
+    np.testing.assert_array_equal(jnp.stack(gradients[:2]), [2.5, -5])
+    np.testing.assert_array_equal(gradients[2], [0, 0])
+    assert losses.lecam(jnp.float32(-1.0), jnp.float32(1.0), means) == 0
+    expected = [0.999 * 0.5 + 0.001 * 1.0, 0.999 * -0.25 - 0.001 * 2.0]
+    np.testing.assert_allclose(losses.updated_lecam(*arguments), expected, rtol=1e-6)
+
+
+def test_the_gradient_penalty_by_hand():
+    """Logits w . x of each row of a picture: the mean's gradient is w / rows in every row."""
+    w = jnp.array([3.0, 4.0])
+
+    def apply(images):
+        return (images * w[None, None, :, None]).sum((2, 3))[..., None]
+
+    images = jnp.ones((5, 2, 2, 1))
+    # Two rows of |w / 2| ** 2 = 6.25 each, the same for each of the five pictures.
+    assert losses.gradient_penalty(apply, images) == 12.5
