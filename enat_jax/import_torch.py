@@ -1,4 +1,4 @@
-"""Import weights: the reference's released PyTorch files, MaskGIT's JAX tokenizer, and CLIP.
+"""Import weights: the reference's released files, MaskGIT's and MaskBit's tokenizers, and CLIP.
 
     python -m enat_jax.import_torch --enat nnet_ema.pth --vqgan vqgan_jax_strongaug.ckpt --out DIR
     python -m enat_jax.import_torch --vqgan vqgan_jax_strongaug.ckpt --image-size 256 --out DIR
@@ -7,9 +7,10 @@
 The first writes a model directory, which `Generator.load` and all programs take; the second a
 tokenizer directory, for training an ENAT of one's own; the third the directory of a text encoder,
 for models of texts and for scores, of the names of Hugging Face, OpenAI or OpenCLIP. --vqgan may be
-MaskGIT's msgpack file, and every file safetensors. PyTorch is not needed, and nothing that a file
-says is run. Sizes are read off the shapes; what shapes do not tell is known for the paper's models
-and some of CLIP's, stands in CLIP's config.json beside the file, and is asked for otherwise.
+MaskGIT's msgpack file or MaskBit's VQGAN+, and every file safetensors. PyTorch is not needed, and
+nothing that a file says is run. Sizes are read off the shapes; what shapes do not tell is known for
+the paper's models and some of CLIP's, stands in CLIP's config.json beside the file, and is asked
+for otherwise.
 """
 
 import argparse
@@ -224,11 +225,16 @@ def _image_size(text: str) -> tuple[int, int]:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         prog="python -m enat_jax.import_torch",
-        description="Imports the reference's weights, MaskGIT's tokenizer, and CLIP.",
+        description="Imports the reference's weights, tokenizers of others, and CLIP.",
     )
     add = parser.add_argument
     add("--enat", type=cli.path, metavar="FILE", help="the reference's transformer")
-    add("--vqgan", type=cli.path, metavar="FILE", help="its tokenizer, or MaskGIT's")
+    add(
+        "--vqgan",
+        type=cli.path,
+        metavar="FILE",
+        help="its tokenizer, MaskGIT's or MaskBit's VQGAN+",
+    )
     add("--tokenizer", type=cli.path, metavar="DIR", help="instead of --vqgan: one of ours")
     add("--clip", type=cli.path, metavar="FILE", help="CLIP, whole or its text tower alone")
     add("--out", type=cli.path, required=True, metavar="DIR", help="model, tokenizer or encoder")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch_vqgan_plus
 import torch_writer as writer
 from flax import serialization, traverse_util
 from hostile import import_weights as run
@@ -163,6 +164,26 @@ def test_maskgit_s_tokenizer(files, tmp_path, capsys):
     assert codec.grid == (8, 8)
     codebook = tensors_of("maskgit_tokenizer")["quantizer/codebook"]
     np.testing.assert_array_equal(codec.params["codebook"], codebook.astype(np.float32))
+
+
+def test_maskbit_s_tokenizer_and_back(tmp_path, capsys):
+    tensors = torch_vqgan_plus.weights(torch_vqgan_plus.shapes_of(**torch_vqgan_plus.SMALL))
+    path, out = tmp_path / "vqgan_plus.bin", tmp_path / "x"
+    path.write_bytes(writer.zip_bytes(tensors))
+    code, said, _ = run(capsys, "--vqgan", path, "--image-size", "24x16", "--out", out)
+    assert code is None and "times (1, 1, 2), 2 blocks a level, 64 codes of 8" in said
+    codec = Tokenizer.load(out)
+    assert codec.provenance["imported"] == "a tokenizer of MaskBit's program"
+    assert codec.model.conv_downsampling and codec.grid == (6, 4)
+    reference_weights.write(codec, tmp_path)
+    back = weight_files.read(tmp_path / "vqgan.safetensors")
+    assert {k: v.tobytes() for k, v in back.items()} == {k: v.tobytes() for k, v in tensors.items()}
+    again = reference_weights.read_tokenizer(tmp_path / "vqgan.safetensors", num_tokens=16)
+    assert again.fingerprint == codec.fingerprint and again.model == codec.model
+    bits = {k: v for k, v in tensors.items() if not k.startswith("quantize.")}
+    path.write_bytes(writer.zip_bytes(bits | {"quantize.bits_to_indices": np.arange(8)}))
+    arguments = ["--vqgan", path, "--image-size", 16, "--out", tmp_path / "bits"]
+    refused(capsys, "whose codes are bits, without a codebook", *arguments)
 
 
 def test_mistakes_are_one_line(files, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Weights of others as models of ours, and ours by the names of the PyTorch reference."""
+"""Weights of others as models of ours, and ours by the names of others' PyTorch programs."""
 
 import hashlib
 import math
@@ -32,7 +32,7 @@ def read_tokenizer(
     num_groups: int | None = None,
     part: str | None = None,
 ) -> tokenizer.Tokenizer:
-    """Reads the tokenizer in a file of the reference's or MaskGIT's weights.
+    """Reads the tokenizer in a file of the reference's, MaskGIT's or MaskBit's weights.
 
     Args:
         path: of the file.
@@ -51,10 +51,13 @@ def read_tokenizer(
     if image_size is None and num_tokens is None:
         raise ValueError("a tokenizer suits images of many sizes: say which by --image-size")
     tensors = reference_sizes.without_prefixes(weight_files.read(path, part))
-    maskgit = reference_sizes.is_maskgit(tensors)
+    convert, origin = conversion.vqgan_params, "the reference's VQGAN"
+    if reference_sizes.is_maskgit(tensors):
+        convert, origin = conversion.maskgit_params, "MaskGIT's JAX tokenizer"
+    elif reference_sizes.is_maskbit(tensors):
+        convert, origin = conversion.maskbit_params, "a tokenizer of MaskBit's program"
     try:
         model = reference_sizes.vqgan_of(tensors, num_groups)
-        convert = conversion.maskgit_params if maskgit else conversion.vqgan_params
         params = finite(convert(tensors, model))
     except ValueError as error:
         raise ValueError(f"{path}: {first_errors(error)}") from error
@@ -66,7 +69,6 @@ def read_tokenizer(
             f"images of {image_size[0]}x{image_size[1]} pixels cannot be cut into this tokenizer's "
             f"tokens of {model.downsampling}x{model.downsampling}: choose another --image-size"
         )
-    origin = "MaskGIT's JAX tokenizer" if maskgit else "the reference's VQGAN"
     provenance = provenance_of(path, part, origin, model)
     return tokenizer.Tokenizer(model, params, image_size, provenance)
 
@@ -103,6 +105,8 @@ def read_enat(
 
 def write(model: generator.Generator | tokenizer.Tokenizer, directory: pathlib.Path) -> None:
     """Writes ``vqgan.safetensors``, and of a generator ``enat.safetensors``, with its names.
+
+    A tokenizer with convolutions of stride 2 gets the names of MaskBit's VQGAN+.
 
     Raises:
         ValueError: the reference has no such model.

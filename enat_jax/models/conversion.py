@@ -11,7 +11,7 @@ along axis 0 of a parameter that stacks the same tensor of all layers. The path 
 tensor on purpose; a tensor that has no entry is an error.
 
 The way back, ``enat_state_dict`` and ``vqgan_state_dict``, follows the same tables: every tensor
-comes back bit for bit. MaskGIT's own JAX tokenizer has a table, too.
+comes back bit for bit. MaskGIT's own JAX tokenizer and MaskBit's VQGAN+ have tables, too.
 """
 
 import dataclasses
@@ -157,9 +157,8 @@ def _assemble(parts: Mapping[int | None, np.ndarray], leaf: Any) -> np.ndarray:
 
 def vqgan_table(model: vqgan.VQGAN) -> Table:
     """Returns the table of the reference's VQGAN."""
-    leaves = traverse_util.flatten_dict(_vqgan_shapes(model), sep="/")
     return {
-        **{_vqgan_name(x): (x, CONV if leaves[x].ndim == 4 else COPY) for x in leaves},
+        **_named(model, _vqgan_name),
         # The discriminator and the perceptual network of a training checkpoint.
         r"loss\..*": (None, COPY),
     }
@@ -175,8 +174,13 @@ def vqgan_params(state_dict: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> di
 
 
 def vqgan_state_dict(params: Mapping, model: vqgan.VQGAN) -> dict[str, np.ndarray]:
-    """Returns all tensors of the reference's model: the inverse of ``vqgan_params``."""
-    return _revert_all(params, vqgan_table(model))
+    """Returns all tensors by the reference's names: the inverse of ``vqgan_params``.
+
+    A model with convolutions of stride 2, which the reference does not have, gets MaskBit's names:
+    the inverse of ``maskbit_params``.
+    """
+    table = maskbit_table(model) if model.conv_downsampling else vqgan_table(model)
+    return _revert_all(params, table)
 
 
 def _revert_all(params: Mapping, table: Table) -> dict[str, np.ndarray]:
@@ -191,15 +195,28 @@ def _vqgan_shapes(model: vqgan.VQGAN) -> dict:
     return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
 
 
+def _named(model: vqgan.VQGAN, name_of: Callable[[str], str]) -> dict[str, tuple[str, Transform]]:
+    """Returns the table that leads from a PyTorch program's names to all our parameters.
+
+    Args:
+        model: ours.
+        name_of: puts that program's names of blocks and of changes of size into one of our paths.
+    """
+    leaves = traverse_util.flatten_dict(_vqgan_shapes(model), sep="/")
+    entries = {}
+    for path, leaf in leaves.items():
+        name = name_of(path).replace("shortcut", "nin_shortcut").replace("/", ".")
+        name = re.sub(r"\.(kernel|scale)$", ".weight", name)
+        name = "quantize.embedding.weight" if path == "codebook" else name
+        entries[name] = (path, CONV if leaf.ndim == 4 else COPY)
+    return entries
+
+
 def _vqgan_name(path: str) -> str:
-    """Returns the reference's name of one of our parameters."""
-    if path == "codebook":
-        return "quantize.embedding.weight"
+    """Puts the reference's names of blocks and enlargements into one of our paths."""
     name = re.sub(r"/(down|up)_(\d+)_(\d+)/", r".\1.\2.block.\3.", path)
     name = re.sub(r"/mid_(\d+)/", lambda m: f".mid.block_{int(m[1]) + 1}.", name)
-    name = re.sub(r"/upsample_(\d+)/", r".up.\1.upsample.conv.", name)
-    name = name.replace("shortcut", "nin_shortcut").replace("/", ".")
-    return re.sub(r"\.(kernel|scale)$", ".weight", name)
+    return re.sub(r"/upsample_(\d+)/", r".up.\1.upsample.conv.", name)
 
 
 def maskgit_table(model: vqgan.VQGAN) -> Table:
@@ -233,6 +250,40 @@ def maskgit_params(tensors: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> dic
     Their names are such as "encoder/ResBlock_0/Conv_0/kernel".
     """
     return convert(tensors, maskgit_table(model), _vqgan_shapes(model))
+
+
+def maskbit_table(model: vqgan.VQGAN, *, deepest_first: bool = True) -> Table:
+    """Returns the table of MaskBit's VQGAN+ (arXiv:2409.16211).
+
+    Source of the names: ``modeling/conv_vqgan.py`` and ``modeling/modules/autoencoder.py`` of the
+    program of its authors.
+
+    Args:
+        model: ours.
+        deepest_first: whether the decoder's levels are numbered in the order in which they run, as
+            in VQGAN+. That program's copy of MaskGIT's tokenizer numbers them the other way round.
+    """
+    last = len(model.channel_multipliers) - 1
+
+    def up(level: str) -> str:
+        return f".up.{last - int(level) if deepest_first else level}"
+
+    def name_of(path: str) -> str:
+        name = re.sub(r"/up_(\d+)_(\d+)/", lambda m: f"{up(m[1])}.res_blocks.{m[2]}.", path)
+        name = re.sub(r"/upsample_(\d+)/", lambda m: f"{up(m[1])}.upsample_conv.", name)
+        name = re.sub(r"/down_(\d+)_(\d+)/", r".down.\1.res_blocks.\2.", name)
+        name = re.sub(r"/downsample_(\d+)/", r".down.\1.down_conv.", name)
+        return re.sub(r"/mid_(\d+)/", r".mid.res_blocks.\1.", name)
+
+    return _named(model, name_of)
+
+
+def maskbit_params(tensors: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> dict:
+    """Returns parameters as ``vqgan_params`` does, from tensors by MaskBit's names."""
+    # All levels of the decoder but the finest end in an enlargement.
+    deepest_first = "decoder.up.0.upsample_conv.weight" in tensors
+    table = maskbit_table(model, deepest_first=deepest_first)
+    return convert(tensors, table, _vqgan_shapes(model))
 
 
 _MASKGIT_BLOCK = {

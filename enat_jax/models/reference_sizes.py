@@ -35,6 +35,11 @@ def is_maskgit(tensors: Tensors) -> bool:
     return "quantizer/codebook" in tensors
 
 
+def is_maskbit(tensors: Tensors) -> bool:
+    """Says whether the names are those of MaskBit's VQGAN+, or of other tokenizers by its names."""
+    return any(name.startswith("encoder.down.0.res_blocks.") for name in tensors)
+
+
 def enat_of(tensors: Tensors, num_heads: int | None, encoder_layers: int | None) -> enat.ENAT:
     """Returns the reference's ENAT with these tensors.
 
@@ -85,10 +90,10 @@ def enat_of(tensors: Tensors, num_heads: int | None, encoder_layers: int | None)
 
 
 def vqgan_of(tensors: Tensors, num_groups: int | None) -> vqgan.VQGAN:
-    """Returns the reference's VQGAN with these tensors, or MaskGIT's.
+    """Returns the reference's VQGAN with these tensors, MaskGIT's, or MaskBit's.
 
     Args:
-        tensors: by the reference's names, or by MaskGIT's.
+        tensors: by the names of one of them.
         num_groups: of its norms; None: 32, as in all released ones.
 
     Raises:
@@ -96,14 +101,22 @@ def vqgan_of(tensors: Tensors, num_groups: int | None) -> vqgan.VQGAN:
     """
     if is_maskgit(tensors):
         return _maskgit_vqgan_of(tensors, num_groups)
-    what = "a VQGAN of the reference"
+    what, block = "a VQGAN of the reference", "block"
+    if is_maskbit(tensors):
+        what, block = "MaskBit's VQGAN+", "res_blocks"
+        if "quantize.bits_to_indices" in tensors:
+            raise ValueError(
+                f"not {what} but a tokenizer of MaskBit whose codes are bits, without a codebook: "
+                "only those with a codebook can be imported, such as its vqgan_plus_12bit"
+            )
     codes, embed_dim = _shape(tensors, "quantize.embedding.weight", 2, what)
     channels, image_channels, _, _ = _shape(tensors, "encoder.conv_in.weight", 4, what)
     levels = _count(tensors, r"encoder\.down\.(\d+)\..*")
-    blocks = _count(tensors, r"encoder\.down\.0\.block\.(\d+)\..*")
-    first = [f"encoder.down.{level}.block.0.conv2.weight" for level in range(levels)]
+    blocks = _count(tensors, rf"encoder\.down\.0\.{block}\.(\d+)\..*")
+    first = [f"encoder.down.{level}.{block}.0.conv2.weight" for level in range(levels)]
     widths = [_shape(tensors, name, 4, what)[0] for name in first]
-    return _vqgan(codes, embed_dim, channels, image_channels, widths, blocks, num_groups)
+    model = _vqgan(codes, embed_dim, channels, image_channels, widths, blocks, num_groups)
+    return model.clone(conv_downsampling="encoder.down.0.down_conv.weight" in tensors)
 
 
 def _maskgit_vqgan_of(tensors: Tensors, num_groups: int | None) -> vqgan.VQGAN:

@@ -98,6 +98,7 @@ def test_tokenizers(name):
         "num_groups": 32,
         "image_channels": 3,
         "dtype": "float32",
+        "conv_downsampling": False,
         "parent": None,
         "name": None,
     }

@@ -1,0 +1,118 @@
+"""MaskBit's VQGAN+ is our network with strided convolutions, by other names."""
+
+import jax
+import numpy as np
+import pytest
+import torch_vqgan_plus
+
+from enat_jax.models import conversion, reference_sizes, vqgan
+
+GOLDEN = np.load(torch_vqgan_plus.FILE)
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return torch_vqgan_plus.weights(torch_vqgan_plus.shapes_of(**torch_vqgan_plus.SMALL))
+
+
+@pytest.fixture(scope="module")
+def model(tensors):
+    return reference_sizes.vqgan_of(tensors, None)
+
+
+@pytest.fixture(scope="module")
+def outputs(tensors, model):
+    variables = {"params": conversion.maskbit_params(tensors, model)}
+
+    @jax.jit
+    def run(images, codes):
+        z = model.apply(variables, images / 255, method="encode")
+        ids, _ = model.apply(variables, z, method="quantize")
+        both = jax.numpy.concatenate([ids, codes])
+        return z, ids, model.apply(variables, both, method="decode_codes")
+
+    return run(GOLDEN["images"].astype(np.float32), GOLDEN["codes"])
+
+
+def test_the_golden_network_is_reproduced(outputs):
+    z, ids, pictures = outputs
+    np.testing.assert_allclose(z, GOLDEN["features"], atol=1e-5)
+    np.testing.assert_array_equal(ids, GOLDEN["ids"])
+    np.testing.assert_allclose(pictures[:2], GOLDEN["reconstructions"], atol=1e-5)
+    np.testing.assert_allclose(pictures[2:], GOLDEN["decoded"], atol=1e-5)
+
+
+@pytest.mark.torch
+def test_the_golden_file_is_what_the_program_computes():
+    for name, array in torch_vqgan_plus.golden().items():
+        if name != "config":
+            np.testing.assert_allclose(GOLDEN[name], array, atol=1e-10)
+
+
+def test_every_tensor_comes_back(tensors, model):
+    back = conversion.vqgan_state_dict(conversion.maskbit_params(tensors, model), model)
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert back[name].tobytes() == tensor.tobytes(), name
+
+
+def test_the_released_sizes_are_recognised():
+    for sizes in torch_vqgan_plus.RELEASED.values():
+        shapes = torch_vqgan_plus.shapes_of(**sizes)
+        without_memory = {k: np.broadcast_to(np.float32(0), v) for k, v in shapes.items()}
+        model = reference_sizes.vqgan_of(without_memory, None)
+        assert model == vqgan.VQGAN(
+            embed_dim=sizes["width"], codebook_size=sizes["codes"], conv_downsampling=True
+        )
+    images = jax.ShapeDtypeStruct((1, 256, 256, 3), np.float32)
+    ours = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    ours = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), ours)
+    back = conversion.vqgan_state_dict(ours, model)
+    assert {name: array.shape for name, array in back.items()} == shapes
+
+
+def test_maskgit_s_tokenizer_by_maskbit_s_names(tensors, model):
+    """It pools, and numbers the decoder's levels from the finest."""
+    pooled = {k: v for k, v in tensors.items() if "down_conv" not in k}
+    turned = {k.replace("up.0", "up.x").replace("up.2", "up.0"): v for k, v in pooled.items()}
+    turned = {k.replace("up.x", "up.2"): v for k, v in turned.items()}
+    found = reference_sizes.vqgan_of(turned, None)
+    assert found == model.clone(conv_downsampling=False)
+    params = conversion.maskbit_params(turned, found)
+    expected = conversion.maskbit_params(tensors, model)
+    jax.tree.map(np.testing.assert_array_equal, params["decoder"], expected["decoder"])
+    # What differs is how the encoder halves the sides.
+    assert not any(name.startswith("downsample") for name in params["encoder"])
+
+
+def test_what_does_not_fit_is_refused(tensors, model):
+    def refused(message, changed):
+        with pytest.raises(ValueError, match=message):
+            conversion.maskbit_params(changed, reference_sizes.vqgan_of(changed, None))
+
+    def without(*names):
+        return {k: v for k, v in tensors.items() if k not in names}
+
+    codebook = "quantize.embedding.weight"
+    bits = without(codebook) | {"quantize.bits_to_indices": 2 ** np.arange(8, dtype=np.int32)}
+    refused("whose codes are bits.*vqgan_plus_12bit", bits)
+    refused("not MaskBit's VQGAN.: it has no 'quantize.embedding.weight'", without(codebook))
+    strided = "encoder.down.1.down_conv.weight"
+    refused("encoder/downsample_1/kernel: nothing", without(strided))
+    refused(f"{strided}: has shape", tensors | {strided: np.zeros((32, 32, 4, 4), np.float32)})
+    refused("conv_out.*has shape", tensors | {codebook: np.zeros((64, 9), np.float32)})
+    refused("encoder.attn.weight: unknown", tensors | {"encoder.attn.weight": np.zeros(1)})
+    deeper = {k.replace("mid.res_blocks.1", "mid.res_blocks.2"): v for k, v in tensors.items()}
+    refused("mid.res_blocks.2.conv1.weight: unknown", tensors | deeper)
+
+
+def test_sides_are_halved_by_convolutions_only_where_it_is_asked_for():
+    images = jax.ShapeDtypeStruct((1, 16, 16, 3), np.float32)
+    small = vqgan.VQGAN(32, (1, 1, 2), 1, 4, 8)
+    trees = [
+        jax.eval_shape(small.clone(conv_downsampling=on).init, jax.random.key(0), images)["params"]
+        for on in (False, True)
+    ]
+    added = set(trees[1]["encoder"]) - set(trees[0]["encoder"])
+    assert added == {"downsample_0", "downsample_1"}
+    assert jax.tree.structure(trees[0]["decoder"]) == jax.tree.structure(trees[1]["decoder"])
