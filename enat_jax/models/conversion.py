@@ -178,7 +178,16 @@ def vqgan_state_dict(params: Mapping, model: vqgan.VQGAN) -> dict[str, np.ndarra
 
     A model with convolutions of stride 2, which the reference does not have, gets MaskBit's names:
     the inverse of ``maskbit_params``.
+
+    Raises:
+        ValueError: it has another quantizer than the programs that read such tensors.
     """
+    if model.quantizer != "vq" or model.normalize or model.projection:
+        raise ValueError(
+            "the reference's tokenizer has the codes of quantizer='vq' as they are, and neither "
+            f"those of {model.quantizer!r}, nor normalize or projection: its tensors cannot be "
+            "written"
+        )
     table = maskbit_table(model) if model.conv_downsampling else vqgan_table(model)
     return _revert_all(params, table)
 
@@ -244,12 +253,12 @@ def maskgit_table(model: vqgan.VQGAN) -> Table:
     return {"quantizer/codebook": ("codebook", COPY)} | leaves
 
 
-def maskgit_params(tensors: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> dict:
+def maskgit_params(state_dict: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> dict:
     """Returns parameters as ``vqgan_params`` does, from MaskGIT's tensors.
 
     Their names are such as "encoder/ResBlock_0/Conv_0/kernel".
     """
-    return convert(tensors, maskgit_table(model), _vqgan_shapes(model))
+    return convert(state_dict, maskgit_table(model), _vqgan_shapes(model))
 
 
 def maskbit_table(model: vqgan.VQGAN, *, deepest_first: bool = True) -> Table:
@@ -278,12 +287,12 @@ def maskbit_table(model: vqgan.VQGAN, *, deepest_first: bool = True) -> Table:
     return _named(model, name_of)
 
 
-def maskbit_params(tensors: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> dict:
+def maskbit_params(state_dict: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> dict:
     """Returns parameters as ``vqgan_params`` does, from tensors by MaskBit's names."""
     # All levels of the decoder but the finest end in an enlargement.
-    deepest_first = "decoder.up.0.upsample_conv.weight" in tensors
+    deepest_first = "decoder.up.0.upsample_conv.weight" in state_dict
     table = maskbit_table(model, deepest_first=deepest_first)
-    return convert(tensors, table, _vqgan_shapes(model))
+    return convert(state_dict, table, _vqgan_shapes(model))
 
 
 _MASKGIT_BLOCK = {
