@@ -269,7 +269,7 @@ def test_half_precision_is_near_to_single(kind):
     np.testing.assert_allclose(value, exact, rtol=0.02)
     for found, wanted in zip(*map(jax.tree.leaves, (gradients, expected)), strict=True):
         assert np.isfinite(found).all()
-        assert np.abs(found - wanted).max() < 0.1 * max(np.abs(wanted).max(), 1e-3)
+        assert np.abs(found - wanted).max() < 0.2 * max(np.abs(wanted).max(), 1e-3)
 
 
 def test_no_gradient_of_the_discriminator_reaches_the_tokenizer(plus):
