@@ -129,7 +129,10 @@ class LPIPS(nn.Module):
         found = []
         for i, (a, b) in enumerate(pairs):
             head = self.param(f"lin{i}", nn.initializers.ones, (a.shape[-1],))
-            difference = jnp.square(_unit(a) - _unit(b)) * head.astype(jnp.float32)
+            # A fused multiply-add of division and subtraction would let equal features differ.
+            same = (a == b).all(-1, keepdims=True)
+            difference = jnp.where(same, 0.0, _unit(a) - _unit(b))
+            difference = jnp.square(difference) * head.astype(jnp.float32)
             found.append(difference.sum(-1).mean((1, 2)))
         return jnp.stack(found)
 
