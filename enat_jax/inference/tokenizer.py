@@ -46,6 +46,12 @@ class Tokenizer(model_files.TrainedModel):
         height, width = self.image_size
         return height // self.model.downsampling, width // self.model.downsampling
 
+    @property
+    def code_table(self) -> Float[Array, "v d"]:
+        """The vectors of all codes, as the decoder takes them, whatever the quantizer."""
+        table: Any = self.model.apply({"params": self.params}, method="code_table")
+        return table
+
     def encode(self, images: UInt8[np.ndarray, "n h w c"]) -> Int[np.ndarray, "n l"]:
         """Turns images into int32 tokens in raster order.
 
