@@ -44,7 +44,7 @@ stage "[2/6] Training the tokenizer, scenes to 64 tokens and back: a minute and 
 tokenize "[3/6] Tokens of scenes to train on: half a minute." tokens train 6000 4
 tokenize "      Tokens of combinations that training never shows: some seconds." \
   tokens_held_out unseen 500 1
-train enat "$dir/tokens/captions" "[4/6] Training ENAT on tokens and captions: four minutes."
+train enat "$dir/tokens/captions" "[4/6] Training ENAT on tokens and captions: five minutes."
 stage "[5/6] Drawing four texts: some seconds." "$dir/samples/grid.png" \
   enat_jax.sample --model "$dir/enat/model" --num 8 --out "$dir/samples" \
   --prompt "a three left of a seven" --prompt "a seven left of a three" \
@@ -57,9 +57,9 @@ if [[ -n "$compare" ]]; then
   stage "      Captions of other scenes: some seconds." "$dir/shuffled/metadata.json" \
     enat_jax.tokenize_captions --tokens "$dir/tokens" --captions scenes --vocabulary scenes \
     --shuffle --out "$dir/shuffled"
-  train bag "$dir/tokens/captions" "      Training the bag of words: four minutes." \
+  train bag "$dir/tokens/captions" "      Training the bag of words: five minutes." \
     --config.model.text_positions=false
-  train shuffled_captions "$dir/shuffled" "      Training on captions of others: four minutes."
+  train shuffled_captions "$dir/shuffled" "      Training on captions of others: five minutes."
   models=(--compare "bag of words=$dir/bag/model"
     --compare "shuffled captions=$dir/shuffled_captions/model")
 fi
