@@ -33,8 +33,8 @@ def get_config() -> ml_collections.ConfigDict:
         "tokenizer": "runs/scenes/tokenizer/model",
     }
     config.loss.text_drop = 0.1
-    # By the figures of enat_jax.evaluate_scenes. 8 steps show too many tokens at once: one in
-    # seven scenes of two digits then has a third, or both of them twice. A higher temperature draws more
+    # By the figures of enat_jax.evaluate_scenes. 8 steps show too many tokens at once: one in seven
+    # scenes of two digits then has a third, or both of them twice. A higher temperature draws more
     # diverse digits, and more broken ones.
     config.sampler.num_steps = 12
     config.sampler.token_temperature = 1.5
