@@ -244,14 +244,12 @@ def test_half_precision_keeps_parameters_and_logits_float32(kind):
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert jax.eval_shape(model.apply, variables, images).dtype == jnp.float32
-    # Lowered only: half-precision convolutions are very slow to compile for a CPU.
     network = jax.jit(model.apply).lower(variables, images).as_text()
     convolutions = [line for line in network.splitlines() if "stablehlo.convolution" in line]
     exact = [line for line in convolutions if "bf16" not in line]
     assert len(convolutions) > 4 and len(exact) == (kind == "vqgan_plus")  # that of the logits
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", discriminator.KINDS)
 def test_half_precision_is_near_to_single(kind):
     model = discriminator.make(kind, (8, 8), channels=4, dtype="bfloat16")

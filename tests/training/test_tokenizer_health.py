@@ -1,5 +1,6 @@
 """Advice on a tokenizer's training: what is said of sick metrics, and nothing of healthy ones."""
 
+import inspect
 import math
 import re
 import types
@@ -8,6 +9,7 @@ import pytest
 
 from enat_jax.models import vqgan
 from enat_jax.training import adversarial, tokenizer_health, vqgan_task
+from enat_jax.training import config as train_config
 
 STEPS = 2000  # of the run, so 100 of a span
 HEALTHY = {
@@ -120,6 +122,11 @@ def test_what_is_wrong_is_said_once_with_a_remedy(changes, words):
     step, sentence = only(since(1500, **changes), log_every=100)
     assert step == 1500
     assert re.search(words, sentence), sentence
+    settings = re.findall(r"config\.(\w+)\.(\w+)", sentence)
+    assert settings
+    for section, name in settings:
+        described = train_config.SECTIONS["vqgan"][section]
+        assert name in inspect.signature(described).parameters, (section, name)
 
 
 def test_it_is_said_again_when_it_comes_back():
