@@ -216,3 +216,12 @@ class Health:
                 f"{skipped:.0f} of the last steps were not finite and changed nothing: set "
                 "config.optimizer.clip_norm=1, or lower config.optimizer.learning_rate",
             )
+
+
+def of(task: object, num_steps: int, step: int) -> Health | None:
+    """Returns what gives advice on a run; None if it does not train a tokenizer.
+
+    Args:
+        task, num_steps, step: see ``Health``.
+    """
+    return Health(task, num_steps, step) if isinstance(task, vqgan_task.Task) else None
