@@ -54,11 +54,15 @@ def params(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
         ) from error
 
 
-def fold(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def fold(state_dict: Mapping[str, np.ndarray], epsilon: float = EPSILON) -> dict[str, np.ndarray]:
     """Returns the same network without batch normalisation.
 
     ``NAME.conv.weight`` ``[o, i, h, w]`` and the four tensors ``NAME.bn.*`` ``[o]`` become a
     convolution ``NAME.weight`` and ``NAME.bias``, float32; all other tensors stay.
+
+    Args:
+        state_dict: tensors by name.
+        epsilon: that is added to variances.
 
     Raises:
         ValueError: if a convolution lacks one of the four.
@@ -78,7 +82,7 @@ def fold(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         shapes = {x.shape for x in (gain, bias, mean, variance)}
         if kernel.ndim != 4 or shapes != {kernel.shape[:1]}:
             raise ValueError(f"the shapes of {name} and {module}.bn.* do not fit each other")
-        gain = gain / np.sqrt(variance + EPSILON)
+        gain = gain / np.sqrt(variance + epsilon)
         folded[f"{module}.weight"] = (kernel * gain[:, None, None, None]).astype(np.float32)
         folded[f"{module}.bias"] = (bias - mean * gain).astype(np.float32)
     return folded

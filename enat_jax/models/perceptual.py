@@ -49,7 +49,8 @@ def distance(
     dtype = jax.tree.leaves(params)[0].dtype
     if kind in _LPIPS:
         pair = (enlarged(images, least_side), enlarged(others, least_side))
-        return lpips.LPIPS(_LPIPS[kind], dtype).apply({"params": params}, *pair).sum(0)
+        network: Any = lpips.LPIPS(_LPIPS[kind], dtype)
+        return network.apply({"params": params}, *pair).sum(0)
     difference = logits(kind, params, images) - logits(kind, params, others)
     return jnp.square(difference).mean(-1)
 
@@ -62,10 +63,13 @@ def logits(kind: str, params: PyTree, images: Float[Array, "b H W 3"]) -> Float[
         params, images: see ``distance``.
     """
     dtype = jax.tree.leaves(params)[0].dtype
+    network: Any
     if kind == "resnet50_logits":
-        return resnet.ResNet50(dtype).apply({"params": params}, resnet.preprocess(images))
+        network = resnet.ResNet50(dtype)
+        return network.apply({"params": params}, resnet.preprocess(images))
     if kind == "lite0_logits":
-        return lite0.Lite0(dtype).apply({"params": params}, lite0.preprocess(images))["logits"]
+        network = lite0.Lite0(dtype)
+        return network.apply({"params": params}, lite0.preprocess(images))["logits"]
     raise ValueError(f"kind={kind!r} has no logits: resnet50_logits and lite0_logits have")
 
 
