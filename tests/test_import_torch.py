@@ -181,9 +181,12 @@ def test_maskbit_s_tokenizer_and_back(tmp_path, capsys):
     again = reference_weights.read_tokenizer(tmp_path / "vqgan.safetensors", num_tokens=16)
     assert again.fingerprint == codec.fingerprint and again.model == codec.model
     bits = {k: v for k, v in tensors.items() if not k.startswith("quantize.")}
-    path.write_bytes(writer.zip_bytes(bits | {"quantize.bits_to_indices": np.arange(8)}))
+    path.write_bytes(writer.zip_bytes(bits | {"quantize.bits_to_indices": 2 ** np.arange(8)}))
     arguments = ["--vqgan", path, "--image-size", 16, "--out", tmp_path / "bits"]
-    refused(capsys, "whose codes are bits, without a codebook", *arguments)
+    assert run(capsys, *arguments)[0] is None
+    assert Tokenizer.load(tmp_path / "bits").model.quantizer == "lfq"
+    path.write_bytes(writer.zip_bytes(bits))
+    refused(capsys, "it has no 'quantize.embedding.weight'", *arguments)
 
 
 def test_mistakes_are_one_line(files, tmp_path, capsys):

@@ -18,7 +18,9 @@ github.com/markweberdev/maskbit:
   block's output;
 - the middle has as many blocks as a level;
 - the decoder's levels are numbered in the order in which they run, the deepest first;
-- codes are the nearest vectors by squared distance, the first of equally near ones.
+- codes are the nearest vectors by squared distance, the first of equally near ones; those of its
+  tokenizers of bits, whose networks are the same, are 1 where a feature is above 0 and else -1, and
+  the first feature is the lowest bit.
 
 Weights follow from their names, so that the file need not hold them.
 """
@@ -143,11 +145,11 @@ class Network:
         codes = self.tensors["quantize.embedding.weight"]
         return (z.permute(0, 2, 3, 1)[..., None, :] - codes).square().sum(-1)
 
-    def decode(self, ids):
+    def decode(self, vectors):
+        """Images of code vectors [b, h, w, d]."""
         import torch.nn.functional as F
 
-        codes = self.tensors["quantize.embedding.weight"]
-        x = self.conv("decoder.conv_in", codes[ids].permute(0, 3, 1, 2))
+        x = self.conv("decoder.conv_in", vectors.permute(0, 3, 1, 2))
         x = self.stage("decoder.mid", x)
         for i in range(self.levels):
             x = self.stage(f"decoder.up.{i}", x)
@@ -173,6 +175,9 @@ def golden():
     margin = (nearest.values[..., 1] - nearest.values[..., 0]).min().item()
     assert margin > 1e-3, margin  # or float32 might choose another code
     ids = nearest.indices[..., 0]
+    table = tensors["quantize.embedding.weight"]
+    above = z.permute(0, 2, 3, 1) > 0
+    assert z.abs().min() > 1e-4, z.abs().min()
 
     def nhwc(x):
         return x.permute(0, 2, 3, 1).numpy()
@@ -182,9 +187,11 @@ def golden():
         "images": images,
         "features": nhwc(z),
         "ids": ids.numpy(),
-        "reconstructions": nhwc(network.decode(ids)),
+        "reconstructions": nhwc(network.decode(table[ids])),
         "codes": codes,
-        "decoded": nhwc(network.decode(torch.from_numpy(codes))),
+        "decoded": nhwc(network.decode(table[torch.from_numpy(codes)])),
+        "bit_ids": (above * 2 ** torch.arange(SMALL["width"])).sum(-1).numpy(),
+        "bit_reconstructions": nhwc(network.decode(2.0 * above.double() - 1)),
     }
 
 

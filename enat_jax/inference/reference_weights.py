@@ -106,7 +106,7 @@ def read_enat(
 def write(model: generator.Generator | tokenizer.Tokenizer, directory: pathlib.Path) -> None:
     """Writes ``vqgan.safetensors``, and of a generator ``enat.safetensors``, with its names.
 
-    A tokenizer with convolutions of stride 2 gets the names of MaskBit's VQGAN+.
+    A tokenizer with convolutions of stride 2, or with bits as codes, gets MaskBit's names.
 
     Raises:
         ValueError: the reference has no such model.

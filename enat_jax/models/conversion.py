@@ -176,17 +176,23 @@ def vqgan_params(state_dict: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> di
 def vqgan_state_dict(params: Mapping, model: vqgan.VQGAN) -> dict[str, np.ndarray]:
     """Returns all tensors by the reference's names: the inverse of ``vqgan_params``.
 
-    A model with convolutions of stride 2, which the reference does not have, gets MaskBit's names:
-    the inverse of ``maskbit_params``.
+    A model with convolutions of stride 2 or with bits as codes, neither of which the reference has,
+    gets MaskBit's names: the inverse of ``maskbit_params``.
 
     Raises:
         ValueError: it has another quantizer than the programs that read such tensors.
     """
-    if model.quantizer != "vq" or model.normalize or model.projection:
+    if model.quantizer == "fsq" or model.normalize or model.projection:
         raise ValueError(
             f"the reference has no tokenizer with quantizer={model.quantizer!r}, normalize="
             f"{model.normalize} and projection={model.projection}: leave it out"
         )
+    if model.quantizer == "lfq":
+        bits = {
+            "quantize.bits_to_indices": 2 ** np.arange(model.embed_dim, dtype=np.int32),
+            "quantize.codebook": np.asarray(model.apply({}, method="code_table"), np.float32),
+        }
+        return _revert_all(params, maskbit_table(model)) | bits
     table = maskbit_table(model) if model.conv_downsampling else vqgan_table(model)
     return _revert_all(params, table)
 
@@ -261,7 +267,7 @@ def maskgit_params(state_dict: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> 
 
 
 def maskbit_table(model: vqgan.VQGAN, *, deepest_first: bool = True) -> Table:
-    """Returns the table of MaskBit's VQGAN+ (arXiv:2409.16211).
+    """Returns the table of MaskBit's VQGAN+ (arXiv:2409.16211), with a codebook or with bits.
 
     Source of the names: ``modeling/conv_vqgan.py`` and ``modeling/modules/autoencoder.py`` of the
     program of its authors.
@@ -283,7 +289,9 @@ def maskbit_table(model: vqgan.VQGAN, *, deepest_first: bool = True) -> Table:
         name = re.sub(r"/downsample_(\d+)/", r".down.\1.down_conv.", name)
         return re.sub(r"/mid_(\d+)/", r".mid.res_blocks.\1.", name)
 
-    return _named(model, name_of)
+    # What each bit adds to the number of a code, and the vectors of all codes, are not learnt.
+    constants = {r"quantize\.(bits_to_indices|codebook)": (None, COPY)}
+    return _named(model, name_of) | (constants if model.quantizer == "lfq" else {})
 
 
 def maskbit_params(state_dict: Mapping[str, np.ndarray], model: vqgan.VQGAN) -> dict:

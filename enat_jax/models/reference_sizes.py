@@ -101,22 +101,25 @@ def vqgan_of(tensors: Tensors, num_groups: int | None) -> vqgan.VQGAN:
     """
     if is_maskgit(tensors):
         return _maskgit_vqgan_of(tensors, num_groups)
-    what, block = "a VQGAN of the reference", "block"
+    what, block, quantizer = "a VQGAN of the reference", "block", "vq"
     if is_maskbit(tensors):
         what, block = "MaskBit's VQGAN+", "res_blocks"
-        if "quantize.bits_to_indices" in tensors:
-            raise ValueError(
-                f"not {what} but a tokenizer of MaskBit whose codes are bits, without a codebook: "
-                "only those with a codebook can be imported, such as its vqgan_plus_12bit"
-            )
-    codes, embed_dim = _shape(tensors, "quantize.embedding.weight", 2, what)
+        quantizer = "lfq" if "quantize.bits_to_indices" in tensors else "vq"
+    if quantizer == "lfq":
+        embed_dim, *_ = _shape(tensors, "encoder.conv_out.weight", 4, what)
+        codes = 2**embed_dim
+        if not np.array_equal(tensors["quantize.bits_to_indices"], 2 ** np.arange(embed_dim)):
+            raise ValueError(f"not {what}: its {embed_dim} bits do not count 1, 2, 4 and so on")
+    else:
+        codes, embed_dim = _shape(tensors, "quantize.embedding.weight", 2, what)
     channels, image_channels, _, _ = _shape(tensors, "encoder.conv_in.weight", 4, what)
     levels = _count(tensors, r"encoder\.down\.(\d+)\..*")
     blocks = _count(tensors, rf"encoder\.down\.0\.{block}\.(\d+)\..*")
     first = [f"encoder.down.{level}.{block}.0.conv2.weight" for level in range(levels)]
     widths = [_shape(tensors, name, 4, what)[0] for name in first]
     model = _vqgan(codes, embed_dim, channels, image_channels, widths, blocks, num_groups)
-    return model.clone(conv_downsampling="encoder.down.0.down_conv.weight" in tensors)
+    strided = "encoder.down.0.down_conv.weight" in tensors
+    return model.clone(conv_downsampling=strided, quantizer=quantizer)
 
 
 def _maskgit_vqgan_of(tensors: Tensors, num_groups: int | None) -> vqgan.VQGAN:

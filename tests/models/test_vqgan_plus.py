@@ -8,6 +8,7 @@ import torch_vqgan_plus
 from enat_jax.models import conversion, reference_sizes, vqgan
 
 GOLDEN = np.load(torch_vqgan_plus.FILE)
+CODEBOOK = "quantize.embedding.weight"
 
 
 @pytest.fixture(scope="module")
@@ -21,25 +22,40 @@ def model(tensors):
 
 
 @pytest.fixture(scope="module")
-def outputs(tensors, model):
+def of_bits(tensors):
+    """The tensors of the same network with bits as codes."""
+    bits = np.arange(256)[:, None] // 2 ** np.arange(8) % 2
+    return {k: v for k, v in tensors.items() if k != CODEBOOK} | {
+        "quantize.bits_to_indices": 2 ** np.arange(8, dtype=np.int32),
+        "quantize.codebook": (2 * bits - 1).astype(np.float32),
+    }
+
+
+@pytest.fixture(scope="module")
+def outputs(tensors, model, of_bits):
     variables = {"params": conversion.maskbit_params(tensors, model)}
+    bits = reference_sizes.vqgan_of(of_bits, None)
 
     @jax.jit
     def run(images, codes):
         z = model.apply(variables, images / 255, method="encode")
-        ids, _ = model.apply(variables, z, method="quantize")
-        both = jax.numpy.concatenate([ids, codes])
-        return z, ids, model.apply(variables, both, method="decode_codes")
+        ids, vectors = model.apply(variables, z, method="quantize")
+        given = model.apply(variables, method="code_table")[codes]
+        bit_ids, bit_vectors = bits.apply({}, z, method="quantize")
+        all_vectors = jax.numpy.concatenate([vectors, given, bit_vectors])
+        return z, ids, bit_ids, model.apply(variables, all_vectors, method="decode")
 
     return run(GOLDEN["images"].astype(np.float32), GOLDEN["codes"])
 
 
 def test_the_golden_network_is_reproduced(outputs):
-    z, ids, pictures = outputs
+    z, ids, bit_ids, pictures = outputs
     np.testing.assert_allclose(z, GOLDEN["features"], atol=1e-5)
     np.testing.assert_array_equal(ids, GOLDEN["ids"])
+    np.testing.assert_array_equal(bit_ids, GOLDEN["bit_ids"])
     np.testing.assert_allclose(pictures[:2], GOLDEN["reconstructions"], atol=1e-5)
-    np.testing.assert_allclose(pictures[2:], GOLDEN["decoded"], atol=1e-5)
+    np.testing.assert_allclose(pictures[2:3], GOLDEN["decoded"], atol=1e-5)
+    np.testing.assert_allclose(pictures[3:], GOLDEN["bit_reconstructions"], atol=1e-5)
 
 
 @pytest.mark.torch
@@ -49,11 +65,15 @@ def test_the_golden_file_is_what_the_program_computes():
             np.testing.assert_allclose(GOLDEN[name], array, atol=1e-10)
 
 
-def test_every_tensor_comes_back(tensors, model):
+@pytest.mark.parametrize("kind", ["tensors", "of_bits"])
+def test_every_tensor_comes_back(kind, request):
+    tensors = request.getfixturevalue(kind)
+    model = reference_sizes.vqgan_of(tensors, None)
+    assert (model.quantizer == "lfq") == (kind == "of_bits")
     back = conversion.vqgan_state_dict(conversion.maskbit_params(tensors, model), model)
     assert back.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert back[name].tobytes() == tensor.tobytes(), name
+        assert back[name].dtype == tensor.dtype and back[name].tobytes() == tensor.tobytes(), name
 
 
 def test_the_released_sizes_are_recognised():
@@ -85,7 +105,7 @@ def test_maskgit_s_tokenizer_by_maskbit_s_names(tensors, model):
     assert not any(name.startswith("downsample") for name in params["encoder"])
 
 
-def test_what_does_not_fit_is_refused(tensors, model):
+def test_what_does_not_fit_is_refused(tensors, of_bits):
     def refused(message, changed):
         with pytest.raises(ValueError, match=message):
             conversion.maskbit_params(changed, reference_sizes.vqgan_of(changed, None))
@@ -93,14 +113,13 @@ def test_what_does_not_fit_is_refused(tensors, model):
     def without(*names):
         return {k: v for k, v in tensors.items() if k not in names}
 
-    codebook = "quantize.embedding.weight"
-    bits = without(codebook) | {"quantize.bits_to_indices": 2 ** np.arange(8, dtype=np.int32)}
-    refused("whose codes are bits.*vqgan_plus_12bit", bits)
-    refused("not MaskBit's VQGAN.: it has no 'quantize.embedding.weight'", without(codebook))
+    refused("bits do not count", of_bits | {"quantize.bits_to_indices": np.arange(8)})
+    refused("quantize.codebook: unknown", tensors | {"quantize.codebook": np.zeros((4, 2))})
+    refused("not MaskBit's VQGAN.: it has no 'quantize.embedding.weight'", without(CODEBOOK))
     strided = "encoder.down.1.down_conv.weight"
     refused("encoder/downsample_1/kernel: nothing", without(strided))
     refused(f"{strided}: has shape", tensors | {strided: np.zeros((32, 32, 4, 4), np.float32)})
-    refused("conv_out.*has shape", tensors | {codebook: np.zeros((64, 9), np.float32)})
+    refused("conv_out.*has shape", tensors | {CODEBOOK: np.zeros((64, 9), np.float32)})
     refused("encoder.attn.weight: unknown", tensors | {"encoder.attn.weight": np.zeros(1)})
     deeper = {k.replace("mid.res_blocks.1", "mid.res_blocks.2"): v for k, v in tensors.items()}
     refused("mid.res_blocks.2.conv1.weight: unknown", tensors | deeper)
