@@ -1,6 +1,6 @@
 """Discriminators: networks that learn to tell pictures from a tokenizer's reconstructions.
 
-The one to use is ``Discriminator``, that of VQGAN+ (MaskBit, arXiv:2409.16529). It looks at patches
+The one to use is ``Discriminator``, that of VQGAN+ (MaskBit, arXiv:2409.16211). It looks at patches
 and takes pictures of any size. ``StyleGANDiscriminator`` is that of MaskGIT (arXiv:2202.04200) and
 MAGVIT, for comparisons: it judges a whole picture, so it is made for one size, and it needs the
 gradient penalty. Parameters and logits are float32; images lie in [0, 1] and are not rescaled.
@@ -63,7 +63,7 @@ class Stage(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The discriminator of VQGAN+ (arXiv:2409.16529, as in its released code).
+    """The discriminator of VQGAN+ (arXiv:2409.16211, as in its released code).
 
     Pictures of 256 pixels take 128 channels and 4 stages, 7.43 M parameters; of 128 pixels 3
     stages; of 32 pixels 32 channels and 2 stages, 36 k parameters.

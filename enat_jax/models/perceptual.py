@@ -32,7 +32,7 @@ def distance(
     Args:
         kind: one of ``KINDS``. The first two are LPIPS. The others are the mean squared difference
             of a classifier's logits, of pictures that are resized to 224x224 pixels (arXiv:
-            2409.16529 trains with ResNet-50's).
+            2409.16211 trains with ResNet-50's).
         params: float32, as ``shapes`` says. Convolutions are computed in their dtype: of bfloat16
             weights in bfloat16, with norms, logits and sums in float32.
         images, others: float32 in [0, 1], of three channels.
