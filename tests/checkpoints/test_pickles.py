@@ -9,7 +9,7 @@ import tracemalloc
 import pytest
 import torch_writer as writer
 
-from enat_jax.checkpoints import torch_files
+from enat_jax.checkpoints import pickles
 
 
 class Evil:
@@ -29,7 +29,7 @@ def test_plain_values_of_every_protocol(protocol):
         "texts": ("", "é", "x" * 300, b"bytes"),
         "ordered": collections.OrderedDict(a=1, b=[(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)]),
     }
-    found = torch_files.load_pickle(pickle.dumps(value, protocol) + b"what follows")
+    found = pickles.load(pickle.dumps(value, protocol) + b"what follows")
     assert found.value["numbers"] == value["numbers"]
     assert found.value["texts"][:3] == value["texts"][:3]
     assert found.value["ordered"] == value["ordered"]
@@ -38,7 +38,7 @@ def test_plain_values_of_every_protocol(protocol):
 
 def test_what_is_shared_stays_shared():
     shared = ["x"]
-    a, b = torch_files.load_pickle(pickle.dumps([shared, shared])).value
+    a, b = pickles.load(pickle.dumps([shared, shared])).value
     assert a is b == ["x"]
 
 
@@ -46,7 +46,7 @@ def test_what_is_shared_stays_shared():
 def test_a_call_is_noted_and_not_made(protocol, tmp_path):
     target = tmp_path / "made"
     data = pickle.dumps([Evil(open, str(target), "w"), Evil(eval, "1 / 0")], protocol)
-    first, second = torch_files.load_pickle(data).value
+    first, second = pickles.load(data).value
     assert first.function.endswith(".open") and first.arguments == (str(target), "w")
     assert second.function.endswith(".eval") and second.arguments == ("1 / 0",)
     assert not target.exists()
@@ -57,7 +57,7 @@ def test_keys_that_are_no_names_are_left_out():
     nested = b"(t" + b"2\x86" * 100
     data = b"}(" + nested + b"NX\x01\x00\x00\x00aK\x01u."
     start = time.monotonic()
-    assert torch_files.load_pickle(data).value == {"a": 1}
+    assert pickles.load(data).value == {"a": 1}
     assert time.monotonic() - start < 1
 
 
@@ -88,15 +88,15 @@ def test_keys_that_are_no_names_are_left_out():
 )
 def test_damaged_pickles_are_errors(data):
     with pytest.raises(ValueError):
-        torch_files.load_pickle(data)
+        pickles.load(data)
 
 
 def test_a_large_number_in_the_memo_needs_no_memory():
-    assert torch_files.load_pickle(b"Nr\xff\xff\xff\x7f.").value is None
+    assert pickles.load(b"Nr\xff\xff\xff\x7f.").value is None
 
 
 def test_deep_nesting_is_no_recursion():
-    value = torch_files.load_pickle(b"]" * 100_000 + b"a" * 99_999 + b".").value
+    value = pickles.load(b"]" * 100_000 + b"a" * 99_999 + b".").value
     assert len(value) == 1
 
 
@@ -104,14 +104,14 @@ def test_one_list_makes_one_dictionary():
     """Otherwise a small pickle could make many large ones."""
     pairs = writer.instructions([("a", 1)] * 90)
     again = b"0ccollections\nOrderedDict\n(h\x00tR" * 10
-    assert torch_files.load_pickle(pairs + b"q\x00" + again + b".").value == {}
+    assert pickles.load(pairs + b"q\x00" + again + b".").value == {}
 
 
 def test_memory_is_bounded_by_the_size():
     """A tuple of many is named as the arguments of many calls, and not copied."""
     data = b"(" + b"N" * 100_000 + b"tq\x000" + b"cos\nsystem\nh\x00R0" * 10_000 + b"N."
     tracemalloc.start()
-    assert torch_files.load_pickle(data).value is None
+    assert pickles.load(data).value is None
     assert tracemalloc.get_traced_memory()[1] < 10**8
     tracemalloc.stop()
 
@@ -120,4 +120,4 @@ def test_registered_extensions_are_not_looked_up(monkeypatch):
     monkeypatch.setitem(copyreg._inverted_registry, 1, ("os", "system"))
     monkeypatch.setitem(copyreg._extension_cache, 1, print)
     with pytest.raises(ValueError, match="extension"):
-        torch_files.load_pickle(b"\x82\x01.")
+        pickles.load(b"\x82\x01.")
