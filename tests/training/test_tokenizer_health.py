@@ -4,9 +4,11 @@ import inspect
 import math
 import re
 import types
+from unittest import mock
 
 import pytest
 
+from enat_jax import train
 from enat_jax.models import vqgan
 from enat_jax.training import adversarial, tokenizer_health, vqgan_task
 from enat_jax.training import config as train_config
@@ -181,3 +183,18 @@ def test_without_a_discriminator_or_with_what_is_not_finite_nothing_is_judged():
     plain = {name: HEALTHY[name] for name in ("loss", "codebook_perplexity", "perceptual_loss")}
     assert [s for step in range(0, STEPS, 50) for s in found.advice(step + 50, plain)] == []
     assert said(lambda step: dict.fromkeys(HEALTHY, math.nan)) == {}
+
+
+def test_the_loop_prints_advice_beside_a_log_line(capsys):
+    run = mock.MagicMock()
+    run.monitor.summary.return_value = HEALTHY | {"skipped": 3.0}
+    run.optimizer.learning_rate_at.return_value = 0.1
+    for run.health, words in ((health(), "advice for another run: 3 of the last"), (None, None)):
+        train._log_metrics(run, types.SimpleNamespace(skipped=3), 50)
+        found = capsys.readouterr().out
+        assert words in found if words else not found
+    assert run.writer.scalars.call_count == 2
+
+
+def test_other_tasks_get_none():
+    assert tokenizer_health.of(object(), STEPS, 0) is None
