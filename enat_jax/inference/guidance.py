@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from enat_jax.inference.windows import Cut
-from enat_jax.models.blocks import Text
+from enat_jax.models.blocks import Count, Text
 
 # The weight of step s = 0 ... t - 1 as a share of the guidance scale, from ``s / t`` [t] and the
 # interval (low, high). A new schedule is one more entry.
@@ -102,6 +102,13 @@ def conditional_only(
     return modulation[:, ::2], cache[::2], _every(text, 2)
 
 
+def _each(count: Count | None, times: int) -> Count | None:
+    """Returns the counts of as many rows; a count of all images is that of all rows."""
+    if count is None or jnp.ndim(count) == 0:
+        return count
+    return jnp.repeat(jnp.asarray(count), times)
+
+
 def guided_logits(
     apply: Callable[..., Any],
     windows: Cut,
@@ -133,8 +140,8 @@ def guided_logits(
         rows(windows.new.positions, branches),
         modulation,
         cache[:, : windows.sizes.num_cached],
-        num_new=windows.num_new,
-        num_cached=windows.num_cached,
+        num_new=_each(windows.num_new, branches),
+        num_cached=_each(windows.num_cached, branches),
         method="encode",
         **of_text(text),
     )
@@ -146,8 +153,8 @@ def guided_logits(
         rows(windows.masked.positions, decoded),
         modulation[:, ::skip],
         cache[::skip, : windows.sizes.num_visible],
-        num_masked=windows.num_masked,
-        num_visible=windows.num_visible,
+        num_masked=_each(windows.num_masked, decoded),
+        num_visible=_each(windows.num_visible, decoded),
         method="decode",
         **of_text(_every(text, skip)),
     )

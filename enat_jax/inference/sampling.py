@@ -105,6 +105,18 @@ def _interval(value: Any) -> tuple[float, float]:
     return low, high
 
 
+class Given(NamedTuple):
+    """What of each image is known before the first step, in raster order.
+
+    Attributes:
+        tokens: int32; of masked places any.
+        masked: which are to be drawn. How many of an image are masked, the schedule has to know.
+    """
+
+    tokens: Int[Array | np.ndarray, "b l"]
+    masked: Bool[Array | np.ndarray, "b l"]
+
+
 class StepInputs(NamedTuple):
     """What the scan is fed, one entry a step; the counts as in ``reveal.StepCounts``.
 
@@ -115,10 +127,10 @@ class StepInputs(NamedTuple):
     """
 
     step: Int[Array | np.ndarray, " t"]
-    num_cached: Int[Array | np.ndarray, " t"]
-    num_new: Int[Array | np.ndarray, " t"]
-    num_masked: Int[Array | np.ndarray, " t"]
-    num_left: Int[Array | np.ndarray, " t"]
+    num_cached: Int[Array | np.ndarray, "t ..."]
+    num_new: Int[Array | np.ndarray, "t ..."]
+    num_masked: Int[Array | np.ndarray, "t ..."]
+    num_left: Int[Array | np.ndarray, "t ..."]
     guidance: Float[Array | np.ndarray, " t"]
     token_temperature: Float[Array | np.ndarray, " t"]
     mask_temperature: Float[Array | np.ndarray, " t"]
@@ -141,12 +153,30 @@ class Schedule:
     noisy_order: bool
 
 
-def make_schedule(settings: Settings, model: Transformer) -> tuple[Schedule, StepInputs]:
-    """Returns the schedule of ``settings`` for a model; host arithmetic only."""
+def make_schedule(
+    settings: Settings, model: Transformer, num_masked: Int[np.ndarray, " b"] | None = None
+) -> tuple[Schedule, StepInputs]:
+    """Returns the schedule of ``settings`` for a model; host arithmetic only.
+
+    Args:
+        settings: of the sampler.
+        model: the transformer.
+        num_masked: tokens to be drawn of each image where others are given, all of one
+            ``reveal.masked_range``, for whose numbers there is one schedule. None: all tokens.
+
+    Raises:
+        ValueError: the numbers are of several ranges.
+    """
     t = settings.num_steps
-    steps = reveal.sampling_steps(model.num_tokens, t, model.reuse)
+    make_steps = functools.partial(reveal.sampling_steps, model.num_tokens, t, model.reuse)
+    steps = largest = make_steps(num_masked)
+    if num_masked is not None:
+        numbers = reveal.masked_range(model.num_tokens, int(num_masked[0]))
+        if not np.isin(num_masked, numbers).all():
+            raise ValueError(f"{num_masked=} must lie within {numbers[0]} and {numbers[-1]}")
+        largest = make_steps(numbers)
     cost = functools.partial(costs.step_cost, costs.keeping_text(costs.dims_of(model)))
-    segments = reveal.cut_segments(steps, settings.num_segments or min(t, MAX_BODIES), cost)
+    segments = reveal.cut_segments(largest, settings.num_segments or min(t, MAX_BODIES), cost)
     s = np.arange(t)
     remaining = 1 - (s + 1) / t
     token_temperature = np.maximum(settings.token_temperature * remaining, 1e-3)
@@ -187,6 +217,7 @@ def sample_tokens(
     key: Key[Array, ""],
     prompt: Prompt | None = None,
     null_prompt: Prompt | None = None,
+    given: Given | None = None,
 ) -> Int[Array, "b l"]:
     """Draws the tokens of a batch of images.
 
@@ -200,6 +231,8 @@ def sample_tokens(
         prompt: texts of the images, for a model that takes them; None: no text.
         null_prompt: with a prompt, what the unconditional branch of guidance sees instead: the
             empty text, or negative prompts. Of one text for all, or of one an image.
+        given: tokens that are known, with a schedule for the numbers of the others; they are
+            encoded in the first step, for both branches, and stay as they are. None: none.
 
     Returns:
         int32 tokens in raster order, 0 <= token < v.
@@ -208,7 +241,7 @@ def sample_tokens(
         ValueError: an argument has a wrong shape, or of the two prompts only one is given.
     """
     rows = labels, image_index, key, prompt, null_prompt
-    order, ids, _ = _run(model, static, inputs, params, *rows, trace=False)
+    order, ids, _ = _run(model, static, inputs, params, *rows, given, trace=False)
     return _in_raster_order(order, ids)
 
 
@@ -235,12 +268,13 @@ def trace_tokens(
     key: Key[Array, ""],
     prompt: Prompt | None = None,
     null_prompt: Prompt | None = None,
+    given: Given | None = None,
 ) -> Trace:
-    """Draws as ``sample_tokens`` does, and returns what every step leaves."""
+    """Draws as ``sample_tokens`` does, and returns what every step leaves; likewise ``given``."""
     rows = labels, image_index, key, prompt, null_prompt
-    *_, (order, ids) = _run(model, static, inputs, params, *rows, trace=True)
+    *_, (order, ids) = _run(model, static, inputs, params, *rows, given, trace=True)
     num_visible = order.shape[-1] - inputs.num_left
-    visible = jnp.arange(order.shape[-1]) < jnp.reshape(num_visible, (-1, 1, 1))
+    visible = jnp.arange(order.shape[-1]) < jnp.reshape(num_visible, (len(order), -1, 1))
     return Trace(
         _in_raster_order(order, ids),
         _in_raster_order(order, jnp.broadcast_to(visible, order.shape)),
@@ -262,6 +296,7 @@ def _run(
     key: Key[Array, ""],
     prompt: Prompt | None,
     null_prompt: Prompt | None,
+    given: Given | None,
     trace: bool,
 ) -> tuple[Int[Array, "b l"], Int[Array, "b l"], Any]:
     """All steps: the final (order, ids), and with ``trace`` both after each step, [t, b, l]."""
@@ -275,6 +310,8 @@ def _run(
     order = jnp.broadcast_to(jnp.arange(l, dtype=jnp.int32), (b, l))
     cache = jnp.zeros((modulation.shape[1], 0, model.width), jnp.dtype(model.dtype))
     carry, steps = (order, jnp.zeros((b, l), jnp.int32), cache), []
+    if given is not None:
+        carry = *_given_first(given, b, l), cache
     for i, segment in enumerate(static.segments):
         order, ids, cache = carry
         if guided and not any(static.guided[i:]):
@@ -302,6 +339,18 @@ def _run(
             steps.append(step)
     order, ids, _ = carry
     return order, ids, jax.tree.map(lambda *parts: jnp.concatenate(parts), *steps)
+
+
+def _given_first(
+    given: Given,
+    b: int,
+    l: int,  # noqa: E741
+) -> tuple[Int[Array, "b l"], Int[Array, "b l"]]:
+    """Returns (order, ids) in which the given tokens come before the masked ones."""
+    shapes.check("the given tokens", given.tokens, b=b, l=l)
+    shapes.check("the mask of the given tokens", given.masked, b=b, l=l)
+    order = jnp.argsort(jnp.asarray(given.masked), axis=1, stable=True).astype(jnp.int32)
+    return order, jnp.take_along_axis(jnp.asarray(given.tokens, jnp.int32), order, axis=1)
 
 
 def _conditions(
@@ -356,8 +405,8 @@ def _step(
     Returns the new carry ``(order, ids, cache)``, and with ``trace`` its (order, ids).
     """
     order, ids, cache = carry
-    # In a segment of one step every slot of every window is real and nothing needs a mask.
-    exact = segment.stop - segment.start == 1
+    # In a segment of one step, if images have one count, every slot of every window is real.
+    exact = segment.stop - segment.start == 1 and jnp.ndim(step.num_cached) == 0
     num_visible = step.num_cached + step.num_new
     step_windows = windows.cut(
         ids, order, step.num_cached, num_visible, segment.windows, exact=exact

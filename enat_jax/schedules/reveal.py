@@ -17,19 +17,20 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import special
 
+MASKED_RANGES = 3  # of images that keep some of their tokens
 Size = int | Int[np.ndarray, "..."]
 # The work of one step in windows of given sizes: (num_cached, num_new, num_visible, num_masked),
 # as in ``Windows``; elementwise for arrays, which broadcast.
 Cost = Callable[[Size, Size, Size, Size], np.ndarray]
 
 
-def mask_counts(num_tokens: int, num_steps: int) -> Int[np.ndarray, " t+1"]:
+def mask_counts(num_tokens: Size, num_steps: int) -> Int[np.ndarray, "t+1 ..."]:
     """Returns the masked tokens before each step: ``floor(l cos(pi s / 2t))``.
 
     The cosine schedule of the paper (Section 3) in the float64 arithmetic of the reference.
 
     Args:
-        num_tokens: l, at least 1.
+        num_tokens: l, at least 1; or of several images, [b], those that are masked at first.
         num_steps: t, at least 1.
 
     Returns:
@@ -38,16 +39,17 @@ def mask_counts(num_tokens: int, num_steps: int) -> Int[np.ndarray, " t+1"]:
     Raises:
         ValueError: an argument is below 1.
     """
-    if num_tokens < 1 or num_steps < 1:
+    if np.min(num_tokens) < 1 or num_steps < 1:
         raise ValueError(f"{num_tokens=} and {num_steps=} must both be at least 1")
     ratio = np.arange(num_steps + 1, dtype=np.float64) / num_steps
-    counts = np.floor(num_tokens * np.cos(ratio * np.pi / 2)).astype(np.int64)
+    cosine = np.cos(ratio * np.pi / 2).reshape(-1, *(1,) * np.ndim(num_tokens))
+    counts = np.floor(num_tokens * cosine).astype(np.int64)
     counts[0], counts[-1] = num_tokens, 0
     return counts
 
 
 class StepCounts(NamedTuple):
-    """Token counts of the sampling steps, int64.
+    """Token counts of the sampling steps, int64; [t], or [t, b] where images differ.
 
     Attributes:
         num_cached: visible before the step, with features kept from earlier steps.
@@ -56,23 +58,29 @@ class StepCounts(NamedTuple):
         num_left: still masked after the step.
     """
 
-    num_cached: Int[np.ndarray, " t"]
-    num_new: Int[np.ndarray, " t"]
-    num_masked: Int[np.ndarray, " t"]
-    num_left: Int[np.ndarray, " t"]
+    num_cached: Int[np.ndarray, "t ..."]
+    num_new: Int[np.ndarray, "t ..."]
+    num_masked: Int[np.ndarray, "t ..."]
+    num_left: Int[np.ndarray, "t ..."]
 
     @property
-    def num_visible(self) -> Int[np.ndarray, " t"]:
+    def num_visible(self) -> Int[np.ndarray, "t ..."]:
         """The context of the decoder in the step."""
         return self.num_cached + self.num_new
 
     @property
     def sizes(self) -> tuple[Int[np.ndarray, " t"], ...]:
-        """The sizes of the windows without padding, in the order of ``Windows``."""
-        return self.num_cached, self.num_new, self.num_visible, self.num_masked
+        """The sizes of the windows that the largest image needs, in the order of ``Windows``."""
+        counts = self.num_cached, self.num_new, self.num_visible, self.num_masked
+        return tuple(x.reshape(len(x), -1).max(axis=1) for x in counts)
 
 
-def sampling_steps(num_tokens: int, num_steps: int, reuse: bool = True) -> StepCounts:
+def sampling_steps(
+    num_tokens: int,
+    num_steps: int,
+    reuse: bool = True,
+    num_masked: Int[np.ndarray, " b"] | None = None,
+) -> StepCounts:
     """Returns the token counts of every sampling step.
 
     Args:
@@ -80,11 +88,38 @@ def sampling_steps(num_tokens: int, num_steps: int, reuse: bool = True) -> StepC
         num_steps: t, at least 1.
         reuse: whether features of earlier steps are kept; without, all visible tokens are encoded
             anew in every step.
+        num_masked: of each image, 1 <= num_masked <= l, where the others are given and so are
+            revealed in the first step; None: all tokens are masked.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
-    counts = mask_counts(num_tokens, num_steps)
+    if num_masked is not None and np.max(num_masked) > num_tokens:
+        raise ValueError(f"{num_masked=} must be at most {num_tokens=}")
+    counts = mask_counts(num_tokens if num_masked is None else num_masked, num_steps)
     visible = num_tokens - counts[:-1]
-    cached = np.concatenate([[0], visible[:-1]]) if reuse else np.zeros_like(visible)
+    cached = np.zeros_like(visible)
+    if reuse:
+        cached[1:] = visible[:-1]
     return StepCounts(cached, visible - cached, counts[:-1], counts[1:])
+
+
+def masked_range(num_tokens: int, num_masked: int) -> Int[np.ndarray, " numbers"]:
+    """Returns the numbers of masked tokens that share their compiled shapes with ``num_masked``.
+
+    They are a third of 1 to l - 1, and l alone: an image keeps its shapes, whatever its batch, and
+    four shapes serve all masks.
+
+    Args:
+        num_tokens: l.
+        num_masked: 1 <= num_masked <= l.
+    """
+    bounds = [
+        *(i * (num_tokens - 1) // MASKED_RANGES for i in range(MASKED_RANGES + 1)),
+        num_tokens,
+    ]
+    last = next((i for i, bound in enumerate(bounds) if num_masked <= bound), len(bounds) - 1)
+    return np.arange(bounds[last - 1] + 1, bounds[last] + 1)
 
 
 class Windows(NamedTuple):
@@ -111,9 +146,9 @@ class Segment(NamedTuple):
     windows: Windows
 
 
-def _cover(steps: StepCounts, start: int, stop: int) -> Windows:
+def _cover(sizes: tuple[Int[np.ndarray, " t"], ...], start: int, stop: int) -> Windows:
     """Returns the smallest windows in which all steps ``start <= s < stop`` fit."""
-    return Windows(*(int(x[start:stop].max()) for x in steps.sizes))
+    return Windows(*(int(x[start:stop].max()) for x in sizes))
 
 
 def cut_segments(steps: StepCounts, num_segments: int, cost: Cost) -> tuple[Segment, ...]:
@@ -133,14 +168,14 @@ def cut_segments(steps: StepCounts, num_segments: int, cost: Cost) -> tuple[Segm
     """
     if num_segments < 1:
         raise ValueError(f"{num_segments=} must be at least 1")
-    t = len(steps.num_masked)
+    t, sizes = len(steps.num_masked), steps.sizes
     num_segments = min(num_segments, t)
     work = np.full((t + 1, t + 1), np.inf)
     for i in range(t):
-        covers = (np.maximum.accumulate(x[i:]) for x in steps.sizes)
+        covers = (np.maximum.accumulate(x[i:]) for x in sizes)
         work[i, i + 1 :] = np.arange(1, t - i + 1) * cost(*covers)
     _, runs = best_partition(work, num_segments)
-    return tuple(Segment(i, j, _cover(steps, i, j)) for i, j in runs)
+    return tuple(Segment(i, j, _cover(sizes, i, j)) for i, j in runs)
 
 
 def best_partition(

@@ -179,15 +179,17 @@ def test_the_sampler_is_the_method_written_plainly(params):
     np.testing.assert_array_equal(generate(SMALL, params, settings, labels), expected)
 
 
-def plain(params, settings, label, index):
+def plain(params, settings, label, index, given=()):
+    """``given``: tokens by raster position, which are encoded first and never drawn."""
     run = jax.jit(
         lambda *a, method, **k: SMALL.apply({"params": params}, *a, method=method, **k),
         static_argnames="method",
     )
     t, l = settings.num_steps, SMALL.num_tokens  # noqa: E741
-    counts = [l] + [int(np.floor(l * np.cos(np.pi * s / (2 * t)))) for s in range(1, t)] + [0]
+    m = l - len(given)
+    counts = [m] + [int(np.floor(m * np.cos(np.pi * s / (2 * t)))) for s in range(1, t)] + [0]
     key = jax.random.fold_in(jax.random.key(0), index)
-    order, ids, previous = list(range(l)), {}, 0
+    order, ids, previous = sorted(range(l), key=lambda p: p not in given), dict(given), 0
     caches = [None, None]
     for s in range(t):
         visible = l - counts[s]
@@ -214,6 +216,112 @@ def plain(params, settings, label, index):
         order[visible:] = sorted(order[visible:], key=lambda p: -confidences[p])
         previous = visible
     return np.array([ids[p] for p in range(l)])
+
+
+def generate_given(model, params, settings, labels, tokens, masked, index=None, prompts=()):
+    """Images of one range of numbers of masked tokens."""
+    index = np.arange(len(labels)) if index is None else index
+    static, inputs = sampling.make_schedule(settings, model, masked.sum(axis=1))
+    rows = np.asarray(labels, np.int32), np.asarray(index), jax.random.key(0), *prompts
+    given = sampling.Given(tokens, masked)
+    return np.asarray(sampling.sample_tokens(model, static, inputs, params, *rows, given=given))
+
+
+def masks_of(*numbers, seed=5):
+    """Random masks of 16 tokens, and tokens to go with them."""
+    rng = np.random.default_rng(seed)
+    rank = rng.permuted(np.tile(np.arange(16), (len(numbers), 1)), axis=1)
+    return rng.integers(0, 20, rank.shape), rank < np.reshape(numbers, (-1, 1))
+
+
+def test_given_tokens_come_first_and_the_rest_is_the_method_written_plainly(params):
+    """Images of one batch that keep different numbers; the unconditional branch sees them, too."""
+    settings = dataclasses.replace(NOISY, num_steps=3, guidance_schedule="constant", num_segments=2)
+    labels, (tokens, masked) = [2, 0, 1], masks_of(6, 9, 10)
+    given = {p: tokens[1, p] for p in np.flatnonzero(~masked[1])}
+    found = generate_given(SMALL, params, settings, labels, tokens, masked)
+    np.testing.assert_array_equal(found[1], plain(params, settings, 0, 1, given))
+    np.testing.assert_array_equal(found[~masked], tokens[~masked])
+    turned = [np.array(x)[[1, 2, 1]] for x in (labels, tokens, masked)]  # a batch of others
+    found_again = generate_given(SMALL, params, settings, *turned, index=[1, 2, 1])
+    np.testing.assert_array_equal(found_again, found[[1, 2, 1]])
+
+
+OTHERS = [
+    dataclasses.replace(SMALL, reuse=False),
+    nat.NAT(num_tokens=16, codebook_size=20, num_classes=3, width=16, num_heads=2, num_layers=2),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [SMALL, *OTHERS], ids=["enat", "disentangled", "nat"])
+@pytest.mark.parametrize("numbers", [(1, 2, 5), (11, 15, 12)])
+def test_segments_change_no_token_around_given_ones(model, numbers):
+    params, (tokens, masked) = perturbed(model), masks_of(*numbers)
+    rows = [0, 1, 3], tokens, masked
+    expected = generate_given(model, params, dataclasses.replace(NOISY, num_segments=1), *rows)
+    for n in (2, None):
+        settings = dataclasses.replace(NOISY, num_segments=n)
+        found = generate_given(model, params, settings, *rows)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("model", OTHERS, ids=["disentangled", "nat"])
+def test_the_baselines_draw_around_given_tokens(model):
+    params, (tokens, masked) = perturbed(model), masks_of(11, 15, 12)
+    settings = dataclasses.replace(NOISY, num_steps=3, num_segments=1)
+    found = generate_given(model, params, settings, [0, 1, 3], tokens, masked)
+    np.testing.assert_array_equal(found[~masked], tokens[~masked])
+    # What stands at masked places does not matter, what is kept does.
+    other = np.where(masked, 0, tokens)
+    again = generate_given(model, params, settings, [0, 1, 3], other, masked)
+    np.testing.assert_array_equal(again, found)
+    again = generate_given(model, params, settings, [0, 1, 3], 19 - tokens, masked)
+    assert (again != found)[masked].any()
+
+
+@pytest.mark.slow
+def test_nothing_given_is_plain_sampling(params):
+    """The compiled program of given tokens draws the same as the one without, of none given."""
+    settings = dataclasses.replace(NOISY, num_segments=2)
+    tokens, masked = masks_of(16, 16)
+    found = generate_given(SMALL, params, settings, [0, 1], tokens, masked)
+    np.testing.assert_array_equal(found, generate(SMALL, params, settings, [0, 1]))
+
+
+def test_given_tokens_and_texts(prompts):
+    params, (tokens, masked) = perturbed(TEXT), masks_of(6, 8, 10)
+    rows = np.zeros(3, np.int32), tokens, masked
+    settings = dataclasses.replace(NOISY, num_steps=3, num_segments=1)
+    found = generate_given(TEXT, params, settings, *rows, prompts=prompts)
+    np.testing.assert_array_equal(found[~masked], tokens[~masked])
+    prompt, null = prompts
+    other = Prompt(prompt.tokens[::-1], prompt.length[::-1]), null
+    assert (generate_given(TEXT, params, settings, *rows, prompts=other) != found).any()
+
+
+def test_what_each_step_leaves_of_given_tokens(params):
+    settings = dataclasses.replace(NOISY, num_segments=1)
+    tokens, masked = masks_of(1, 5)
+    static, inputs = sampling.make_schedule(settings, SMALL, np.array([1, 5]))
+    rows = np.array([0, 3], np.int32), np.array([0, 1]), jax.random.key(0)
+    given = sampling.Given(tokens, masked)
+    trace = sampling.trace_tokens(SMALL, static, inputs, params, *rows, given=given)
+    np.testing.assert_array_equal(np.asarray(trace.tokens)[:, ~masked], [tokens[~masked]] * 5)
+    # 5 cos(pi s / 10) rounded down; one token is revealed in the first step.
+    left = np.array([[0, 0, 0, 0, 0], [4, 4, 2, 1, 0]]).T
+    np.testing.assert_array_equal(np.asarray(trace.visible).sum(-1), 16 - left)
+    assert np.asarray(trace.visible)[:, ~masked].all()
+
+
+def test_masks_of_all_sizes_share_four_schedules():
+    schedules = {sampling.make_schedule(NOISY, SMALL, np.array([m]))[0] for m in range(1, 17)}
+    assert len(schedules) == 4
+    with pytest.raises(ValueError, match="must lie within 1 and 5"):
+        sampling.make_schedule(NOISY, SMALL, np.array([1, 6]))
+    for wrong in (0, 17):
+        with pytest.raises(ValueError, match="must both be at least 1|must be at most"):
+            sampling.make_schedule(NOISY, SMALL, np.array([wrong]))
 
 
 def test_tokens_follow_the_predicted_distribution():
