@@ -51,10 +51,11 @@ from enat_jax.training import (
     optim,
     outlook,
     rehearsal,
+    tokenizer_health,
     train_step,
 )
 from enat_jax.training import task as tasks
-from enat_jax.training.task import OfPictures, Pictured, Shaped, Task, TrainState
+from enat_jax.training.task import Counted, OfPictures, Pictured, Task, TrainState
 
 _Built = tuple[train_config.Loop, sharding.Sharding, optim.Optimizer, Task]
 
@@ -103,6 +104,7 @@ class _Run:
     """What the loop works with, and what it has to remember between steps.
 
     Attributes:
+        health: gives advice on what metrics say; None where nobody does.
         under_way: steps that were dispatched, oldest first: (step, whether it was skipped).
         skipped_in_a_row: of the steps that are done, the last so many were not finite.
     """
@@ -120,6 +122,7 @@ class _Run:
     preemption: distributed.Preemption
     watchdog: distributed.Watchdog
     monitor: monitoring.Monitor
+    health: tokenizer_health.Health | None
     under_way: collections.deque[tuple[int, jax.Array]]
     skipped_in_a_row: int = 0
 
@@ -174,7 +177,8 @@ def _train(
     ):
         run = _Run(
             *(workdir, loop, optimizer, task, meta, mesh, steps, checkpointer, writer, bar),
-            *(preemption, watchdog, monitor, collections.deque()),
+            *(preemption, watchdog, monitor, tokenizer_health.of(task, loop.num_steps, start)),
+            collections.deque(),
         )
         steps.compiling = functools.partial(_compiling, run)
         again = exits.AGAIN if from_step is None else "to go on, start without --from_step"
@@ -228,7 +232,7 @@ def _rehearse(
 
 def _matrix_rate(loop: train_config.Loop, task: Task, mesh: jax.sharding.Mesh) -> float | None:
     """Multiply-adds per second of all devices; None where the share of it is not asked for."""
-    if not (loop.matrix_rate and isinstance(task, Shaped)):
+    if not (loop.matrix_rate and isinstance(task, Counted)):
         return None
     return jax.process_count() * matrix_rate.matrix_rate(task.model.dtype, mesh.local_devices)
 
@@ -291,6 +295,8 @@ def _log_metrics(run: _Run, state: TrainState, step: int) -> None:
         updates = step - int(state.skipped)
         used = run.optimizer.learning_rate_at(max(updates - 1, 0), run.loop.num_steps)
         run.writer.scalars(step, summary | {"learning_rate": float(used)})
+        for sentence in run.health.advice(step, summary) if run.health is not None else ():
+            _log(f"advice for another run: {sentence}")
         run.bar.update(step, summary["loss"])
 
 

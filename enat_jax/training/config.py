@@ -24,7 +24,14 @@ from enat_jax.inference import sampling
 from enat_jax.models import classifier, transformers, vqgan
 from enat_jax.runtime import files, numerics, paths, sharding
 from enat_jax.schedules import reveal
-from enat_jax.training import classifier_task, enat_task, optim, settings, vqgan_task
+from enat_jax.training import (
+    adversarial,
+    classifier_task,
+    enat_task,
+    optim,
+    settings,
+    vqgan_task,
+)
 from enat_jax.training.task import Task
 
 TASKS = {"vqgan": vqgan_task, "enat": enat_task, "classifier": classifier_task}
@@ -34,6 +41,9 @@ RENAMED: dict[str, dict[str, str]] = {"enat": {"training": "loss"}, "vqgan": {},
 
 # Settings that change speed and rounding alone, so that a run may go on elsewhere with others.
 SPEED = [("model", name) for name in ("remat", "attention", "unroll")]
+
+# Settings that say where a file is, whose contents are compared instead.
+PLACES = [("perceptual", "weights")]
 
 # Settings that runs of earlier versions go on without, although the config has them now.
 LATER = ("loss.ema_warmup",)
@@ -111,7 +121,15 @@ SECTIONS = {
         "sampler": sampling.Settings,
         "evaluation": during_training.Settings,
     },
-    "vqgan": COMMON | {"model": vqgan.VQGAN, "data": image_data.Data, "loss": vqgan_task.Loss},
+    "vqgan": COMMON
+    | {
+        "model": vqgan.VQGAN,
+        "data": image_data.Data,
+        "loss": vqgan_task.Loss,
+        "perceptual": adversarial.Perceptual,
+        "discriminator": adversarial.Discriminator,
+        "discriminator_optimizer": adversarial.Optimizer,
+    },
     "classifier": COMMON
     | {"model": classifier.Classifier, "data": image_data.Data, "loss": classifier_task.Loss},
 }
@@ -340,7 +358,7 @@ def identity(config: ml_collections.ConfigDict, task: Task) -> dict[str, Any]:
     values = json.loads(config.to_json_best_effort())
     full = complete(config)
     kept = {k: v for k, v in values.items() if k not in FREE}
-    for section, name in SPEED:
+    for section, name in SPEED + PLACES:
         kept.get(section, {}).pop(name, None)
     for old, new in RENAMED[config.task].items():
         if new in kept:
@@ -348,9 +366,19 @@ def identity(config: ml_collections.ConfigDict, task: Task) -> dict[str, Any]:
     kept["batch_size"] = full.train.batch_size
     kept["accumulate"] = full.train.accumulate
     kept["data"] = task.data_identity()
-    if full.optimizer.schedule != "constant" and full.optimizer.decay_steps is None:
-        kept["num_steps"] = full.train.num_steps  # the learning rate depends on it
+    if _depends_on_length(full):
+        kept["num_steps"] = full.train.num_steps
     return kept
+
+
+def _depends_on_length(full: ml_collections.ConfigDict) -> bool:
+    """Says whether a step depends on how many there will be: by a rate, or by what has begun."""
+    sections = [full.optimizer]
+    if full.task == "vqgan" and full.discriminator.weight:
+        if full.discriminator.start is None or full.discriminator.ramp_steps is None:
+            return True
+        sections.append(full.discriminator_optimizer)
+    return any(x.schedule != "constant" and x.decay_steps is None for x in sections)
 
 
 def complete_identity(values: Mapping[str, Any]) -> dict[str, Any]:

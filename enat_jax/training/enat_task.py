@@ -93,8 +93,7 @@ class Loss:
         """Returns the moving average's decay of the update after so many; may be traced."""
         if not self.ema_warmup:
             return self.ema_decay
-        n = jnp.asarray(updates, jnp.float32)
-        return jnp.minimum(self.ema_decay, (1 + n) / (10 + n))
+        return tasks.warming_decay(self.ema_decay, updates)
 
     def initial_share(self, updates: int) -> float:
         """Returns the share of the initial parameters in the average after so many updates."""
@@ -132,7 +131,7 @@ class Task:
         ids, label = jnp.zeros((1, self.model.num_tokens), jnp.int32), jnp.zeros((1,), jnp.int32)
         params = self.model.init(key, ids, label)["params"]
         if self.loss.words_from_codebook:
-            params = _with_words(params, self.tokenizer.params["codebook"], self.model, key)
+            params = _with_words(params, self.tokenizer.code_table, self.model, key)
         # A copy of its own: the state is donated, and no buffer may be donated twice.
         ema_params = jax.tree.map(jnp.copy, params)
         return tasks.initial_state(params, self.optimizer, ema_params=ema_params)
@@ -243,11 +242,7 @@ class Task:
         del extra
         state = tasks.apply_gradients(state, self.optimizer, grads)
         # Steps that were not finite made no update.
-        decay = self.loss.decay_at(state.step - state.skipped)
-        ema_params = jax.tree.map(
-            lambda e, p: decay * e + (1 - decay) * p, state.ema_params, state.params
-        )
-        return state.replace(ema_params=ema_params)
+        return tasks.average(state, self.loss.decay_at(state.step - state.skipped))
 
     @property
     def evaluated(self) -> tuple[str, ...]:

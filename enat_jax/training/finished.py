@@ -56,8 +56,7 @@ def provenance(config: ml_collections.ConfigDict, task: Task, step: int) -> dict
 
 def weights(state: TrainState) -> PyTree:
     """Returns the parameters of the model that a run makes, as numpy arrays on every process."""
-    # Tasks without a moving average have none.
-    return sharding.to_host(state.ema_params or state.params)
+    return sharding.to_host(state.evaluated)
 
 
 def save(
@@ -154,7 +153,7 @@ def _read(
     differences = manifest.differences(described, expected, state, train_config.complete_identity)
     if differences:
         raise ValueError(f"{path} is not of the run's config.json: {differences}")
-    name = "params" if isinstance(task, vqgan_task.Task) else "ema_params"
+    name = "ema_params" if state.ema_params else "params"
     wanted = {name: getattr(state, name)}
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)

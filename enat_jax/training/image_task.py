@@ -10,6 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from enat_jax.data import image_data, images, loader, records, run_pictures
 from enat_jax.data.decoding import Batch
@@ -46,7 +47,11 @@ class ImageTask:
     pictures: run_pictures.RunPictures | None = None
 
     MEASURES: ClassVar[tuple[str, ...]]  # names of what evaluation finds
-    frozen: ClassVar[dict] = {}
+
+    @property
+    def frozen(self) -> PyTree:
+        """Weights of other networks, which no step changes; {} for a task without any."""
+        return {}
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns shapes and dtypes of a whole batch: images ``[b, h, w, c]``, labels ``[b]``."""

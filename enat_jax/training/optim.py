@@ -21,14 +21,15 @@ class Optimizer:
     Attributes:
         learning_rate: peak rate, reached after the warm-up; > 0.
         warmup_steps: steps over which the rate rises linearly from 0; 0 for none.
-        schedule: 'constant' after the warm-up, or 'cosine' down to 0.
+        schedule: 'constant' after the warm-up, or 'cosine' down to ``final_share``.
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in [0, 1).
         eps: added to the root of the second moment; > 0.
         weight_decay: decoupled decay, times the learning rate, of every parameter; >= 0.
-        decay_steps: 'cosine' only: the step at which the rate reaches 0, warm-up included; None
-            means the length of the run.
+        decay_steps: 'cosine' only: the step at which the rate reaches its end, warm-up included;
+            None means the length of the run.
         clip_norm: largest global gradient norm; None for no clipping.
+        final_share: 'cosine' only: share of the peak rate that is left in the end, in [0, 1).
     """
 
     learning_rate: float
@@ -40,6 +41,7 @@ class Optimizer:
     weight_decay: float = 0.03
     decay_steps: int | None = None
     clip_norm: float | None = None
+    final_share: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
@@ -59,6 +61,13 @@ class Optimizer:
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(
                 f"clip_norm={self.clip_norm!r} must be positive; None means no clipping"
+            )
+        if not 0 <= self.final_share < 1:
+            raise ValueError(f"final_share={self.final_share!r} must lie in [0, 1)")
+        if self.final_share and self.schedule != "cosine":
+            raise ValueError(
+                f"final_share={self.final_share!r} has no effect with schedule={self.schedule!r}; "
+                "leave it 0"
             )
         if self.decay_steps is not None:
             if self.schedule != "cosine":
@@ -113,7 +122,9 @@ class Optimizer:
                     "a cosine without decay_steps needs the length of the run: give num_steps"
                 )
             _check_decay(decay_steps, self.warmup_steps)
-            after = optax.cosine_decay_schedule(self.learning_rate, decay_steps - self.warmup_steps)
+            after = optax.cosine_decay_schedule(
+                self.learning_rate, decay_steps - self.warmup_steps, self.final_share
+            )
         if self.warmup_steps == 0:
             return after
         warmup = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)

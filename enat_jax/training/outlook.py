@@ -51,7 +51,7 @@ def _of_learning_rate(optimizer: optim.Optimizer, num_steps: int) -> Iterator[st
             f"{highest:.0%} of config.optimizer.learning_rate: give "
             f"--config.optimizer.warmup_steps={num_steps // 20}"
         )
-    if decay is not None and decay < num_steps:
+    if decay is not None and decay < num_steps and not optimizer.final_share:
         yield (
             f"the learning rate is 0 after step {decay:,} of {num_steps:,}, so the steps after it "
             "change nothing: give --config.optimizer.decay_steps=None"

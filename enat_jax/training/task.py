@@ -35,6 +35,11 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: PyTree
     extra: PyTree
 
+    @property
+    def evaluated(self) -> PyTree:
+        """The parameters that are evaluated and exported: the averages, if the task has them."""
+        return self.ema_params or self.params
+
 
 def initial_state(
     params: PyTree,
@@ -62,12 +67,30 @@ def apply_gradients(
     return state.replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
 
 
+def average(state: TrainState, decay: float | Float[Array, ""]) -> TrainState:
+    """Returns the state with its moving average moved towards its parameters."""
+    ema_params = jax.tree.map(
+        lambda e, p: decay * e + (1 - decay) * p, state.ema_params, state.params
+    )
+    return state.replace(ema_params=ema_params)
+
+
+def warming_decay(decay: float, updates: Int[Array, ""]) -> Float[Array, ""]:
+    """Returns the decay of a moving average after so many updates, at most (1 + n) / (10 + n).
+
+    The rule is that of TensorFlow's ``ExponentialMovingAverage`` for its ``num_updates``.
+    """
+    n = jnp.asarray(updates, jnp.float32)
+    return jnp.minimum(decay, (1 + n) / (10 + n))
+
+
 class Task(Protocol):
     """What every task has: a model, its data, its loss and its evaluation.
 
     ``train_step`` compiles ``init``, ``gradients`` and ``update``, which are pure; ``train`` calls
-    the rest. A task whose batches differ in shape is ``Shaped``, too, one that changes the state
-    before a step ``Prepared``, one that makes pictures ``Pictured``.
+    the rest. A task whose steps come in several shapes is ``Shaped``, too, one that counts its work
+    ``Counted``, one that changes the state before a step ``Prepared``, one that makes pictures
+    ``Pictured``.
     """
 
     @property
@@ -149,13 +172,18 @@ class Task(Protocol):
 
 @runtime_checkable
 class Shaped(Protocol):
-    """A task whose batches come in several compiled shapes."""
+    """A task whose steps come in several compiled shapes."""
 
     def shapes(self, index: int) -> tuple[Hashable, dict[str, np.int32]]:
         """Returns the static shape of batch ``index`` and its traced counts; the same everywhere.
 
         A step is compiled for each static shape; the counts are int32 scalars.
         """
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A task that counts its multiply-adds."""
 
     def work(self, index: int) -> dict[str, float]:
         """Returns "masked_share" of batch ``index``, and its "exact_work" and "padded_work".
@@ -209,11 +237,11 @@ def shapes(task: Task, index: int) -> tuple[Hashable, dict[str, np.int32]]:
 
 
 def work(task: Task, first: int, count: int) -> dict[str, float]:
-    """Returns what ``Shaped.work`` says of ``count`` batches from number ``first`` on together.
+    """Returns what ``Counted.work`` says of ``count`` batches from number ``first`` on together.
 
     The mean share of masked tokens, and sums of multiply-adds; {} of a task that does not count.
     """
-    if not isinstance(task, Shaped):
+    if not isinstance(task, Counted):
         return {}
     parts = [task.work(index) for index in range(first, first + count)]
     scale = {"masked_share": 1 / count}

@@ -236,9 +236,12 @@ class CompiledSteps:
         grads, metrics, extra = total
         norm = optax.tree.norm(grads)
         updated = self._task.update(state, grads, extra)
-        # The update itself can overflow although its gradients do not.
-        finite = jnp.isfinite(jnp.stack([norm, metrics["loss"], optax.tree.norm(updated.params)]))
-        finite = finite.all()
+        # The update itself can overflow although its gradients do not. A discriminator that is not
+        # finite would spoil all steps after this one.
+        others = jax.tree.leaves((extra, updated.extra.get("discriminator")))
+        others = [x for x in others if jnp.isdtype(x.dtype, "real floating")]
+        norms = [norm, metrics["loss"], optax.tree.norm(updated.params), optax.tree.norm(others)]
+        finite = jnp.isfinite(jnp.stack(norms)).all()
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
         state = state.replace(step=state.step + 1, skipped=state.skipped + ~finite)
         metrics = metrics | {

@@ -1,5 +1,6 @@
 """Training the tokenizer: it learns, no code stays dead, and nothing depends on history."""
 
+import functools
 import pathlib
 
 import chex
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from enat_jax.inference import tokenizer
 from enat_jax.models import vqgan
 from enat_jax.runtime import sharding
 from enat_jax.training import config as train_config
@@ -152,13 +152,15 @@ def test_the_decoder_alone_learns_in_the_end(start):
 
 def test_gradients_pass_straight_through(task, start):
     """Encoder: from the decoder and the commitment. Codebook: from its own loss alone."""
-    images = tokenizer.to_float(jnp.asarray(next(task.batches(0))["images"]))
-    params, key = start.params, jax.random.key(0)
-    no_codebook = vqgan_task.make(get_config(**{"loss.codebook_weight": 0.0}))
-    grads, _ = jax.jit(jax.grad(no_codebook._loss, has_aux=True))(params, images, key, 0.0)
-    np.testing.assert_array_equal(grads["codebook"], 0)
-    no_commitment = vqgan_task.make(get_config(**{"loss.commitment_weight": 0.0}))
-    grads, _ = jax.jit(jax.grad(no_commitment._loss, has_aux=True))(params, images, key, 0.0)
+    batch, key = next(task.batches(0)), jax.random.key(0)
+
+    def gradients(name):
+        without = vqgan_task.make(get_config(**{name: 0.0}))
+        find = functools.partial(without.gradients, static=(), frozen={})
+        return jax.jit(find)(start, batch, {}, key)[0]
+
+    np.testing.assert_array_equal(gradients("loss.codebook_weight")["codebook"], 0)
+    grads = gradients("loss.commitment_weight")
     assert jnp.abs(grads["encoder"]["conv_in"]["kernel"]).max() > 0
     assert jnp.abs(grads["codebook"]).max() > 0
 
@@ -207,18 +209,44 @@ def test_grey_pictures_are_trained_on_as_the_message_says(tmp_path):
     assert task.source.image_shape == (16, 16, 1)
 
 
-def test_a_share_of_codes_is_swapped_for_others_of_the_batch():
-    codes = jnp.arange(4 * 16 * 16, dtype=jnp.float32).reshape(4, 16, 16, 1)
-    decoded = codes + 0.5
-    swapped = vqgan_task._swap_some(decoded, codes, 0.25, jax.random.key(0))
-    changed = np.asarray(swapped != decoded)
-    assert abs(changed.mean() - 0.25) < 0.05
-    assert np.isin(np.asarray(swapped)[changed], codes).all()
-    gradient = jax.grad(lambda x: vqgan_task._swap_some(x, codes, 0.25, jax.random.key(0)).sum())
-    np.testing.assert_array_equal(np.asarray(gradient(decoded)) == 0, changed)
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"normalize": True, "gradient": "rotation"},
+        {"projection": True},
+        {"quantizer": "fsq", "levels": (4, 4), "embed_dim": 2},
+        {"quantizer": "lfq"},
+    ],
+    ids=lambda model: next(iter(model.values())),
+)
+def test_every_quantizer_learns(model):
+    changes = {f"model.{name}": value for name, value in model.items()}
+    noise = {"loss.code_noise": 0.1, "loss.code_noise_kind": "nearest", "loss.restart_every": 0}
+    task = vqgan_task.make(get_config(**changes, **noise, **{"optimizer.weight_decay": 0.1}))
+    start = jax.jit(task.init)(jax.random.key(0))
+    state, history = run(task, make_step(task), start, 0, 30)
+    losses = [metrics["reconstruction_loss"] for metrics in history]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    names = {name for name in history[0] if name in ("commitment_loss", "entropy_loss")}
+    expected = {"fsq": set(), "lfq": {"commitment_loss", "entropy_loss"}}
+    assert names == expected.get(task.model.quantizer, {"commitment_loss"})
+    if task.model.projection:  # weight decay leaves it alone, too
+        np.testing.assert_array_equal(state.params["codebook"], start.params["codebook"])
+        assert (state.params["code_projection"] != start.params["code_projection"]).all()
 
 
-@pytest.mark.parametrize("code_noise", [-0.1, 1.0])
-def test_an_impossible_code_noise_is_refused(code_noise):
-    with pytest.raises(ValueError, match="code_noise"):
-        vqgan_task.Loss(code_noise=code_noise)
+def test_codes_that_cannot_move_are_not_restarted():
+    for changes in ({"model.projection": True}, {"model.quantizer": "lfq"}):
+        with pytest.raises(ValueError, match=r"--config\.loss\.restart_every=0"):
+            vqgan_task.make(get_config(**changes))
+        vqgan_task.make(get_config(**changes, **{"loss.restart_every": 0}))
+
+
+def test_a_moved_code_is_a_unit_vector_where_codes_are():
+    task = vqgan_task.make(get_config(**{"model.normalize": True}))
+    state = jax.jit(task.init)(jax.random.key(0))
+    images = jax.random.uniform(jax.random.key(1), (16, 8, 8, 1))
+    moved, restarted = jax.jit(task._restart_dead_codes)(state, images, jax.random.key(0))
+    assert restarted == 16
+    lengths = jnp.linalg.norm(moved.params["codebook"], axis=-1)
+    np.testing.assert_allclose(lengths, 1, rtol=1e-5)
