@@ -36,13 +36,13 @@ class Conditions:
     negative_prompts: Prompt | None = None
     encoder: text_encoder.TextEncoder | None = None
 
-    def part(self, start: int, stop: int) -> "Conditions":
-        """Returns those of images ``start`` to ``stop`` - 1."""
+    def part(self, rows: slice | Int[np.ndarray, " b"]) -> "Conditions":
+        """Returns those of some images."""
         prompts, negative = (
-            None if found is None else Prompt(*(np.asarray(x)[start:stop] for x in found))
+            None if found is None else Prompt(*(np.asarray(x)[rows] for x in found))
             for found in (self.prompts, self.negative_prompts)
         )
-        return Conditions(self.labels[start:stop], prompts, negative, self.encoder)
+        return Conditions(self.labels[rows], prompts, negative, self.encoder)
 
     def placed(self, mesh: jax.sharding.Mesh, rows: int) -> dict[str, Any]:
         """Returns the arguments of the sampler that say what to read; texts are encoded here.

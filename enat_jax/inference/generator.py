@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from enat_jax.checkpoints import hub, model_files
 from enat_jax.inference import (
     conditions,
+    editing,
     masked_scores,
     model_card,
     sampling,
@@ -39,9 +40,11 @@ from enat_jax.inference import (
 from enat_jax.inference.conditions import Prompts
 from enat_jax.models import nat, transformers
 from enat_jax.runtime import files, numerics, paths, sharding
+from enat_jax.schedules import reveal
 
 FORMAT = "enat_jax model 2"
 BATCH_SIZE = 100  # images per call of the sampler at most, by default
+MAX_BLEND = 1000  # tokens
 
 Integers = Sequence[int] | Int[np.ndarray, " n"]
 
@@ -130,7 +133,8 @@ class Generator(model_files.TrainedModel):
             ImportError: the packages that read texts are not installed.
         """
         wanted = self._wanted(labels, prompts, negative_prompts)
-        batches = self._token_batches(wanted, seed, first_index, batch_size)
+        index = first_index + np.arange(len(wanted.labels))
+        batches = self._token_batches(wanted, seed, index, batch_size)
         images = [self.tokenizer.decode(tokens)[:count] for count, tokens in batches]
         shape = (*self.tokenizer.image_size, self.tokenizer.model.image_channels)
         return np.concatenate(images or [np.zeros((0, *shape), np.uint8)])
@@ -147,12 +151,115 @@ class Generator(model_files.TrainedModel):
     ) -> Int[np.ndarray, "n l"]:
         """Generates as ``sample`` does, and returns int32 tokens in raster order."""
         wanted = self._wanted(labels, prompts, negative_prompts)
-        batches = self._token_batches(wanted, seed, first_index, batch_size)
+        index = first_index + np.arange(len(wanted.labels))
+        batches = self._token_batches(wanted, seed, index, batch_size)
         empty = np.zeros((0, self.model.num_tokens), np.int32)
         return np.concatenate([empty, *(tokens[:count] for count, tokens in batches)])
 
+    def edit(
+        self,
+        images: UInt8[np.ndarray, "n h w c"],
+        masks: Bool[np.ndarray, "n h w"] | None = None,
+        labels: Integers | None = None,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int | None = None,
+        *,
+        prompts: Prompts | None = None,
+        negative_prompts: Prompts | None = None,
+        grow: int = 1,
+        blend: float | None = 1.0,
+        keep: float = 1.0,
+    ) -> UInt8[np.ndarray, "n h w c"]:
+        """Draws parts of images anew, as what is kept and labels or prompts suggest.
+
+        Args:
+            images: of the size of the model's.
+            masks: True where a pixel is to be changed; see ``editing.outpainted`` for masks that
+                extend a picture. None: nothing is hidden.
+            labels, prompts, negative_prompts: as for ``sample``, one for each image. Neither labels
+                nor prompts: what is kept decides alone.
+            seed, first_index, batch_size: as for ``sample``.
+            grow: tokens around a mask that are drawn anew, too.
+            blend: tokens outside a mask over which what was filled in fades into the original
+                pixels, which all others are. None: all pixels are the tokenizer's, and of a mask
+                that hides nothing its reconstruction.
+            keep: share of the tokens outside a mask that are kept, drawn at random. Below 1 the
+                result is a variation of the image, and all of its pixels are the tokenizer's.
+
+        Raises:
+            ValueError: an argument is out of range, or of another shape or number than the images.
+            ImportError: the packages that read texts are not installed.
+        """
+        images = self.tokenizer.checked(images)
+        masks = editing.checked_masks(masks, images)
+        if blend is not None and not 0 <= blend <= MAX_BLEND:
+            raise ValueError(f"{blend=} must be None or a number of tokens from 0 to {MAX_BLEND}")
+        index = first_index + np.arange(len(images))
+        masked = editing.token_masks(masks, self.tokenizer.grid, grow)
+        numerics.key(seed)  # raises if it is out of range
+        masked = editing.with_share_dropped(masked, keep, seed, index)
+        tokens = self.tokenizer.encode(editing.neutralized(images, masks))
+        texts: Any = dict(prompts=prompts, negative_prompts=negative_prompts)
+        tokens = self.fill_tokens(tokens, masked, labels, seed, first_index, batch_size, **texts)
+        filled = self.tokenizer.decode(tokens)
+        if blend is None or keep < 1:
+            return filled
+        seam = blend * images.shape[1] / self.tokenizer.grid[0]
+        return editing.blended(images, filled, masks, seam)
+
+    def fill_tokens(
+        self,
+        tokens: Int[np.ndarray, "n l"],
+        masked: Bool[np.ndarray, "n l"],
+        labels: Integers | None = None,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int | None = None,
+        *,
+        prompts: Prompts | None = None,
+        negative_prompts: Prompts | None = None,
+    ) -> Int[np.ndarray, "n l"]:
+        """Draws the masked ones of tokens in raster order; all others stay as they are.
+
+        The other arguments are those of ``edit``. Images with all tokens masked are those of
+        ``sample_tokens``. Batches are made of images with about as many masked tokens, so that
+        four compiled shapes serve all masks, and an image has its shape whatever the others are.
+        """
+        tokens, masked = np.asarray(tokens, np.int32), np.asarray(masked)
+        n, length = tokens.shape[0], self.model.num_tokens
+        if masked.dtype != bool or not tokens.shape == masked.shape == (n, length):
+            raise ValueError(
+                f"tokens {tokens.shape} and a mask of {masked.dtype} {masked.shape}: need [n, "
+                f"{length}] of both, and a mask of bool"
+            )
+        if labels is None and prompts is None:
+            labels = np.full(n, self.model.num_classes)
+        wanted = self._wanted(labels, prompts, negative_prompts)
+        if len(wanted.labels) != n:
+            raise ValueError(
+                f"{len(wanted.labels)} labels or prompts of {n} images: give one for each image"
+            )
+        batch_size = max(1, min(BATCH_SIZE, n)) if batch_size is None else batch_size
+        found = tokens.copy()
+        groups: dict[int, list[int]] = {}
+        for row in map(int, np.flatnonzero(masked.any(axis=1))):
+            last = reveal.masked_range(length, int(masked[row].sum()))[-1]
+            groups.setdefault(last, []).append(row)
+        for last, members in groups.items():
+            rows = np.array(members)
+            given = None if last == length else sampling.Given(tokens[rows], masked[rows])
+            part = wanted.part(rows), seed, first_index + rows, batch_size, given
+            found[rows] = np.concatenate([x[:count] for count, x in self._token_batches(*part)])
+        return found
+
     def _token_batches(
-        self, wanted: conditions.Conditions, seed: int, first_index: int, batch_size: int | None
+        self,
+        wanted: conditions.Conditions,
+        seed: int,
+        index: Int[np.ndarray, " n"],
+        batch_size: int | None,
+        given: sampling.Given | None = None,
     ) -> Iterator[tuple[int, Int[np.ndarray, "b l"]]]:
         """Yields how many images a batch has, and its tokens; more of them fill up the batch."""
         n = len(wanted.labels)
@@ -162,14 +269,26 @@ class Generator(model_files.TrainedModel):
             raise ValueError(f"{batch_size=} must be at least 1")
         key = numerics.key(seed)
         mesh, params = self.placed
-        run = sampling.make(self.model, self.settings)
+        static, inputs = sampling.make_schedule(self.settings, self.model)
         for start in range(0, n, batch_size):
-            part = wanted.part(start, min(start + batch_size, n))
-            index = first_index + start + np.arange(batch_size, dtype=np.int32)
+            rows = slice(start, start + batch_size)
+            part = wanted.part(rows)
             # `place` fills up to a multiple of the devices.
-            labels = sharding.place(np.resize(part.labels, batch_size), mesh)
+            of_batch = [np.resize(part.labels, batch_size)]
+            of_batch.append(np.resize(index[rows], batch_size).astype(np.int32))
             texts = part.placed(mesh, batch_size)
-            tokens = run(params, labels, sharding.place(index, mesh), key, **texts)
+            if given is not None:
+                known = [
+                    np.resize(x[rows], (batch_size, x.shape[1])) for x in map(np.asarray, given)
+                ]
+                placed = sampling.Given(*(sharding.place(x, mesh) for x in known))
+                number = np.resize(known[1].sum(axis=1), len(placed.masked))
+                static, inputs = sampling.make_schedule(self.settings, self.model, number)
+                texts["given"] = placed
+            labels, numbers = (sharding.place(x, mesh) for x in of_batch)
+            tokens = sampling.sample_tokens(
+                self.model, static, inputs, params, labels, numbers, key, **texts
+            )
             yield len(part.labels), np.asarray(tokens)
 
     def _wanted(

@@ -58,6 +58,10 @@ class Tokenizer(model_files.TrainedModel):
         Raises:
             ValueError: the images are of another size or type.
         """
+        return self._in_batches(_encode, self.checked(images))
+
+    def checked(self, images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
+        """Returns the images as an array; raises as ``encode``."""
         images = np.asarray(images)
         needed = (*self.image_size, self.model.image_channels)
         if images.dtype != np.uint8 or images.shape[1:] != needed:
@@ -65,7 +69,7 @@ class Tokenizer(model_files.TrainedModel):
                 f"images of {images.dtype} {images.shape[1:]} do not suit this tokenizer: it takes "
                 f"uint8 images of {needed}: height, width, channels"
             )
-        return self._in_batches(_encode, images)
+        return images
 
     def decode(self, codes: Int[np.ndarray, "n l"]) -> UInt8[np.ndarray, "n h w c"]:
         """Turns tokens in raster order, 0 <= token < v, into images.
