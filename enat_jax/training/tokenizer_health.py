@@ -44,13 +44,15 @@ class Health:
         self._shortest = self._span = max(1, restarts, min(5000, num_steps // 20))
         self._judged_from = dict.fromkeys(_SETTLED, num_steps / 10)
         adversary = task.adversary
-        learns_from = None if adversary is None else adversary.first
-        weighs_from = None if adversary is None else adversary.start + adversary.ramp
-        for names, first in ((_OF_DISCRIMINATOR, learns_from), (_OF_TERM, weighs_from)):
-            start = math.inf if first is None else first + self._span
-            self._judged_from |= dict.fromkeys(names, start)
+        self._guessing, self._learns_from, weighs_from = math.nan, math.inf, math.inf
+        if adversary is not None:
+            self._guessing = _GUESSING[adversary.settings.loss]
+            self._learns_from, weighs_from = adversary.first, adversary.start + adversary.ramp
+        for names, first in ((_OF_DISCRIMINATOR, self._learns_from), (_OF_TERM, weighs_from)):
+            self._judged_from |= dict.fromkeys(names, first + self._span)
         self._windows: list[tuple[int, int, dict[str, float]]] = []  # steps before and after
         self._end = step
+        self._lowest_loss = math.inf  # of the discriminator
         self._lowest_perceptual = math.inf
         self._wrong: set[str] = set()
 
@@ -63,6 +65,9 @@ class Health:
                 What is missing or NaN is not judged.
         """
         start, self._end = self._end, step
+        if start >= self._learns_from:
+            loss = metrics.get("discriminator_loss", math.nan)
+            self._lowest_loss = min(self._lowest_loss, loss)
         known = {name: x for name, x in metrics.items() if start >= self._judged_from.get(name, 0)}
         self._windows.append((start, step, known))
         self._span = max(self._shortest, step - start)
@@ -91,18 +96,23 @@ class Health:
 
     def _of_discriminator(self) -> Iterator[tuple[str, str]]:
         """Judges whether it learns, and whether the tokenizer still has a chance against it."""
-        adversary = self._task.adversary
-        if adversary is None:
-            return
-        loss, guessing = self._mean("discriminator_loss"), _GUESSING[adversary.settings.loss]
+        loss, guessing, lowest = self._mean("discriminator_loss"), self._guessing, self._lowest_loss
         accuracies = [self._mean(f"discriminator_accuracy_{of}") for of in ("real", "fake")]
-        if loss > 0.98 * guessing:
+        if self._guesses():
+            words = "has learnt nothing"
+            remedy = "raise config.discriminator_optimizer.learning_rate"
+            if lowest < 0.9 * guessing:
+                words = f"has lost what it had learnt, a loss of {lowest:.2f}"
+                remedy = (
+                    "lower config.discriminator_optimizer.learning_rate or "
+                    "config.discriminator.weight, or give config.discriminator.ramp_steps more"
+                )
             yield (
                 "guessing",
-                f"the discriminator has learnt nothing in {self._span:,} steps: its loss is "
-                f"{loss:.2f}, and that of guessing is {guessing:.2f}: raise "
-                "config.discriminator_optimizer.learning_rate",
+                f"the discriminator {words}: for {self._span:,} steps its loss has been "
+                f"{loss:.2f}, and that of guessing is {guessing:.2f}: {remedy}",
             )
+            return
         signs = []
         if loss < 0.3 * guessing:
             signs.append(f"its loss is {loss:.2f}")
@@ -128,6 +138,10 @@ class Health:
                 "config.discriminator_optimizer.learning_rate",
             )
 
+    def _guesses(self) -> bool:
+        """Says whether the discriminator does no better than one that knows nothing."""
+        return self._mean("discriminator_loss") > 0.98 * self._guessing
+
     def _of_logits(self) -> Iterator[tuple[str, str]]:
         """Judges whether both mean logits move away from zero together."""
         real, fake = self._mean("logits_real"), self._mean("logits_fake")
@@ -149,7 +163,7 @@ class Health:
         )
         if share > 0.6:
             yield "too much", f"{words}: lower config.discriminator.weight"
-        if share < 0.01:
+        if share < 0.01 and not self._guesses():
             yield "no effect", f"{words}, and has no effect: raise config.discriminator.weight"
         perceptual, lowest = self._mean("perceptual_loss"), self._lowest_perceptual
         self._lowest_perceptual = min(lowest, perceptual)
@@ -204,11 +218,11 @@ class Health:
             ("discriminator_grad_norm", "config.discriminator_optimizer"),
         ):
             now, before = metrics.get(name, math.nan), self._mean(name, before=True)
-            if now > 10 * before:
+            if now > 1 and now > 10 * before:
                 yield (
                     name,
-                    f"{name} has jumped from {before:.3g} to {now:.3g}: set {section}.clip_norm=1, "
-                    f"or lower {section}.learning_rate",
+                    f"{name} has jumped from {before:.3g} to {now:.3g}: lower "
+                    f"{section}.learning_rate, or set {section}.clip_norm=1 if it clips at no less",
                 )
         if (skipped := metrics.get("skipped", 0)) > 0:
             yield (

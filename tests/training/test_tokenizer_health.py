@@ -78,9 +78,9 @@ def test_a_healthy_run_is_left_alone(log_every):
     ("changes", "words"),
     [
         (
-            {"discriminator_loss": 0.99},
-            "has learnt nothing in 100 steps: its loss is 0.99, and that of guessing is 1.00: "
-            "raise config.discriminator_optimizer.learning_rate",
+            {"discriminator_loss": 0.99, "discriminator_accuracy_real": 0.0},
+            "the discriminator has lost what it had learnt, a loss of 0.80: for 100 steps "
+            "its loss has been 0.99, and that of guessing is 1.00: lower config.discriminator_opti",
         ),
         ({"discriminator_loss": 0.1}, "the discriminator wins: its loss is 0.10: raise config."),
         (
@@ -111,10 +111,10 @@ def test_a_healthy_run_is_left_alone(log_every):
         ),
         ({"codes_restarted": 0.2}, "every restart still moves 20 of 100 codes, and hardly fewer"),
         ({"commitment_loss": 0.02}, "grows, from 0.01 to 0.02 in 100 steps: raise config.loss.com"),
-        ({"grad_norm": 6.0}, r"^grad_norm has jumped from 0.5 to 6: set config.optimizer.clip_n"),
+        ({"grad_norm": 6.0}, r"^grad_norm has jumped from 0.5 to 6: lower config.optimizer.le"),
         (
             {"discriminator_grad_norm": 6.0},
-            "from 0.3 to 6: set config.discriminator_optimizer.clip_norm=1, or lower config.discr",
+            "lower config.discriminator_optimizer.learning_rate, or set config.discriminator_opti",
         ),
         ({"skipped": 2.0}, "2 of the last steps were not finite and changed nothing: set config"),
     ],
@@ -129,6 +129,15 @@ def test_what_is_wrong_is_said_once_with_a_remedy(changes, words):
     for section, name in settings:
         described = train_config.SECTIONS["vqgan"][section]
         assert name in inspect.signature(described).parameters, (section, name)
+
+
+def test_a_discriminator_that_never_learnt_is_told_to_learn_faster():
+    """And what follows from it, that it has no effect, is no advice of its own."""
+    changes = {"discriminator_loss": 1.01, "image_gradient_share/adversarial": 0.0}
+    step, sentence = only(since(0, **changes))
+    assert step == 600
+    assert "has learnt nothing: for 100 steps its loss has been 1.01" in sentence
+    assert sentence.endswith("is 1.00: raise config.discriminator_optimizer.learning_rate")
 
 
 def test_it_is_said_again_when_it_comes_back():
@@ -175,7 +184,7 @@ def test_the_remedies_suit_the_quantizer():
 def test_the_loss_of_guessing_is_that_of_the_kind():
     changes = since(1500, discriminator_loss=1.38)
     _, sentence = only(changes, found=health(loss="non_saturating"))
-    assert "is 1.38, and that of guessing is 1.39" in sentence
+    assert "has been 1.38, and that of guessing is 1.39" in sentence
 
 
 def test_without_a_discriminator_or_with_what_is_not_finite_nothing_is_judged():
