@@ -102,6 +102,47 @@ def test_a_loaded_tokenizer_is_the_same(codec, images, tmp_path):
     assert np.array_equal(loaded.encode(images), codec.encode(images))
 
 
+def without_quantizer(path):
+    """Makes the description of a tokenizer what earlier versions wrote."""
+    values = json.loads(path.read_text())
+    for name in ("quantizer", "normalize", "projection", "levels", "gradient"):
+        del values["model"][name]
+    path.write_text(json.dumps(values))
+
+
+def test_tokenizers_of_earlier_versions_are_read(codec, images, tmp_path):
+    codec.save(tmp_path, formats=["safetensors"])
+    without_quantizer(tmp_path / "tokenizer.json")
+    loaded = tokenizer.Tokenizer.load(tmp_path, devices=jax.devices()[:1])
+    assert loaded.model == codec.model
+    assert np.array_equal(loaded.encode(images), codec.encode(images))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quantizer": "fsq", "levels": (4, 3), "codebook_size": 12, "embed_dim": 2},
+        {"quantizer": "lfq", "codebook_size": 16},
+        {"projection": True, "normalize": True},
+    ],
+    ids=("fsq", "lfq", "projection"),
+)
+def test_a_tokenizer_of_any_quantizer(settings, images, tmp_path):
+    model = tiny.CODEC.clone(**settings)
+    params = tiny.random_params(model.init, np.zeros((1, 8, 8, 1), np.float32), seed=0)
+    made = tokenizer.Tokenizer(model, params, tiny.IMAGE_SIZE)
+    made.save(tmp_path, formats=["safetensors"])
+    loaded = tokenizer.Tokenizer.load(tmp_path, devices=jax.devices()[:1])
+    assert loaded.model == model
+    codes = loaded.encode(images)
+    assert len(np.unique(codes)) > 1 and codes.max() < model.codebook_size
+    table = np.asarray(loaded.code_table)
+    assert table.shape == (model.codebook_size, model.embed_dim)
+    vectors = table[codes].reshape(-1, 4, 4, model.embed_dim)
+    pictures = model.apply({"params": params}, vectors, method="decode")
+    assert np.abs(loaded.decode(codes) - 255.0 * np.clip(pictures, 0, 1)).max() < 0.51
+
+
 def test_other_weights_than_were_saved(codec, tmp_path):
     codec.save(tmp_path)
     model_files.save_params(tmp_path / "params", tiny.make_tokenizer(seed=1).params)
