@@ -48,6 +48,7 @@ from enat_jax.evaluation import (
     image_texts,
     measures,
     passes,
+    perceptual_distance,
     pictures,
     statistics,
 )
@@ -108,7 +109,10 @@ def evaluate_tokenizer(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
             f"the tokenizer takes {image_sets.size_of(needed)}: "
             f"{tokenization.advice(flags.source, source.image_shape, needed)}"
         )
-    subject = image_sets.of_tokenizer(codec, source, network)
+    distance = None
+    if flags.lpips is not None:
+        distance = perceptual_distance.open_distance(flags.lpips, codec.model.image_channels)
+    subject = image_sets.of_tokenizer(codec, source, network, distance)
 
     def originals() -> image_sets.ImageSet:
         if flags.reference in (None, flags.source):
@@ -128,6 +132,7 @@ def evaluate_tokenizer(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
             "provenance": codec.provenance,
         },
         "sampler": {},
+        **({} if distance is None else {cards.LPIPS: distance.description}),
     }
     _evaluate(flags, hosts, opener, subject, reference, sections)
 

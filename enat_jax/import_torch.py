@@ -1,12 +1,14 @@
-"""Import weights: the reference's released files, MaskGIT's and MaskBit's tokenizers, and CLIP.
+"""Import weights: the reference's, tokenizers of MaskGIT and MaskBit, CLIP, perceptual networks.
 
     python -m enat_jax.import_torch --enat nnet_ema.pth --vqgan vqgan_jax_strongaug.ckpt --out DIR
     python -m enat_jax.import_torch --vqgan vqgan_jax_strongaug.ckpt --image-size 256 --out DIR
     python -m enat_jax.import_torch --clip model.safetensors --out DIR
+    python -m enat_jax.import_torch --perceptual lpips_vgg --weights vgg16.ckpt --out FILE
 
 The first writes a model directory, which `Generator.load` and all programs take; the second a
 tokenizer directory, for training an ENAT of one's own; the third the directory of a text encoder,
-for models of texts and for scores, of the names of Hugging Face, OpenAI or OpenCLIP. --vqgan may be
+for models of texts and for scores, of the names of Hugging Face, OpenAI or OpenCLIP; the fourth one
+safetensors file of a perceptual network, for a tokenizer's loss and for LPIPS. --vqgan may be
 MaskGIT's msgpack file or MaskBit's VQGAN+, and every file safetensors. PyTorch is not needed, and
 nothing that a file says is run. Sizes are read off the shapes; what shapes do not tell is known for
 the paper's models and some of CLIP's, stands in CLIP's config.json beside the file, and is asked
@@ -21,6 +23,7 @@ from typing import Any
 
 from enat_jax.checkpoints import orbax_paths
 from enat_jax.data import imagenet
+from enat_jax.evaluation import perceptual_weights
 from enat_jax.inference import (
     clip_towers,
     clip_weights,
@@ -30,7 +33,7 @@ from enat_jax.inference import (
     sampling,
     tokenizer,
 )
-from enat_jax.models import clip
+from enat_jax.models import clip, perceptual
 from enat_jax.runtime import cli, files
 
 Imported = generator.Generator | tokenizer.Tokenizer | clip_towers.Clip
@@ -78,6 +81,10 @@ def class_names_for(num_classes: int, path: pathlib.Path | None) -> tuple[str, .
 
 def main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
+    if options.perceptual is not None:
+        _perceptual(options)
+        return
+    _without_use(options, ("weights",), "--perceptual")
     _check_free(options.out)
     orbax_paths.of(options.out)  # refuses a name that Orbax cannot use
     found = _imported(options)
@@ -135,6 +142,33 @@ def _clip(options: argparse.Namespace) -> clip_towers.Clip:
     return found
 
 
+def _perceptual(options: argparse.Namespace) -> None:
+    """Writes the weights of a perceptual network into one file."""
+    for name, value in vars(options).items():
+        if name not in ("perceptual", "weights", "out") and value is not None:
+            raise ValueError(
+                f"{_flag(name)} has no use with --perceptual: import other networks into "
+                "directories of their own"
+            )
+    kind, out = options.perceptual, options.out
+    if options.weights is None:
+        raise ValueError(
+            f"--perceptual {kind} needs --weights: {perceptual_weights.SOURCES[kind].files}"
+        )
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out {out} must be a file whose name ends in .safetensors")
+    if out.exists():
+        perceptual_weights.refuse_others(kind, options.weights, out)
+        print(f"[import] {out} holds the same already")
+        return
+    origin = perceptual_weights.prepare(kind, options.weights, out)
+    for file in origin["files"]:
+        print(f"[import] {kind} from {file['file']}, SHA-256 {file['sha256']}")
+    if origin["published"] is False:
+        print("[import] these are not the published weights: distances will be others")
+    print(f"[import] written to {out}")
+
+
 def _whole_model(options: argparse.Namespace) -> generator.Generator:
     if (options.vqgan is None) == (options.tokenizer is None):
         raise ValueError(
@@ -166,7 +200,10 @@ def _whole_model(options: argparse.Namespace) -> generator.Generator:
 
 def _only_tokenizer(options: argparse.Namespace) -> tokenizer.Tokenizer:
     if options.vqgan is None:
-        raise ValueError("nothing to import: name a file by --enat, --vqgan or both, or by --clip")
+        raise ValueError(
+            "nothing to import: name a file by --enat, --vqgan or both, or by --clip, or a network "
+            "by --perceptual"
+        )
     unused = ("tokenizer", "num_heads", "encoder_layers", "class_names", "enat_part")
     _without_use(options, unused, "--enat")
     return _tokenizer(options, None)
@@ -225,7 +262,7 @@ def _image_size(text: str) -> tuple[int, int]:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         prog="python -m enat_jax.import_torch",
-        description="Imports the reference's weights, tokenizers of others, and CLIP.",
+        description="Imports the reference's weights, tokenizers of others, CLIP, LPIPS.",
     )
     add = parser.add_argument
     add("--enat", type=cli.path, metavar="FILE", help="the reference's transformer")
@@ -237,7 +274,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--tokenizer", type=cli.path, metavar="DIR", help="instead of --vqgan: one of ours")
     add("--clip", type=cli.path, metavar="FILE", help="CLIP, whole or its text tower alone")
-    add("--out", type=cli.path, required=True, metavar="DIR", help="model, tokenizer or encoder")
+    add("--perceptual", choices=perceptual.KINDS, help="a network that compares pictures")
+    add("--weights", metavar="FILE[,FILE]", help="of --perceptual")
+    add(
+        "--out",
+        type=cli.path,
+        required=True,
+        metavar="DIR",
+        help="model, tokenizer or encoder; of --perceptual a .safetensors file",
+    )
     add("--image-size", type=_image_size, help="pixels of a side, or HEIGHTxWIDTH")
     add("--class-names", type=cli.path, metavar="FILE", help="a name a line; 1000: ImageNet's")
     add("--num-heads", type=cli.at_least_one, help="if the size is none of the paper's, or CLIP's")

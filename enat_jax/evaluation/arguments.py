@@ -34,7 +34,7 @@ TAKEN = {  # by each use; others would have no effect
         *("reference", *_PICTURES, *_WORK, "keep"),
         *("num", "seed", "batch_size", "dtype", "text_encoder", *_TEXTS, *SAMPLER),
     ),
-    "tokenizer": ("source", "reference", *_PICTURES, *_WORK, "keep"),
+    "tokenizer": ("source", "reference", "lpips", *_PICTURES, *_WORK, "keep"),
     "images": ("reference", *_PICTURES, *_WORK, *_TEXTS, "keep"),
     "make_reference": (
         *("reference", *_PICTURES, "keep"),
@@ -136,6 +136,7 @@ def parser(description: str) -> argparse.ArgumentParser:
         ".jaxexport file (default: inception)",
     )
     add("--inception", metavar="FILE", help="weights of Inception, or 'download'")
+    add("--lpips", metavar="NETWORK:FILE", help="of a tokenizer, too: vgg:FILE or alex:FILE")
     add(
         "--num",
         type=cli.at_least_one,

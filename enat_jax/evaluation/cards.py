@@ -40,19 +40,20 @@ SECTIONS = (
     "date",
 )
 CLIP = "clip"  # a section of cards with scores by it: weights, scale, prefix
+LPIPS = "lpips"  # a section of cards with such distances: the network, its weights
 # What differs first makes numbers incomparable; the rest is what a comparison is about, or may
 # explain small differences. Sections within a group, and groups, by importance.
 INCOMPARABLE = (
     *("kind", "features", "reference"),
     *("images.size", "images.num", "images.per_class", "images.prompts"),
 )
-COMPARED = ("sampler", "model", "images", "clip", "intervals")
+COMPARED = ("sampler", "model", "images", "clip", "lpips", "intervals")
 CIRCUMSTANCES = ("versions", "hardware")
 # Where a file lies, what it is called, and who computed it.
 NO_DIFFERENCE = (
     *("features.origin", "reference.path", "reference.about", "reference.description.features"),
     *("reference.description.versions", "model.path", "intervals.about"),
-    *("images.prompts.path", "clip.path", "clip.provenance"),
+    *("images.prompts.path", "clip.path", "clip.provenance", "lpips.files"),
 )
 # Long, or said already: for programs, and for `compare`.
 IN_JSON_ALONE = (
@@ -152,10 +153,10 @@ def summary(card: Card) -> str:
 def markdown(card: Card) -> str:
     """Returns the card in Markdown: its summary, and what it was made with."""
     parts = [summary(card).rstrip("\n")]
-    for section in ("sampler", "images", CLIP, "features", "reference", "model"):
+    for section in ("sampler", "images", CLIP, LPIPS, "features", "reference", "model"):
         if card.get(section):
             parts += [
-                f"## {section.upper() if section == CLIP else section.capitalize()}",
+                f"## {section.upper() if section in (CLIP, LPIPS) else section.capitalize()}",
                 _table(card[section], section),
             ]
     circumstances = {"date": card["date"], **card["hardware"], **card["versions"]}

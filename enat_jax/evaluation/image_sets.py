@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 
 from enat_jax.data import images, tokens
-from enat_jax.evaluation import accumulate, features, npz_files, npz_images, text_prompts
+from enat_jax.evaluation import (
+    accumulate,
+    features,
+    npz_files,
+    npz_images,
+    perceptual_distance,
+    text_prompts,
+)
 from enat_jax.evaluation import statistics as image_statistics
 from enat_jax.inference import generator, tokenizer
 from enat_jax.runtime import numerics, paths, versions
@@ -118,11 +125,15 @@ def of_npz(found: npz_images.NpzImages, keep: int, network: features.Features) -
 
 
 def of_tokenizer(
-    codec: tokenizer.Tokenizer, source: images.Source, network: features.Features
+    codec: tokenizer.Tokenizer,
+    source: images.Source,
+    network: features.Features,
+    distance: perceptual_distance.Distance | None = None,
 ) -> ImageSet:
     """Returns the pictures of a source as a tokenizer reconstructs them.
 
-    Each comes with its mean squared error, of pixels in [0, 1].
+    Each comes with its mean squared error, of pixels in [0, 1], and with its LPIPS, if that is
+    asked for.
     """
 
     def load(start: int, stop: int) -> accumulate.Batch:
@@ -133,11 +144,15 @@ def of_tokenizer(
         decoded = codec.decode(codec.encode(padded))[: stop - start]
         error = np.square((decoded.astype(np.float64) - batch["images"]) / 255).mean((1, 2, 3))
         rows = {"squared_error": error.astype(np.float32)[:, None]}
+        if distance is not None:
+            rows[distance.kind] = distance(batch["images"], decoded)[:, None]
         return accumulate.Batch(decoded, batch["labels"], rows)
 
     identity, shape = _without_augmentation(source.identity()), source.image_shape
     num, classes = len(source), len(source.class_names)
     made = {"tokenizer": codec.fingerprint, "source": identity}
+    if distance is not None:
+        made["lpips"] = distance.identity
     spec = accumulate.PassSpec(num, classes, num, _identity(made, network))
     about = _description(network, identity, shape, num)
     return ImageSet(load, True, spec, shape, about, identity.get("split"))

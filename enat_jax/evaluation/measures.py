@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from enat_jax.evaluation import features, statistics
+from enat_jax.evaluation import features, perceptual_distance, statistics
 from enat_jax.metrics import bootstrap, fid, inception_score, manifold
 
 REPLICATES = 100  # of the bootstrap
@@ -51,6 +51,9 @@ def evaluate_set(
         metrics["inception_score"] = _inception_score(rows["probabilities"], replicates)
     if "squared_error" in rows:
         metrics["psnr"] = _psnr(rows["squared_error"][:, 0].astype(np.float64))
+    for kind, title in perceptual_distance.TITLES.items():
+        if kind in rows:
+            metrics[kind] = _lpips(title, rows[kind][:, 0].astype(np.float64))
     kept = [None if side.pool is None else len(side.pool) for side in (own, reference)]
     reason = why_no_overlap(*kept)
     if own.pool is None or reference.pool is None or reason:
@@ -155,6 +158,11 @@ def _psnr(squared_error: Float[np.ndarray, " n"]) -> Metric:
     error = 10 / math.log(10) * bootstrap.of_mean(squared_error) / mean
     about = "dB, of the mean squared error of all images"
     return entry("PSNR", -10 * math.log10(mean), error, 0, "higher", about)
+
+
+def _lpips(title: str, distances: Float[np.ndarray, " n"]) -> Metric:
+    about = "mean distance of originals and reconstructions; another network gives other values"
+    return entry(title, distances.mean(), bootstrap.of_mean(distances), 0, "lower", about)
 
 
 def _manifold(

@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import traverse_util
 from jaxtyping import PyTree
@@ -181,9 +180,10 @@ def params_of(kind: str, tensors: Tensors) -> PyTree:
             table = _lpips_table(lpips.TRUNKS[kind.removeprefix("lpips_")])
         return conversion.convert(tensors, table, target)
     except ValueError as error:
+        first, *wrong = str(error).splitlines()
+        shown = f"{len(wrong)} mismatches, such as {wrong[0].strip()}" if wrong else first
         raise ValueError(
-            f"these are not the weights of {kind}, {SOURCES[kind].files}: "
-            f"{reference_weights.first_errors(error)}"
+            f"these are not the weights of {kind} ({shown}): give {SOURCES[kind].files}"
         ) from error
 
 
@@ -194,24 +194,29 @@ def prepare(kind: str, paths: str, out: str | os.PathLike) -> dict[str, Any]:
 
     Args:
         kind, paths: see ``load``.
-        out: the file to be written. One with the same content stays as it is.
+        out: the file to be written.
 
     Returns:
         The origin of the parameters, see ``read``.
 
     Raises:
-        OSError, ValueError: see ``load``; or there is another file at ``out``.
+        OSError, ValueError: see ``load``.
     """
-    out = pathlib.Path(out)
     params, origin = read(kind, paths)
-    if out.exists():
-        if model_files.fingerprint(load(kind, os.fspath(out))) != origin["fingerprint"]:
-            raise ValueError(f"{out} holds other weights: name another file")
-        return origin
     metadata = {name: json.dumps(value) for name, value in origin.items()}
-    flat = traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
-    weight_files.write_safetensors(out, flat, metadata)
+    weight_files.write_safetensors(out, traverse_util.flatten_dict(params, sep="/"), metadata)
     return origin
+
+
+def refuse_others(kind: str, paths: str, prepared: str | os.PathLike) -> None:
+    """Raises ValueError unless ``prepare`` wrote ``prepared`` from the same weights."""
+    _, origin = read(kind, paths)
+    try:
+        same = read(kind, os.fspath(prepared))[1]["fingerprint"] == origin["fingerprint"]
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        raise ValueError(f"{prepared} is there and holds something else: name another by --out")
 
 
 def _split(paths: str) -> list[pathlib.Path]:
