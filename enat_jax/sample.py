@@ -31,156 +31,18 @@ other settings is left alone.
 """
 
 import argparse
-import dataclasses
-import difflib
-import re
-import unicodedata
-from collections.abc import Sequence
 
 import numpy as np
 
-from enat_jax.data import imagenet, prompt_files
-from enat_jax.evaluation import npz_prompts
-from enat_jax.inference import generator, guidance, image_directory, reveal_pictures, sampling
+from enat_jax.evaluation import drawing_arguments
+from enat_jax.inference import generator, image_directory, reveal_pictures
 from enat_jax.runtime import cli
-
-
-def parse_labels(text: str, class_names: Sequence[str]) -> list[int]:
-    """Reads labels from a comma-separated list of class names or numbers, or from "all".
-
-    Args:
-        text: the list. A name goes before a number, and the longest name before shorter ones, since
-            names may have commas in them. Of a name such as "tabby, tabby cat" each part will do,
-            in any case and form of Unicode, with blanks or underscores, and of ImageNet's classes
-            their ids. In double quotes, as in CSV, it is a name and nothing else. "no class" means
-            no class, as ``len(class_names)`` does.
-        class_names: of the model.
-
-    Returns:
-        Labels, 0 <= label <= len(class_names).
-
-    Raises:
-        ValueError: a label is unknown, out of range, or one of several.
-    """
-    if text == "all":
-        return list(range(len(class_names)))
-    names = _Names(class_names)
-    if (label := names.find(text, exactly=True)) is not None:
-        return [label]
-    parts, labels = _parts(text), []
-    most = 1 + max(name.count(",") for name in class_names)
-    while parts:
-        for n in range(min(most, len(parts)), 1, -1):
-            raw = ",".join(part for part, quoted in parts[:n] if not quoted).strip()
-            together = not any(quoted for _, quoted in parts[:n])
-            if together and (label := names.find(raw)) is not None:
-                break
-        else:
-            n, label = 1, names.label(*parts[0])
-        labels.append(label)
-        parts = parts[n:]
-    return labels
-
-
-_QUOTED = re.compile(r'\s*"((?:[^"]|"")*)"\s*(,|$)')
-
-
-def _parts(text: str) -> list[tuple[str, bool]]:
-    """Returns what stands between commas, and whether it stands in quotes."""
-    parts = []
-    comma = ","
-    while comma:
-        if found := _QUOTED.match(text):
-            parts.append((found[1].replace('""', '"'), True))
-            comma, text = found[2], text[found.end() :]
-        else:
-            part, comma, text = text.partition(",")
-            parts.append((part, False))
-    return parts
-
-
-class _Names:
-    """Finds the class that a text names."""
-
-    def __init__(self, class_names: Sequence[str]) -> None:
-        self._names = class_names
-        # From the strictest to the most lenient way to compare.
-        ways: list[dict[str, set[int]]] = [{}, {}, {}, {}]
-        for label, name in enumerate(class_names):
-            synonyms = {_normal(part) for part in name.split(",")}
-            synonyms |= {re.sub(r" \([^()]*\)$", "", synonym) for synonym in synonyms}
-            for way, keys in zip(
-                ways, ([name], [_composed(name)], [_normal(name)], synonyms), strict=True
-            ):
-                for key in keys:
-                    way.setdefault(key, set()).add(label)
-        *self._whole, self._synonyms = ways
-
-    def find(self, text: str, exactly: bool = False) -> int | None:
-        """Returns the label of the class whose whole name a text is, or None."""
-        keys = [text] if exactly else [text, _composed(text), _normal(text)]
-        for key, way in zip(keys, self._whole, strict=False):
-            if key in way:
-                return self._only(text, way[key])
-        return None
-
-    def label(self, text: str, quoted: bool) -> int:
-        """Returns the label that a part of the list means; raises as ``parse_labels``."""
-        if not quoted:
-            text = text.strip()
-        wordnet = imagenet.readable_names([text.lower()])[0]
-        for name in (text, wordnet):
-            if (label := self.find(name)) is not None:
-                return label
-        count = len(self._names)
-        if meant := self._synonyms.get(_normal(text)):
-            return self._only(text, meant)
-        if _normal(text) == "no class":
-            return count
-        number = int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) and not quoted else None
-        if number is None:
-            near = difflib.get_close_matches(_normal(text), self._whole[-1] | self._synonyms, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"label {text!r} is neither a class name nor a number{hint or ':'} this model has "
-                f"the classes 0 ({self._names[0]}) to {count - 1} ({self._names[-1]})"
-            )
-        if not 0 <= number <= count:
-            raise ValueError(
-                f"label {number} is out of range: this model has the classes 0 to "
-                f"{count - 1}, and {count} for no class"
-            )
-        return number
-
-    def _only(self, text: str, labels: set[int]) -> int:
-        if len(labels) > 1:
-            meant = " or ".join(f"{label} ({self._names[label]})" for label in sorted(labels))
-            raise ValueError(f"label {text!r} may be {meant}: give its number")
-        return next(iter(labels))
-
-
-def _composed(name: str) -> str:
-    """Returns a name in the form of Unicode that keyboards type; a Mac writes the other one."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _normal(name: str) -> str:
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    return ", ".join(" ".join(part.split()) for part in folded.replace("_", " ").split(","))
 
 
 def main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
-    model = generator.Generator.load(
-        options.model, options.dtype, text_encoder_directory=options.text_encoder
-    )
-    settings = {
-        field.name: getattr(options, field.name) for field in dataclasses.fields(sampling.Settings)
-    }
-    model = model.with_settings(**{k: v for k, v in settings.items() if v is not None})
-    if options.guidance_interval and model.settings.guidance_schedule != "interval":
-        raise ValueError("--guidance-interval needs --guidance-schedule interval")
-    labels, texts = _shown(options, model)
+    model = drawing_arguments.load(options)
+    labels, texts = drawing_arguments.shown(options, model)
     image_directory.draw(
         model,
         labels,
@@ -213,51 +75,6 @@ def main(argv: list[str]) -> None:
             print(f"[sample] {options.out / file_name}")
 
 
-def _shown(
-    options: argparse.Namespace, model: generator.Generator
-) -> tuple[list[int], image_directory.Texts | None]:
-    """Returns what the rows of the grid are of: labels, and as many texts where there are any."""
-    texts = _texts(options, model)
-    no_class = model.model.num_classes
-    if options.labels is not None and not no_class:
-        raise ValueError("this model has no classes: give prompts and no --labels")
-    if texts is None and not no_class:
-        raise ValueError(
-            "this model draws what it reads: give --prompt TEXT, see --help for others"
-        )
-    if texts is None:
-        options.labels = "all" if options.labels is None else options.labels
-        return parse_labels(options.labels, model.class_names), None
-    labels = [no_class]
-    if options.labels is not None:
-        labels = parse_labels(options.labels, model.class_names)
-    if len(texts.prompts) == 1:
-        texts = texts.repeated(len(labels))
-    n = len(texts.prompts)
-    if len(labels) not in (1, n):
-        raise ValueError(
-            f"{len(labels)} labels and {n} prompts: give as many, or one of either for all"
-        )
-    return labels * (n // len(labels)), texts
-
-
-def _texts(options: argparse.Namespace, model: generator.Generator) -> image_directory.Texts | None:
-    given = (options.prompt, options.prompts, options.embeddings)
-    if all(source is None for source in given):
-        if options.negative_prompt is not None:
-            raise ValueError('--negative-prompt needs a prompt beside it, which may be --prompt ""')
-        return None
-    encoder = model.reading_texts()
-    states = None
-    if options.prompt is not None:
-        prompts = options.prompt
-    elif options.prompts is not None:
-        prompts = prompt_files.read(options.prompts)
-    else:
-        states, prompts = npz_prompts.read(options.embeddings, encoder)
-    return image_directory.Texts(prompts, states, options.negative_prompt)
-
-
 def _kinds(text: str) -> list[str]:
     kinds = text.split(",")
     if unknown := [kind for kind in kinds if kind not in reveal_pictures.KINDS]:
@@ -278,23 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "--labels",
         help="class names or numbers, such as 0,1,2 (default: all, or with prompts none)",
     )
-    texts = parser.add_mutually_exclusive_group()
-    texts.add_argument(
-        "--prompt", nargs="+", action="extend", metavar="TEXT", help="texts, in quotes each"
-    )
-    texts.add_argument(
-        "--prompts",
-        metavar="FILE",
-        help="a text on each line, or .jsonl with text or prompt; - is stdin",
-    )
-    texts.add_argument(
-        "--embeddings",
-        type=cli.path,
-        metavar="FILE.npz",
-        help="states of a text encoder in place of texts, see above",
-    )
-    add("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
-    add("--text-encoder", type=cli.path, metavar="DIR", help="if the model needs one and has none")
+    drawing_arguments.add_texts(parser)
     add("--num", type=int, default=10, help="images per label or prompt (default 10)")
     add("--seed", type=int, default=0)
     add("--out", type=cli.path, required=True, metavar="DIR", help="for the images")
@@ -310,31 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         f"{', '.join(name for name, _ in reveal_pictures.KINDS.values())} or both: of "
         f"{reveal_pictures.MAX_IMAGES} images at most, the first of each label, then the second",
     )
-    # From here on the names are those of the fields of `sampling.Settings`.
-    add(
-        "--steps",
-        type=int,
-        dest="num_steps",
-        metavar="STEPS",
-        help="sampling steps; this and what follows: default, the model's",
-    )
-    add("--guidance-scale", type=float)
-    add("--guidance-schedule", metavar="NAME", help=", ".join(guidance.SCHEDULES))
-    add(
-        "--guidance-interval",
-        type=cli.interval,
-        metavar="LOW,HIGH",
-        help="share of the steps that the schedule interval guides, such as 0.2,0.8",
-    )
-    add("--token-temperature", type=float)
-    add("--mask-temperature", type=float)
-    add(
-        "--segments",
-        type=int,
-        dest="num_segments",
-        metavar="SEGMENTS",
-        help="compiled parts of the sampler; only speed depends on it",
-    )
+    drawing_arguments.add_sampler(parser)
     return parser
 
 

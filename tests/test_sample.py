@@ -14,6 +14,7 @@ import tiny
 
 from enat_jax import sample
 from enat_jax.data import imagenet
+from enat_jax.inference import label_names
 from enat_jax.runtime import cli
 
 
@@ -139,7 +140,7 @@ def test_the_reveal_is_drawn_on_request(saved, tmp_path, capsys):
     ],
 )
 def test_labels(text, labels):
-    assert sample.parse_labels(text, tiny.CLASSES) == labels
+    assert label_names.parse_labels(text, tiny.CLASSES) == labels
 
 
 IMAGENET = ("tabby, tabby cat", "tiger cat", "crane (bird)", "maillot", "maillot, tank suit")
@@ -156,31 +157,31 @@ IMAGENET = ("tabby, tabby cat", "tiger cat", "crane (bird)", "maillot", "maillot
     ],
 )
 def test_any_name_of_a_class_will_do(text, labels):
-    assert sample.parse_labels(text, IMAGENET) == labels
+    assert label_names.parse_labels(text, IMAGENET) == labels
 
 
 def test_a_name_of_two_classes_is_refused():
     with pytest.raises(ValueError, match=r"may be 0 \(cat, pet\) or 1 \(dog, pet\)"):
-        sample.parse_labels("pet", ("cat, pet", "dog, pet"))
+        label_names.parse_labels("pet", ("cat, pet", "dog, pet"))
     with pytest.raises(ValueError, match="did you mean 'tabby cat'"):
-        sample.parse_labels("tabby cta", IMAGENET)
+        label_names.parse_labels("tabby cta", IMAGENET)
 
 
 def test_every_class_of_imagenet_can_be_named():
     names = imagenet.NAMES
     everything = list(range(1000))
     for listed in (names, [f'"{name}"' for name in names], imagenet.IDS):
-        assert sample.parse_labels(",".join(listed), names) == everything
-    assert sample.parse_labels("3,tabby, tabby cat,N01440764", names) == [3, 281, 0]
-    assert sample.parse_labels("n01443537", ("goldfish, Carassius auratus", "x")) == [0]
+        assert label_names.parse_labels(",".join(listed), names) == everything
+    assert label_names.parse_labels("3,tabby, tabby cat,N01440764", names) == [3, 281, 0]
+    assert label_names.parse_labels("n01443537", ("goldfish, Carassius auratus", "x")) == [0]
     with pytest.raises(ValueError, match=r"may be 134 \(crane \(bird\)\) or 517 \(crane \(m"):
-        sample.parse_labels("crane", names)
+        label_names.parse_labels("crane", names)
 
 
 @pytest.mark.parametrize("typed", ["caf\xe9", "cafe\u0301", "CAF\xc9"])
 @pytest.mark.parametrize("stored", ["caf\xe9", "cafe\u0301"])
 def test_names_are_found_in_any_form_of_unicode(typed, stored):
-    assert sample.parse_labels(f"bar,{typed}", (stored, "bar")) == [1, 0]
+    assert label_names.parse_labels(f"bar,{typed}", (stored, "bar")) == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_names_are_found_in_any_form_of_unicode(typed, stored):
     ],
 )
 def test_a_name_can_always_be_told_from_others(text, names, labels):
-    assert sample.parse_labels(text, names) == labels
+    assert label_names.parse_labels(text, names) == labels
 
 
 @pytest.mark.parametrize(
@@ -212,17 +213,17 @@ def test_a_name_can_always_be_told_from_others(text, names, labels):
 )
 def test_a_name_of_two_classes_is_given_with_both_numbers(text, names):
     with pytest.raises(ValueError, match=f"'{text}' may be 0 .* or 1 .*: give its number"):
-        sample.parse_labels(text, names)
-    assert sample.parse_labels("0,1", names) == [0, 1]
+        label_names.parse_labels(text, names)
+    assert label_names.parse_labels("0,1", names) == [0, 1]
 
 
 def test_what_is_quoted_is_no_number():
     with pytest.raises(ValueError, match="label '1' is neither"):
-        sample.parse_labels('"1"', tiny.CLASSES)
+        label_names.parse_labels('"1"', tiny.CLASSES)
 
 
 def test_a_name_goes_before_a_number():
-    assert sample.parse_labels("7,1", ("7", "3")) == [0, 1]
+    assert label_names.parse_labels("7,1", ("7", "3")) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ def test_a_name_goes_before_a_number():
 )
 def test_wrong_labels(text, message):
     with pytest.raises(ValueError, match=message):
-        sample.parse_labels(text, tiny.CLASSES)
+        label_names.parse_labels(text, tiny.CLASSES)
 
 
 def test_mistakes_are_one_line(saved, tmp_path, capsys):

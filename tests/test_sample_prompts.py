@@ -12,6 +12,7 @@ import tiny
 
 from enat_jax import export, sample
 from enat_jax.data import drawn, readers
+from enat_jax.evaluation import drawing_arguments
 from enat_jax.inference import image_directory, reveal_pictures
 from enat_jax.inference.generator import Generator
 from enat_jax.models.blocks import Prompt
@@ -169,7 +170,7 @@ def test_labels_and_prompts_together():
 
     def shown(*arguments):
         options = sample._parser().parse_args(["--model", "m", "--out", "o", *arguments])
-        labels, texts = sample._shown(options, Both)
+        labels, texts = drawing_arguments.shown(options, Both)
         return labels, None if texts is None else list(texts.prompts)
 
     assert shown() == ([0, 1, 2], None)
