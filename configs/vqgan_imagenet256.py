@@ -7,8 +7,9 @@ The network is MaskGIT's, whose released weights can be imported instead of trai
 of VQGAN+, see enat_jax/inference/README.md. Its losses are those of VQGAN+, the only recipe for
 1024 codes with a published table of what each part brings: a reconstruction FID of 1.67 after 1.35
 million steps (4.5 days of 32 A100), of about 2.0 after 300,000. Nobody has run it here. The weights
-of the ResNet-50 are torchvision's first ones (IMAGENET1K_V1), see configs/README.md. Warm-ups, the
-start of the discriminator, restarts of codes and intervals shrink with --config.train.num_steps.
+of the ResNet-50 are torchvision's first ones (IMAGENET1K_V1), see enat_jax/evaluation/README.md.
+Warm-ups, the start of the discriminator and the end of restarts of codes come sooner with fewer
+--config.train.num_steps.
 
 Sources: "MaskGIT" is arXiv:2202.04200 and its release, "VQGAN+" arXiv:2409.16211 and
 configs/tokenizer/vqgan_plus_10bit.yaml of its release, "VQ-VAE" arXiv:1711.00937; "ours" has no
