@@ -17,10 +17,10 @@ def state_dict():
     """The tensors by torchvision's names, float32."""
     kinds = json.loads(str(FILE["param_kinds"]))
     shapes = json.loads(str(FILE["param_shapes"]))
-    return {name: _draw(name, kind, shapes[name]) for name, kind in kinds.items()}
+    return {name: draw(name, kind, shapes[name]) for name, kind in kinds.items()}
 
 
-def _draw(name, kind, shape):
+def draw(name, kind, shape):
     rng = np.random.RandomState(zlib.crc32(name.encode()))
     r = rng.standard_normal(int(np.prod(shape))).reshape(shape)
     match kind:
