@@ -53,6 +53,7 @@ SMALL = {
     "enat_jax.tokenize_images --copies": "--copies 1",
     "enat_jax.tokenize_images": "",
     "enat_jax.sample": "--num 2",
+    "enat_jax.edit": "--num 2",
     "enat_jax.evaluate_digits": "--num 20",
     "enat_jax.evaluate --compare": "",
     "enat_jax.evaluate": "--num 20",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import re
 import unicodedata
 from collections.abc import Collection
@@ -30,7 +31,7 @@ class Drawn:
 
     Attributes:
         num: images per label or prompt, in a row.
-        shown: class names of the labels, or the prompts.
+        shown: class names of the labels, or the prompts, or of edits the pictures' names.
     """
 
     num: int
@@ -42,6 +43,8 @@ class Drawn:
         try:
             values = json.loads(content)
             names = values["prompts"] if "prompts" in values else values["class_names"]
+            if "images" in values:
+                names = [pathlib.PurePath(name).stem for name in values["images"]]
             num = values["num"]
             of_sample = values["software"].startswith("enat_jax ") and num >= 1
             found = cls(int(num), tuple(map(str, names)))

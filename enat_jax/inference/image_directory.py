@@ -22,12 +22,12 @@ from typing import IO, Any
 import jax
 import numpy as np
 import PIL.Image
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 import enat_jax
 from enat_jax.checkpoints import model_files
 from enat_jax.data import drawn, text_tokens
-from enat_jax.inference import generator, text_encoder
+from enat_jax.inference import editing, generator, text_encoder
 from enat_jax.models.blocks import Prompt
 from enat_jax.runtime import files, numerics, os_errors, paths, png, progress
 
@@ -96,6 +96,50 @@ class Texts:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Originals:
+    """Pictures that are to be edited, see ``Generator.edit``.
+
+    Attributes:
+        names: of the pictures, without folders.
+        images, masks: of the model's size; True where a pixel is to be changed.
+        grow, blend, keep: arguments of ``Generator.edit``.
+    """
+
+    names: Sequence[str]
+    images: UInt8[np.ndarray, "n h w c"]
+    masks: Bool[np.ndarray, "n h w"]
+    grow: int = 1
+    blend: float | None = 1.0
+    keep: float = 1.0
+
+    def of(self, rows: Int[np.ndarray, " b"]) -> dict[str, Any]:
+        """Returns the arguments of ``Generator.edit`` for the pictures of these numbers."""
+        how = {name: getattr(self, name) for name in ("grow", "blend", "keep")}
+        return {"images": self.images[rows], "masks": self.masks[rows], **how}
+
+    def beside(
+        self, drawn: UInt8[np.ndarray, "m h w c"], each: int
+    ) -> UInt8[np.ndarray, "k h w c"]:
+        """Returns what ``grid.png`` shows: before ``each`` results an original and its mask."""
+        n = len(drawn) // each
+        hidden = np.where(self.masks[:n, ..., None], np.uint8(editing.GREY), self.images[:n])
+        rows = drawn.reshape(n, each, *drawn.shape[1:])
+        both = np.stack([self.images[:n], hidden], axis=1)
+        return np.concatenate([both, rows], axis=1).reshape(-1, *drawn.shape[1:])
+
+    def settings(self, row: int | None = None) -> dict[str, Any]:
+        """Returns JSON values that decide what is kept; ``row``: of this picture alone."""
+        how = {name: getattr(self, name) for name in ("grow", "blend", "keep")}
+        if row is None:
+            return {"images": list(self.names), "pixels": self._fingerprints, **how}
+        return {"image": self.names[row], "pixels": self._fingerprints[row], **how}
+
+    @functools.cached_property
+    def _fingerprints(self) -> list[str]:
+        return [model_files.fingerprint(x) for x in zip(self.images, self.masks, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Images:
     """The images that are asked for: number i is of label and prompt ``i // num``.
 
@@ -106,6 +150,7 @@ class Images:
         seed: 0 <= seed < 2**32.
         out: directory of the files.
         texts: as many prompts as labels; None: none.
+        originals: as many pictures as labels, which are edited; None: images are drawn anew.
     """
 
     model: generator.Generator
@@ -114,6 +159,7 @@ class Images:
     seed: int
     out: pathlib.Path
     texts: Texts | None = None
+    originals: Originals | None = None
 
     def __len__(self) -> int:
         return len(self.labels) * self.num
@@ -123,6 +169,8 @@ class Images:
         row = number // self.num
         texts = self.texts
         name = self._class_name(self.labels[row]) if texts is None else texts.prompts[row]
+        if self.originals is not None:
+            name = pathlib.Path(self.originals.names[row]).stem
         return self.out / drawn.file_name(number, name)
 
     def text(self, number: int) -> dict[str, str]:
@@ -138,6 +186,8 @@ class Images:
         }
         if self.texts is not None:
             values |= self.texts.settings(row)
+        if self.originals is not None:
+            values |= self.originals.settings(row)
         if not self.model.class_names:
             del values["label"], values["class_name"]
         return {"Software": SOFTWARE, "parameters": json.dumps(values, sort_keys=True)}
@@ -155,6 +205,8 @@ class Images:
         }
         if self.texts is not None:
             values |= self.texts.settings()
+        if self.originals is not None:
+            values |= self.originals.settings()
         if not self.model.class_names:
             del values["labels"], values["class_names"]
         return values
@@ -191,6 +243,7 @@ def draw(
     out: pathlib.Path,
     *,
     texts: Texts | None = None,
+    originals: Originals | None = None,
     seed: int = 0,
     batch_size: int = generator.BATCH_SIZE,
     npz: bool = False,
@@ -205,6 +258,7 @@ def draw(
         num: images per label, at least 1.
         out: directory, created if missing.
         texts: as many prompts as labels; None: labels alone.
+        originals: as many pictures as labels, which are edited; None: images are drawn anew.
         seed: 0 <= seed < 2**32.
         batch_size: images per call of the network.
         npz: whether ``samples.npz`` is written, too.
@@ -222,7 +276,7 @@ def draw(
             raise ValueError(f"{name}={value} must be at least 1")
     if not 0 <= seed < 2**32:
         raise ValueError(f"{seed=} must be a whole number from 0 to 2**32 - 1")
-    images = Images(model, labels, num, seed, paths.local(out), texts)
+    images = Images(model, labels, num, seed, paths.local(out), texts, originals)
     # Not len, which has a limit of its own.
     if num * len(labels) > MAX_IMAGES:
         raise ValueError(
@@ -238,8 +292,11 @@ def draw(
         _draw_missing(images, min(batch_size, len(images)))
         each = min(num, GRID_COLUMNS)
         first = _for_grid(images, each)
-        columns = each * _labels_in_a_row(len(first) // each, each)
-        png.write_png(images.out / "grid.png", png.grid(first, columns))
+        shown, wide = first, each
+        if originals is not None:
+            shown, wide = originals.beside(first, each), each + 2
+        columns = wide * _labels_in_a_row(len(first) // each, wide)
+        png.write_png(images.out / "grid.png", png.grid(shown, columns))
         if npz:
             _write_npz(images)
     return first
@@ -299,7 +356,8 @@ def _draw_missing(images: Images, batch_size: int) -> None:
     todo = [batch for batch in batches if not all(map(images.is_there, batch))]
     done = len(images) - sum(map(len, todo))
     if done:
-        print(f"[sample] {done} of {len(images)} images are there already")
+        program = "sample" if images.originals is None else "edit"
+        print(f"[{program}] {done} of {len(images)} images are there already")
     with (
         # Files are written while the devices draw the next batch.
         concurrent.futures.ThreadPoolExecutor() as pool,
@@ -321,7 +379,11 @@ def _draw_batch(images: Images, batch: range, batch_size: int) -> UInt8[np.ndarr
         rows = np.asarray(batch) // images.num
         labels = np.asarray(images.labels, np.int32)[rows]
         texts = {} if images.texts is None else images.texts.of(images.model.reading_texts(), rows)
-        return images.model.sample(labels, images.seed, batch[0], batch_size, **texts)
+        of_batch: Any = dict(first_index=batch[0], batch_size=batch_size, **texts)
+        if images.originals is not None:
+            of_batch |= images.originals.of(rows)
+            return images.model.edit(labels=labels, seed=images.seed, **of_batch)
+        return images.model.sample(labels, images.seed, **of_batch)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise ValueError(
