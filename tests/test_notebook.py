@@ -52,7 +52,7 @@ def test_a_kernel_runs_it_from_a_clean_checkout(checkout, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = nbformat.read(checkout / NOTEBOOK, as_version=4)
     cell = notebook.cells[14]  # which would take minutes
-    cell.source = cell.source.replace("STEPS = 2000", "STEPS = 120")
+    cell.source = cell.source.replace("STEPS = 4000", "STEPS = 120")
     folder = {"metadata": {"path": str(checkout / "launch")}}
     done = nbclient.NotebookClient(notebook, timeout=900, resources=folder).execute()
     found = [output for cell in done.cells for output in cell.get("outputs", [])]
