@@ -243,12 +243,10 @@ def _joint(bits: Float[Array, "n k"]) -> Float[Array, "n c"]:
     return found
 
 
-def near(
-    key: Key[Array, ""], ids: Int[Array, "..."], table: Float[Array, "v d"], count: int
-) -> Int[Array, "..."]:
-    """Returns for each code another one, drawn among the ``count`` codes nearest to it, int32."""
-    v = len(table)
-    count = min(count, v - 1)
+def neighbours(
+    codes: Int[Array, " n"], table: Float[Array, "v d"], count: int
+) -> Int[Array, "n count"]:
+    """Returns the ``count`` < v codes nearest to each, the nearest first and without itself."""
     squares = jnp.square(table).sum(-1)
 
     def others(code: Int[Array, ""]) -> Int[Array, " count"]:
@@ -256,8 +254,17 @@ def near(
         distances = (squares - 2 * products).at[code].set(jnp.inf)
         return jax.lax.top_k(-distances, count)[1]
 
+    return jax.lax.map(others, codes, batch_size=256)
+
+
+def near(
+    key: Key[Array, ""], ids: Int[Array, "..."], table: Float[Array, "v d"], count: int
+) -> Int[Array, "..."]:
+    """Returns for each code another one, drawn among the ``count`` codes nearest to it, int32."""
+    v = len(table)
+    count = min(count, v - 1)
     # Whichever are fewer, codes or places: a row of distances to all codes for each.
     of_places = ids.size < v
-    rows = jax.lax.map(others, ids.ravel() if of_places else jnp.arange(v), batch_size=256)
+    rows = neighbours(ids.ravel() if of_places else jnp.arange(v), table, count)
     row = jnp.arange(ids.size).reshape(ids.shape) if of_places else ids
     return rows[row, jax.random.randint(key, ids.shape, 0, count)].astype(jnp.int32)
