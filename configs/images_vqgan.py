@@ -2,20 +2,27 @@
 
     python -m enat_jax.train --config configs/images_vqgan.py --workdir runs/mine/tokenizer \\
         --config.data.source=pictures.zip
+    python -m enat_jax.train --config configs/images_vqgan.py:adversarial \\
+        --workdir runs/mine/tokenizer --config.data.source=pictures.zip \\
+        --config.perceptual.weights=vgg16.ckpt
 
 The source is a folder or an archive of pictures, in class folders or not, or tfds:NAME. With data
 like ImageNet's a released tokenizer does better than training one: this is a quarter of MaskGIT's
-width, sized for a single GPU, and its loss knows no perceptual or adversarial term, so
-reconstructions are soft. A smaller picture needs fewer levels: 128 pixels with
---config.data.size=128 give 8x8 tokens. Not trained to the end here: learning rate and steps are
-those of MaskGIT's release, scaled to the batch. Warm-up, restarts of codes and intervals shrink
-with --config.train.num_steps.
+width, sized for a single GPU. Its loss is of pixels alone, so reconstructions are soft;
+"adversarial" adds LPIPS, a discriminator and a moving average, by the recipe of VQGAN+ (MaskBit,
+arXiv:2409.16211), and needs the weights of LPIPS with VGG16, see configs/README.md. Where those
+cost too much, take --config.perceptual.kind=lite0_logits --config.perceptual.weight=0.1. A smaller
+picture needs fewer levels: 128 pixels with --config.data.size=128 give 8x8 tokens. Not trained to
+the end here: learning rate and steps are those of MaskGIT's release, scaled to the batch. Warm-up,
+restarts of codes and intervals shrink with --config.train.num_steps.
 """
 
 import ml_collections
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    if variant not in ("", "adversarial"):
+        raise ValueError(f"{variant!r} is unknown here: 'adversarial' or nothing")
     config = ml_collections.ConfigDict()
     config.task = "vqgan"
     config.seed = 0
@@ -58,6 +65,21 @@ def get_config() -> ml_collections.ConfigDict:
         "eval_every": 5000,
         "save_every": 1000,
     }
+    if variant:
+        config.loss.update(
+            reconstruction="l2",
+            reconstruction_weight=4.0,  # VQGAN+: a squared error of weight 1 on [-1, 1]
+        )
+        config.loss["ema_decay"] = 0.999  # VQGAN+
+        config.perceptual = {
+            "kind": "lpips_vgg",
+            "weight": 1.0,  # LlamaGen, and taming's VQGAN
+        }
+        config.discriminator = {
+            "weight": 0.02,  # VQGAN+; see what share of the gradient it makes
+            "lecam": 0.001,  # VQGAN+; of fewer than 5,000 pictures 0.01
+        }  # as wide as the tokenizer; starts after a tenth of the run and counts whole 2% later
+        config.discriminator_optimizer = {"learning_rate": 1e-4}  # VQGAN+
     return config
 
 

@@ -83,6 +83,18 @@ def test_config_builds(path):
         assert count / 1e6 == pytest.approx(MILLIONS[path.stem], abs=0.06)
 
 
+@pytest.mark.parametrize("name", ["cifar10_vqgan", "images_vqgan"])
+def test_adversarial_training_is_asked_for_by_name(name):
+    """Without the name nothing changes, so runs that began before go on."""
+    path = DIRECTORY / f"{name}.py"
+    plain, adversarial = load(path), load(path, "adversarial")
+    assert plain.perceptual.kind is None and plain.loss.ema_decay == 0
+    assert plain.discriminator.weight == 0 < adversarial.discriminator.weight
+    assert adversarial.perceptual.kind and adversarial.loss.ema_decay == 0.999
+    with pytest.raises(flags.Error, match="'lpips' is unknown here"):
+        load(path, "lpips")
+
+
 def test_all_configs_of_the_paper_are_there():
     assert {path.stem for path in CONFIGS} >= MILLIONS.keys() | {
         "cifar10",
