@@ -32,6 +32,7 @@ _COPIES = 4  # of the file's size that its arrays may take together
 _FUNCTIONS = re.compile(
     r"numpy\.(core|_core)\.(multiarray\._reconstruct|multiarray\.scalar|numeric\._frombuffer)"
 )
+_BYTES = ("_codecs.encode", "__builtin__.bytes")  # what made bytes before protocol 3
 _TYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 
 
@@ -296,8 +297,8 @@ def _array(call: Call) -> np.ndarray:
         _, shape, kind, fortran, content = call.state
         order = "F" if fortran else "C"
     dtype = _dtype(kind)
-    if isinstance(content, Call) and content.function == "_codecs.encode":  # before protocol 3
-        content = content.arguments[0]
+    if isinstance(content, Call) and content.function in _BYTES:
+        content = content.arguments[0] if content.arguments else b""
     if isinstance(content, str):
         content = content.encode("latin1")
     whole = isinstance(shape, tuple) and len(shape) <= _MAX_DIMENSIONS

@@ -2,14 +2,18 @@
 
 import collections
 import copyreg
+import os
 import pickle
+import struct
 import time
 import tracemalloc
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch_writer as writer
 
-from enat_jax.checkpoints import pickles
+from enat_jax.checkpoints import pickles, weight_files
 
 
 class Evil:
@@ -121,3 +125,160 @@ def test_registered_extensions_are_not_looked_up(monkeypatch):
     monkeypatch.setitem(copyreg._extension_cache, 1, print)
     with pytest.raises(ValueError, match="extension"):
         pickles.load(b"\x82\x01.")
+
+
+# --- trees of numpy's arrays --------------------------------------------------------------------
+
+TREE = {
+    "a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.float16([1, -2])},
+    "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "big endian": np.array([1, 2], ">i4"),
+    "bfloat16": np.array([1.5, -3]).astype(jnp.bfloat16),
+    "rows": [np.uint8([[1, 2]]), (np.zeros((0, 4), np.int64),)],
+    "scalar": np.float32(2.5),
+    "mask": np.array([True, False]),
+}
+FLAT = {
+    "a/kernel": TREE["a"]["kernel"],
+    "a/bias": TREE["a"]["bias"],
+    "rows/0": TREE["rows"][0],
+    "rows/1/0": TREE["rows"][1][0],
+    **{name: TREE[name] for name in ("fortran", "big endian", "bfloat16", "scalar", "mask")},
+}
+
+
+def stored(tmp_path, content):
+    path = tmp_path / "weights.ckpt"
+    path.write_bytes(content)
+    return path
+
+
+def of_numpy_1(content):
+    return content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
+# From protocol 4 on, names have their length before them and cannot be shortened so.
+@pytest.mark.parametrize(
+    ("protocol", "change"),
+    [*((n, bytes) for n in range(2, 6)), (2, of_numpy_1), (3, of_numpy_1)],
+)
+def test_arrays_of_every_protocol(protocol, change, tmp_path):
+    value = {"params": TREE, "step": 3, "note": "x", "best": None}
+    found = weight_files.read(stored(tmp_path, change(pickle.dumps(value, protocol))))
+    assert found.keys() == FLAT.keys()
+    for name, array in FLAT.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == array.dtype.newbyteorder("=")
+    part = weight_files.read(tmp_path / "weights.ckpt", part="params/a")
+    assert part.keys() == {"kernel", "bias"}
+
+
+def array(shape=(2,), content=b"12345678", code="f4", order="<", state=True, fortran=False):
+    """Instructions for an array, of whatever is said of it."""
+    name, call, instructions = writer.name, writer.call, writer.instructions
+    dtype = call(name("numpy", "dtype"), code, False, True)
+    if order is not None:
+        about = (3, order, None, None, None, -1, -1, 0)
+        dtype = writer.Raw(dtype + instructions(about) + b"b")
+    content = raw(content) if type(content) is bytes else content
+    empty = call(
+        *(name("numpy.core.multiarray", "_reconstruct"), name("numpy", "ndarray")),
+        *((0,), raw(b"b")),
+    )
+    if not state:
+        return empty
+    return writer.Raw(empty + instructions((1, shape, dtype, fortran, content)) + b"b")
+
+
+def raw(content):
+    return writer.Raw(b"B" + struct.pack("<I", len(content)) + content)
+
+
+def test_such_instructions_make_an_array(tmp_path):
+    content = np.array([1.0, 2.0], "<f4").tobytes()
+    path = stored(tmp_path, writer.pickled({"x": array(content=content)}))
+    np.testing.assert_array_equal(weight_files.read(path)["x"], np.float32([1, 2]))
+
+
+def system(command):
+    return writer.call(writer.name(os.system.__module__, "system"), command)
+
+
+def hostile_arrays(command="x"):
+    """Pickles that would run a command, take other memory, or far too much of it."""
+    run = system(command)
+    ones = (1,) * 9
+    shared = b"".join(writer.instructions(str(i)) + b"h\x01" for i in range(60))
+    levels = b"}q\x01(" + writer.instructions("x") + b"Nu"
+    for _ in range(8):  # a dictionary of sixty times the one before
+        levels = levels + b"0" + b"}(" + shared + b"uq\x01"
+    return {
+        "objects": (array(code="O8"), "type 'O8' is not read"),
+        "a list of objects": (array(code="O8", content=[run]), "type 'O8' is not read"),
+        "structures": (array(code="V8"), "type 'V8' is not read"),
+        "texts": (array(code="U2"), "type 'U2' is not read"),
+        "a type that is called": (array(code=run), "is not read"),
+        "too few bytes": (array((3,)), "has 8 bytes, not those of"),
+        "too many bytes": (array((1,)), "has 8 bytes, not those of"),
+        "far too few": (array((2**62, 2**62)), "has 8 bytes, not those of"),
+        "no bytes": (array(content=[1, 2]), "has no bytes"),
+        "bytes that are called": (array(content=run), "has no bytes"),
+        "negative sizes": (array((-2, -1)), "no tuple of at most 8 sizes"),
+        "sizes that are no integers": (array((2.0,)), "no tuple of at most 8 sizes"),
+        "a shape that is no tuple": (array([2]), "no tuple of at most 8 sizes"),
+        "a shape that is called": (array(run), "no tuple of at most 8 sizes"),
+        "nine dimensions": (array((2, *ones[1:])), "no tuple of at most 8 sizes"),
+        "no state": (array(state=False), "array 'x': "),
+        "something called beside": ({"a": array(), "b": run}, "system"),
+        "something called as state": (
+            writer.Raw(bytes(array()) + bytes(run) + b"b"),
+            "array 'x': ",
+        ),
+        "one array in many places": (
+            writer.Raw(
+                b"](" + bytes(array((4096,), bytes(16384))) + b"q\x01" + b"h\x01" * 99 + b"e"
+            ),
+            "larger than the file",
+        ),
+        "many dictionaries of one": (writer.Raw(levels), "too many entries"),
+        "itself": (writer.Raw(b"}q\x02(" + writer.instructions("x") + b"h\x02u"), "too deep ones"),
+        "a long name": ({"n" * 300: array()}, "a name of 300 characters"),
+    }
+
+
+@pytest.mark.parametrize("kind", hostile_arrays())
+def test_hostile_arrays_are_refused(kind, tmp_path):
+    target = tmp_path / "made"
+    value, words = hostile_arrays(f"touch {target}")[kind]
+    path = stored(tmp_path, writer.pickled({"x": value}))
+    with pytest.raises(ValueError, match=words) as error:
+        weight_files.read(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert not target.exists()
+
+
+def test_instructions_are_counted_and_long_values_are_not(tmp_path, monkeypatch):
+    path = stored(tmp_path, pickle.dumps({"x": np.zeros(100_000, np.float32)}, 3))
+    monkeypatch.setattr(pickles, "MAX_PICKLE", 5_000)
+    assert weight_files.read(path)["x"].shape == (100_000,)
+    for protocol in (3, 4):  # of which the second has its instructions in one long frame
+        path = stored(tmp_path, pickle.dumps({"x": list(range(10_000))}, protocol))
+        with pytest.raises(ValueError, match="more than 5,000 bytes of instructions"):
+            weight_files.read(path)
+
+
+def test_arrays_that_are_cut_off_or_damaged(tmp_path):
+    content = pickle.dumps(TREE, 3)
+    rng = np.random.default_rng(0)
+    for tenth in range(1, 10):
+        with pytest.raises(ValueError):
+            weight_files.read(stored(tmp_path, content[: len(content) * tenth // 10]))
+    for _ in range(150):
+        damaged = bytearray(content)
+        damaged[rng.integers(2, len(content))] ^= 1 << int(rng.integers(8))
+        try:
+            found = weight_files.read(stored(tmp_path, bytes(damaged)))
+        except ValueError as error:
+            assert "weights.ckpt" in str(error)
+        else:
+            assert sum(x.nbytes for x in found.values()) <= 4 * len(content)
