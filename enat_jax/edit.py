@@ -12,7 +12,7 @@ LEFT,TOP,RIGHT,BOTTOM in pixels of the picture as the model takes it, without it
 edge. Masks, labels and prompts are one for all pictures or one for each, and one picture may have
 several masks, labels or prompts. Without labels and prompts, what is kept decides alone.
 
-Whatever token of the model has a masked pixel is drawn anew, and so are its neighbors, which have
+Whatever token of the model has a masked pixel is drawn anew, and so are its neighbours, which have
 seen what is hidden: --grow 0 keeps these. Outside the mask the pixels are those of the picture, and
 around it new ones fade into them over --blend tokens; with --blend none all are as the model's
 tokenizer gives them. --variation SHARE keeps that share of the tokens outside the mask, or of all,
@@ -191,7 +191,7 @@ def _check_something_kept_and_changed(
     if editing.token_masks(cells[None], model.tokenizer.grid, options.grow).all():
         smaller = f"choose --grow 0, or hide less: --grow is {options.grow}"
         raise ValueError(
-            f"nothing of {path} is kept, as every token of it has a masked pixel or a neighbor "
+            f"nothing of {path} is kept, as every token of it has a masked pixel or a neighbour "
             f"with one: {smaller if options.grow else 'hide less'}"
         )
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from enat_jax.data import images, tokens
-from enat_jax.evaluation import digit_table, image_sets, passes
+from enat_jax.evaluation import digit_table, filled_digits, image_sets, passes
 from enat_jax.inference import generator
 from enat_jax.runtime import cli, files
 
@@ -57,6 +57,16 @@ def main(arguments: Sequence[str]) -> None:
     files.write_json(options.out / "evaluation.json", dataclasses.asdict(evaluation))
     files.write_atomically(options.out / "evaluation.md", evaluation.markdown().encode())
     print(evaluation.markdown())
+    if options.filled:
+        rows = filled_digits.evaluate(
+            models["ours"],
+            _digits("train", training_tokens),
+            held_out,
+            training_tokens,
+            seed=options.seed,
+        )
+        files.write_json(options.out / "filled.json", [dataclasses.asdict(row) for row in rows])
+        print(filled_digits.markdown(rows))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--compare", action="append", default=[], metavar="NAME=DIR", help="another model")
     add("--num", type=int, default=500, help="images of each model (default 500)")
     add("--draws", type=int, default=5, help="random orders of held-out tokens (default 5)")
+    add("--filled", action="store_true", help="also fill hidden centres; filled.json has the table")
     add("--seed", type=int, default=0)
     add("--out", type=cli.path, required=True, help="for evaluation.json and evaluation.md")
     return parser

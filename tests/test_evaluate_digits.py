@@ -8,6 +8,7 @@ import tiny
 
 from enat_jax import evaluate_digits
 from enat_jax.data.digits import Digits
+from enat_jax.evaluation import filled_digits
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +108,41 @@ def test_only_training_tokens_of_digits_will_do(digits, source):
     token_set = dataclasses.replace(digits[2], preprocessing={"source": source})
     with pytest.raises(ValueError, match="--split train"):
         evaluate_digits._digits("test", token_set)
+
+
+@pytest.mark.slow
+def test_hidden_centres_are_filled_and_measured_against_two_controls():
+    """With a model of random weights: what the rows say, not how good they are."""
+    model = dataclasses.replace(
+        tiny.make_generator(),
+        model=tiny.TRANSFORMER.clone(num_classes=10),
+        params=tiny.random_params(
+            tiny.TRANSFORMER.clone(num_classes=10).init,
+            np.zeros((1, tiny.NUM_TOKENS), np.int32),
+            np.zeros((1,), np.int32),
+            seed=3,
+        ),
+        class_names=tuple("0123456789"),
+    )
+    rng = np.random.default_rng(0)
+    labels = np.arange(30) % 10
+    training = rng.integers(0, 256, (30, *tiny.IMAGE_SIZE, 1)).astype(np.uint8), labels
+    held_out = training[0][:10], labels[:10]
+    codes = model.tokenizer.encode(training[0])
+    token_set = tiny.token_set(
+        codes, labels, codebook_size=tiny.CODES, class_names=model.class_names, tokenizer="x"
+    )
+    rows = {
+        row.name: row
+        for row in filled_digits.evaluate(model, training, held_out, token_set, grow=0)
+    }
+    assert list(rows) == ["reconstructed", "marginals", "ignoring what is kept", "filled"]
+    # Of each class there are three training digits, and the held-out one is among them.
+    assert 0 < rows["marginals"].loss < np.log(3.5)
+    assert rows["filled"].loss != rows["ignoring what is kept"].loss
+    assert rows["reconstructed"].loss is None
+    table = filled_digits.markdown(list(rows.values()))
+    assert f"| filled | {rows['filled'].loss:.3f} ± " in table
+
+    masks = filled_digits.centres((1, 8, 8))
+    assert masks.sum() == 16 and masks[0, 2:6, 2:6].all()

@@ -153,7 +153,7 @@ def context(
     """Averages what ``masked_scores`` gave over the images; the errors are over images, too."""
     rows = []
     for part, count, *scores in zip(VISIBLE, _num_visible(num_tokens), accuracy, loss, strict=True):
-        figures = [figure for values in scores for figure in _mean_and_error(values)]
+        figures = [figure for values in scores for figure in mean_and_error(values)]
         rows.append(Context(str(part), count, *figures))
     return rows
 
@@ -184,7 +184,8 @@ def _num_visible(num_tokens: int) -> list[int]:
     return [max(1, round(num_tokens * part)) for part in VISIBLE]
 
 
-def _mean_and_error(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
+def mean_and_error(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """Returns the mean, and its standard error."""
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(values.size))
 
 
@@ -192,7 +193,7 @@ def _improves(
     accuracy: Float[np.ndarray, "parts n"], loss: Float[np.ndarray, "parts n"], less: int, more: int
 ) -> bool:
     gains = [accuracy[more] - accuracy[less], loss[less] - loss[more]]
-    return all(mean > 2 * error for mean, error in map(_mean_and_error, gains))
+    return all(mean > 2 * error for mean, error in map(mean_and_error, gains))
 
 
 def quality_table(rows: Sequence[Quality], found_copies: float) -> str:
@@ -299,37 +300,38 @@ def evaluate(
     codec = first.tokenizer
     labels = digit_quality.balanced_labels(num, len(first.class_names))
     rng = np.random.default_rng(seed)
-    reference = Reference(_features(training[0]), training[1], _features(held_out[0]), held_out[1])
+    reference = Reference(features(training[0]), training[1], features(held_out[0]), held_out[1])
     subset = digit_quality.balanced_subset(training[1], num, rng)
 
     real = reference.training[subset], training[1][subset]
     rows = [measure_held_out(reference), digit_row("real, training", *real, reference, subset)]
     if held_out_tokens is None:
         held_out_tokens = codec.encode(held_out[0])
-    rebuilt = _features(codec.decode(held_out_tokens))
+    rebuilt = features(codec.decode(held_out_tokens))
     rows.append(digit_row("held out, reconstructed", rebuilt, held_out[1], reference))
     batch = training_tokens.gather(np.arange(len(training_tokens)))
     drawn = digit_quality.independent_tokens(
         batch["tokens"], batch["labels"], labels, training_tokens.codebook_size, rng
     )
-    rows.append(digit_row("control", _features(codec.decode(drawn)), labels, reference))
+    rows.append(digit_row("control", features(codec.decode(drawn)), labels, reference))
 
     contexts, verdicts = {}, {}
     for name, model in models.items():
         say(f"{name}: drawing {num} images")
-        rows.append(digit_row(name, _features(model.sample(labels, seed=seed)), labels, reference))
+        rows.append(digit_row(name, features(model.sample(labels, seed=seed)), labels, reference))
         say(f"{name}: masked tokens of {len(held_out[1])} held-out digits")
         own_tokens = held_out_tokens if model is first else model.tokenizer.encode(held_out[0])
         scores = masked_scores(model, own_tokens, held_out[1], num_draws, seed)
         contexts[name] = context(*scores, own_tokens.shape[1])
         verdicts[name] = verdict(*scores)
 
-    copies = _features(codec.decode(codec.encode(training[0][subset])))
+    copies = features(codec.decode(codec.encode(training[0][subset])))
     found = digit_quality.copy_share(
         copies, reference.training, reference.held_out, COPY_PERCENTILE
     )
     return Evaluation(num, seed, rows, found, contexts, verdicts)
 
 
-def _features(pictures: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n d"]:
+def features(pictures: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n d"]:
+    """Returns pictures as they are compared: averages of pixels, of the published resolution."""
     return digit_quality.pixel_features(np.asarray(pictures), FEATURE_SIZE)

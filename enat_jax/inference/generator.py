@@ -199,7 +199,7 @@ class Generator(model_files.TrainedModel):
         masked = editing.token_masks(masks, self.tokenizer.grid, grow)
         numerics.key(seed)  # raises if it is out of range
         masked = editing.with_share_dropped(masked, keep, seed, index)
-        tokens = self.tokenizer.encode(editing.neutralized(images, masks))
+        tokens = self.tokenizer.encode(editing.neutralised(images, masks))
         texts: Any = dict(prompts=prompts, negative_prompts=negative_prompts)
         tokens = self.fill_tokens(tokens, masked, labels, seed, first_index, batch_size, **texts)
         filled = self.tokenizer.decode(tokens)

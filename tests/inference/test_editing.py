@@ -43,8 +43,8 @@ def test_any_masked_pixel_masks_its_token_and_the_mask_grows_on_all_sides():
 def test_what_is_hidden_has_no_effect_on_what_is_encoded(images):
     masks = masks_of_sizes(0, 3, 5, 8)
     other = np.where(masks[..., None], 255 - images, images)
-    found = editing.neutralized(images, masks)
-    np.testing.assert_array_equal(editing.neutralized(other, masks), found)
+    found = editing.neutralised(images, masks)
+    np.testing.assert_array_equal(editing.neutralised(other, masks), found)
     np.testing.assert_array_equal(found[~masks], images[~masks])
     assert (found[3] == editing.GREY).all()
 
