@@ -43,18 +43,45 @@ STAGES = (
 Grid = Float[Array, "b h w c"]
 
 
-def _conv(
-    features: int, size: int, dtype: DTypeLike, name: str, stride: int = 1, groups: int = 1
-) -> nn.Conv:
+def _conv(features: int, size: int, dtype: DTypeLike, name: str, stride: int = 1) -> nn.Conv:
     return nn.Conv(
         features,
         (size, size),
         strides=stride,
-        feature_group_count=groups,
         dtype=dtype,
         precision=jax.lax.Precision.HIGHEST,
         name=name,
     )
+
+
+class Depthwise(nn.Module):
+    """A convolution of each channel alone, as a sum of slices.
+
+    The gradient of the same as a convolution is many times slower on a CPU.
+    """
+
+    size: int
+    stride: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Grid) -> Grid:
+        """Returns [b, h / stride, w / stride, c]."""
+        channels = x.shape[-1]
+        shape = (self.size, self.size, 1, channels)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        sides = [-(-n // self.stride) for n in x.shape[1:3]]
+        spans = [(n - 1) * self.stride + 1 for n in sides]
+        rests = [max(0, m + self.size - 1 - n) for m, n in zip(spans, x.shape[1:3], strict=True)]
+        edges = [(rest // 2, rest - rest // 2) for rest in rests]
+        padded = jnp.pad(x, [(0, 0), *edges, (0, 0)]).astype(jnp.float32)
+        found = bias.astype(jnp.float32)
+        for i in range(self.size):
+            for j in range(self.size):
+                part = padded[:, i : i + spans[0] : self.stride, j : j + spans[1] : self.stride]
+                found = found + part * kernel[i, j, 0].astype(jnp.float32)
+        return found.astype(self.dtype)
 
 
 class Block(nn.Module):
@@ -71,7 +98,7 @@ class Block(nn.Module):
         h = x
         if self.stage.expansion > 1:
             h = nn.relu6(_conv(wide, 1, self.dtype, "expand")(h))
-        depthwise = _conv(wide, self.stage.size, self.dtype, "depthwise", self.stride, wide)
+        depthwise = Depthwise(self.stage.size, self.stride, self.dtype, name="depthwise")
         h = nn.relu6(depthwise(h))
         h = _conv(self.stage.channels, 1, self.dtype, "project")(h)
         return h + x if h.shape == x.shape else h

@@ -173,3 +173,19 @@ def test_other_pictures_are_refused(kind, images, others, message):
     run = functools.partial(perceptual.distance, kind, least_side=8)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(run, params, shaped(*images), shaped(*others))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [3, 5])
+def test_a_sum_of_slices_is_the_convolution_of_each_channel(size, stride):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 9, 12, 4)).astype(np.float32)
+    kernel, bias = rng.normal(size=(size, size, 1, 4)), rng.normal(size=4)
+    params = {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
+    wanted = jax.lax.conv_general_dilated(
+        *(x, params["kernel"], (stride, stride), "SAME"),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=4,
+    )
+    found = lite0.Depthwise(size, stride).apply({"params": params}, x)
+    np.testing.assert_allclose(found, wanted + params["bias"], atol=1e-5)
