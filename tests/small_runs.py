@@ -83,10 +83,32 @@ COMMAND = [
 ]  # fmt: skip
 
 
+# A tokenizer whose discriminator begins to learn at step 24 and counts from step 30 on.
+TOKENIZER = [
+    sys.executable, "-m", "enat_jax.train", "--config", str(ROOT / "configs" / "digits_vqgan.py"),
+    "--config.data.size=8", "--config.model.channels=8", "--config.model.channel_multipliers=(1,2)",
+    "--config.train.batch_size=8", "--config.train.num_steps=60", "--config.train.save_every=3",
+    "--config.train.eval_every=20", "--config.train.log_every=10", "--config.train.pictures=False",
+    "--config.loss.restart_every=4", "--config.loss.restart_until=40",
+    "--config.loss.ema_decay=0.9",
+    "--config.discriminator.weight=0.05", "--config.discriminator.stages=1",
+    "--config.discriminator.start=30", "--config.discriminator.lead_steps=6",
+    "--config.discriminator.penalty=0.1", "--config.discriminator.penalty_every=4",
+]  # fmt: skip
+
+
 def start(data, workdir, cache, *more):
     paths = {"tokens": "tokens", "held_out_tokens": "tokens", "tokenizer": "tokenizer"}
     command = [*COMMAND, f"--workdir={workdir}", *more]
     command += [f"--config.data.{key}={data / name}" for key, name in paths.items()]
+    return _started(command, cache)
+
+
+def start_tokenizer(workdir, cache, *more):
+    return _started([*TOKENIZER, f"--workdir={workdir}", *more], cache)
+
+
+def _started(command, cache):
     environment = os.environ | {
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(cache),

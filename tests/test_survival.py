@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import several
-from small_runs import lines, small_config, start
+from small_runs import lines, small_config, start, start_tokenizer
 
 from enat_jax import train
 from enat_jax.checkpoints import model_files
 from enat_jax.inference.generator import Generator
+from enat_jax.inference.tokenizer import Tokenizer
 from enat_jax.runtime import cli, exits
 from enat_jax.training import config as train_config
 from enat_jax.training import enat_task
@@ -90,6 +91,33 @@ def test_killed_at_thirty_moments_it_ends_in_the_same_bits(data, cache, whole, t
     ]
     assert measured[0] == measured[1]
     assert [line["step"] for line in measured[0]] == list(range(20, 201, 20))
+
+
+def kill_tokenizer(cache, directory, kills):
+    """kill -9 before, at and after the first step of the discriminator and of its term."""
+    whole, broken, rng = directory / "whole", directory / "broken", random.Random(1)
+    finish(start_tokenizer(whole, cache))
+    for step in sorted(rng.choices(range(15, 54, 3), k=kills)):
+        process = start_tokenizer(broken, cache)
+        wait_for_step(process, broken, step)
+        time.sleep(rng.uniform(0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert newest(broken) >= step and not (broken / "model").exists()
+    finish(start_tokenizer(broken, cache))
+    state = saved_state(broken)
+    chex.assert_trees_all_equal(state, saved_state(whole))
+    assert int(state["extra"]["discriminator"]["opt_state"][1][0]["count"]) == 60 - 24
+    ours, theirs = (Tokenizer.load(root / "model").params for root in (broken, whole))
+    chex.assert_trees_all_equal(ours, theirs)
+    chex.assert_trees_all_equal(ours["codebook"], state["ema_params"]["codebook"])
+    steps = [line["step"] for line in lines(broken) if "loss" in line]
+    assert steps == [10, 20, 30, 40, 50, 60]
+
+
+@pytest.mark.slow
+def test_a_discriminator_killed_around_its_start_ends_in_the_same_bits(cache, tmp_path):
+    kill_tokenizer(cache, tmp_path, kills=2)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
 from enat_jax.inference import tokenizer
@@ -234,6 +235,7 @@ class Task(image_task.ImageTask):
         counts = vqgan.count_codes(ids, self.model.codebook_size)
         usage, perplexity = vqgan.code_statistics(counts)
         metrics |= {"codebook_usage": usage, "codebook_perplexity": perplexity}
+        metrics["code_norm_ratio"] = optax.tree.norm(codes) / optax.tree.norm(features)
         return (made, losses), (metrics, counts)
 
     def _restart_dead_codes(

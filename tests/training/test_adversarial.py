@@ -9,12 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 from ml_collections import ConfigDict
+from PIL import Image
 
+from enat_jax import train
+from enat_jax.checkpoints import model_files, weight_files
 from enat_jax.inference import tokenizer
-from enat_jax.models import losses
+from enat_jax.models import losses, perceptual
 from enat_jax.runtime import sharding
-from enat_jax.training import adversarial, train_step, vqgan_task
+from enat_jax.training import adversarial, finished, train_step, vqgan_task
+from enat_jax.training import config as train_config
 
 FIRST, START = 2, 4  # steps: the discriminator begins to learn, its term begins to count
 MODEL = {
@@ -281,6 +286,48 @@ def test_without_weights_nothing_is_there():
 
 def test_weights_are_part_of_the_identity(task):
     assert task.data_identity()["perceptual_weights"] == "abc"
+
+
+@pytest.mark.slow
+def test_weights_of_lpips_are_an_argument_and_others_are_refused(tmp_path):
+    """They are in no program and no checkpoint; what a run leaves are the averages."""
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        pixels = rng.integers(256, size=(8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    fingerprints = []
+    for name, scale in (("a", 0.05), ("b", 0.06)):
+        draw = lambda x, scale=scale: np.abs(rng.normal(size=x.shape) * scale).astype(np.float32)  # noqa: E731
+        params = jax.tree.map(draw, perceptual.shapes("lpips_alex"))
+        fingerprints.append(model_files.fingerprint(params))
+        flat = traverse_util.flatten_dict(params, sep="/")
+        weight_files.write_safetensors(tmp_path / f"{name}.safetensors", flat)
+    changes = {"data.source": str(tmp_path), "data.held_out": 0.25, "model.image_channels": 3}
+    changes |= {"train.save_every": 3, "train.batch_size": 4}
+    changes |= {"loss.restart_every": 0, "train.pictures": False, "data.scan": False}
+    changes |= {"perceptual.kind": "lpips_alex", "optimizer.schedule": "constant"}
+    changes |= {"perceptual.weights": str(tmp_path / "a.safetensors"), "loss.restart_until": 6}
+    changes |= {"train.num_steps": 4, "train.rehearse": False, "discriminator.weight": 0.0}
+    config = train_config.complete(get_config(**changes))
+    task = vqgan_task.make(config)
+    assert len(make_steps(task).lower(()).as_text()) < 2e6
+    state = train.train(config, tmp_path / "run", jax.devices()[:1])
+    assert task.evaluated[-1] == "held_out/lpips"
+    made = finished.of_run(tmp_path / "run", 3)
+    whole = finished.of_run(tmp_path / "run")
+    chex.assert_trees_all_equal(whole.params, jax.device_get(state.ema_params))
+    saved = model_files.load_params(tmp_path / "run" / "checkpoints" / "3" / "state")
+    chex.assert_trees_all_equal(made.params["codebook"], saved["ema_params"]["codebook"])
+    config.perceptual.weights = str(tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match="perceptual_weights") as refused:
+        train.train(config, tmp_path / "run", jax.devices()[:1])
+    assert all(fingerprint in str(refused.value) for fingerprint in fingerprints)
+    (tmp_path / "a.safetensors").rename(tmp_path / "moved.safetensors")
+    with pytest.raises(FileNotFoundError, match="a.safetensors with the weights of lpips_alex"):
+        vqgan_task.make(train_config.complete(get_config(**changes)))
+    config.perceptual.weights = str(tmp_path / "moved.safetensors")
+    again = train_config.identity(config, vqgan_task.make(config))
+    assert again == train_config.identity(train_config.complete(get_config(**changes)), task)
 
 
 LONG = {"warmup_steps": 50, "schedule": "cosine"}
