@@ -34,7 +34,7 @@ TAKEN = {  # by each use; others would have no effect
         *("reference", *_PICTURES, *_WORK, "keep"),
         *("num", "seed", "batch_size", "dtype", "text_encoder", *_TEXTS, *SAMPLER),
     ),
-    "tokenizer": ("source", "reference", "lpips", *_PICTURES, *_WORK, "keep"),
+    "tokenizer": ("source", "reference", "lpips", "near_codes", *_PICTURES, *_WORK, "keep"),
     "images": ("reference", *_PICTURES, *_WORK, *_TEXTS, "keep"),
     "make_reference": (
         *("reference", *_PICTURES, "keep"),
@@ -132,11 +132,16 @@ def parser(description: str) -> argparse.ArgumentParser:
     add(
         "--features",
         default="inception",
-        help="inception, inception:adm, random:SEED, a directory of a trained network, or a "
-        ".jaxexport file (default: inception)",
+        help="inception, inception:adm, lite0:FILE, random:SEED, a directory of a trained "
+        "network, or a .jaxexport file (default: inception)",
     )
     add("--inception", metavar="FILE", help="weights of Inception, or 'download'")
     add("--lpips", metavar="NETWORK:FILE", help="of a tokenizer, too: vgg:FILE or alex:FILE")
+    add(
+        "--near-codes",
+        metavar="SHARE:NEAREST",
+        help="exchange a share of tokens for one of so many codes nearest to each, as in 0.7:280",
+    )
     add(
         "--num",
         type=cli.at_least_one,

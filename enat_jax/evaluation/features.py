@@ -4,6 +4,7 @@ Only features of FID's Inception-v3 give an FID. The others serve where its weig
 or where images are too unlike photographs for it; what is computed from them is labelled so:
 
     inception, inception:adm    see ``inception_weights`` and ``models.inception``
+    lite0:FILE                  EfficientNet-Lite0, for few images; see ``perceptual_weights``
     random:SEED                 a small network with fixed random weights, for images of any size
     DIRECTORY                   a classifier trained with ``configs/digits_features.py`` or its like
     FILE.jaxexport              anybody's function, serialized by ``jax.export``
@@ -22,17 +23,19 @@ from jax import export
 from jaxtyping import PyTree
 
 from enat_jax.checkpoints import model_files
-from enat_jax.evaluation import inception_weights
+from enat_jax.evaluation import inception_weights, perceptual_weights
 from enat_jax.evaluation.feature_network import BATCH_SIZE, Features
-from enat_jax.models import classifier, inception
+from enat_jax.models import classifier, inception, lite0, perceptual
 from enat_jax.runtime import files, os_errors, paths
 
 FORMAT = "enat_jax features 1"
 DOWNLOAD = "download"  # in place of the path of Inception's weights
 RANDOM_WIDTHS = (32, 64, 128)
+LITE0_STAGE = 3  # whose 40 features a thousand images suffice for
+LITE0_SIDE = 64  # pixels, to which smaller images are enlarged
 KINDS = (
-    "features are 'inception', 'inception:adm', 'random:SEED', the directory of a trained feature "
-    "network, or the path of a .jaxexport file"
+    "features are 'inception', 'inception:adm', 'lite0:FILE', 'random:SEED', the directory of a "
+    "trained feature network, or the path of a .jaxexport file"
 )
 
 
@@ -60,6 +63,8 @@ def open_features(
         return _open_inception(setting, weights, batch_size)
     if weights is not None:
         raise ValueError(f"weights of Inception ({weights}) are given, but features are {text!r}")
+    if kind == "lite0" and setting:
+        return of_lite0(*perceptual_weights.read("lite0_logits", setting), batch_size)
     if kind == "random":
         if not setting.isascii() or not setting.isdigit() or int(setting) >= 2**32:
             raise ValueError(f"features {text!r}: the seed must be a whole number below 2**32")
@@ -120,6 +125,43 @@ def of_inception(
 def _apply_inception(resize: str, params: PyTree, images: jax.Array) -> dict[str, jax.Array]:
     apply: Callable[..., Any] = inception.Inception().apply
     return apply({"params": params}, inception.preprocess(images, resize))
+
+
+def of_lite0(params: PyTree, origin: dict[str, Any], batch_size: int = BATCH_SIZE) -> Features:
+    """Returns the means of features of a stage of ``lite0.Lite0``; "pool" is ``[b, 40]``.
+
+    The distance of so few features is little biased with a thousand images, where FID is not to be
+    had. Grey images are taken as RGB.
+
+    Args:
+        params: of the network.
+        origin: see ``Features``.
+        batch_size: see ``Features``.
+    """
+    return Features(
+        kind="lite0",
+        description={
+            "kind": "lite0",
+            "label": f"Fréchet distance in features of EfficientNet-Lite0, stage {LITE0_STAGE}",
+            "network": "EfficientNet-Lite0",
+            "resize": f"bilinear to at least {LITE0_SIDE} pixels of the shorter side",
+            "input_size": None,
+            "fingerprint": model_files.fingerprint(params),
+        },
+        names=("pool",),
+        apply=_apply_lite0,
+        params=params,
+        image_shape=(None, None, None),
+        batch_size=batch_size,
+        origin=origin,
+    )
+
+
+def _apply_lite0(params: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+    rgb = jax.numpy.broadcast_to(images, (*images.shape[:3], 3)) / 255
+    apply: Callable[..., Any] = lite0.Lite0().apply
+    found = apply({"params": params}, lite0.scaled(perceptual.enlarged(rgb, LITE0_SIDE)))
+    return {"pool": found[f"stage_{LITE0_STAGE}"]}
 
 
 def random(seed: int, batch_size: int = BATCH_SIZE) -> Features:

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import traverse_util
 from jax import export
 
-from enat_jax.evaluation import features
-from enat_jax.models import classifier, inception
+from enat_jax.evaluation import features, perceptual_weights
+from enat_jax.models import classifier, inception, lite0, perceptual
 from enat_jax.runtime import sharding
 
 RNG = np.random.default_rng(0)
@@ -245,3 +246,21 @@ def test_mistakes_are_told_in_one_line(text, weights, message):
     with pytest.raises((ValueError, OSError), match=message) as error:
         features.open_features(text, weights=weights)
     assert "\n" not in str(error.value)
+
+
+def test_lite0_gives_means_of_its_third_stage(tmp_path):
+    params = tiny.random_params(lite0.Lite0().init, jnp.zeros((1, 64, 64, 3)), seed=0)
+    path = tmp_path / "lite0.safetensors"
+    tensors = {k: np.asarray(x) for k, x in traverse_util.flatten_dict(params, sep="/").items()}
+    perceptual_weights.weight_files.write_safetensors(path, tensors)
+    network = features.open_features(f"lite0:{path}")
+    assert network.description["label"].endswith("features of EfficientNet-Lite0, stage 3")
+    found = network(IMAGES, mesh_of(1))["pool"]
+    enlarged = lite0.scaled(perceptual.enlarged(IMAGES / 255, 64))
+    assert enlarged.shape == (11, 72, 64, 3)
+    stage = jax.jit(lambda params, x: lite0.Lite0().apply({"params": params}, x)["stage_3"])
+    wanted = stage(params, enlarged)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert found.shape == (11, 40)
+    with pytest.raises(FileNotFoundError, match="give efficientnet-lite0-57934424.pth"):
+        features.open_features("lite0:none.pth")
