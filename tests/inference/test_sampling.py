@@ -266,6 +266,7 @@ def test_segments_change_no_token_around_given_ones(model, numbers):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", OTHERS, ids=["disentangled", "nat"])
 def test_the_baselines_draw_around_given_tokens(model):
     params, (tokens, masked) = perturbed(model), masks_of(11, 15, 12)
