@@ -111,7 +111,7 @@ def test_the_baselines_sample_too(model):
 
 
 TEXT = dataclasses.replace(SMALL, num_classes=0, text_width=6, text_tokens=6)
-ENCODINGS = ["once", "every_step"]
+ENCODINGS = ["once", pytest.param("every_step", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
