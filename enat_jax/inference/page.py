@@ -153,8 +153,8 @@ class Page:
         num = NUMBER.checked(num)
         if num * len(chosen) > MAX_IMAGES:
             raise ValueError(
-                f"{num * len(chosen):,} pictures are more than the {MAX_IMAGES} that the page draws "
-                "at once: choose fewer, or use python -m enat_jax.sample"
+                f"{num * len(chosen):,} pictures are more than the {MAX_IMAGES} that the page "
+                "draws at once: choose fewer, or use python -m enat_jax.sample"
             )
         return self._images(chosen, num, seed, settings, texts)
 

@@ -33,16 +33,6 @@ COMPILING = "Drawing; a new number of steps or pictures is compiled first"
 QUIET: dict[str, Any] = dict(api_visibility="private", show_progress="minimal")
 
 
-class Slider(gr.Slider):
-    """A slider whose number is checked in our words: Gradio's name neither field nor remedy."""
-
-    def preprocess(self, payload: Any) -> Any:
-        return payload
-
-    def get_block_name(self) -> str:
-        return "slider"
-
-
 class Locked:
     """Adds the policy to all answers (an application of ASGI around another one)."""
 
@@ -66,12 +56,14 @@ def sentences() -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError) as error:
         text = exits.no_package(error) or exits.one_line(error)
-        text = f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
-        raise gr.Error(text, duration=20, title="", print_exception=False) from None
+        raise gr.Error(text, duration=20, print_exception=False) from None
 
 
 def slider(of: pages.Range, **how: Any) -> gr.Slider:
-    return Slider(of.low, of.high, of.start, step=of.step, label=of.name, **how)
+    """Returns a slider whose number ``of`` checks: Gradio's sentence would not name it."""
+    found: Any = gr.Slider(of.low, of.high, of.start, step=of.step, label=of.name, **how)
+    found.preprocess = lambda payload: payload
+    return found
 
 
 class Layout:
@@ -88,7 +80,8 @@ class Layout:
         self.look = ["pixels"] if min(self.size) < SMALL else []
         self.has_classes, self.has_text = bool(model.class_names), model.text is not None
         height, width = self.size
-        kinds = [f"{len(model.class_names):,} classes"] * self.has_classes + ["texts"] * self.has_text
+        kinds = [f"{len(model.class_names):,} classes"] * self.has_classes
+        kinds += ["texts"] * self.has_text
         with gr.Blocks(
             title="enat_jax", analytics_enabled=False, delete_cache=(600, 3600)
         ) as self.blocks:
@@ -142,8 +135,9 @@ class Layout:
             sources=(),
             transforms=(),
             layers=False,
-            brush=gr.Brush(default_size=factor * max(1, height // 12), colors=[PAINT],
-                           color_mode="fixed"),
+            brush=gr.Brush(
+                default_size=factor * max(1, height // 12), colors=[PAINT], color_mode="fixed"
+            ),
             eraser=gr.Eraser(default_size=factor * max(1, height // 12)),
             canvas_size=(width * factor, height * factor),
             fixed_canvas=True,
@@ -288,7 +282,7 @@ class Layout:
                 yield *self._shown(paths), None
 
     def _shown(self, paths: list[pathlib.Path]) -> tuple[Any, ...]:
-        """Returns what the page shows of these files: the first four of ``shown`` in ``_events``."""
+        """Returns what the page shows of these files, without ``drawn``."""
         names = [str(path) for path in paths]
         archive = gr.DownloadButton(value=str(pages.zipped(paths)), interactive=True)
         return gr.Gallery(names, selected_index=None), names, 0, archive

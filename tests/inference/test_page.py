@@ -34,7 +34,8 @@ def filled(made, mask, **changes):
 
 
 def read(path):
-    return np.asarray(PIL.Image.open(path))[..., None]
+    with PIL.Image.open(path) as picture:
+        return np.asarray(picture)[..., None]
 
 
 def corner():
@@ -73,7 +74,8 @@ def test_pictures_are_those_of_the_generator(made):
         assert archive.namelist() == [path.name for path in paths]
         assert archive.read(paths[0].name) == paths[0].read_bytes()
     animation, strip = made.reveal(images)
-    assert PIL.Image.open(animation).n_frames == 4 and PIL.Image.open(strip).size[1] > 128
+    with PIL.Image.open(animation) as moving, PIL.Image.open(strip) as still:
+        assert moving.n_frames == 4 and still.height > 128
 
 
 def test_batches_are_few_sizes_and_come_one_by_one(made, monkeypatch):
@@ -143,13 +145,9 @@ def test_what_cannot_be_filled(made):
 def test_prompts(tmp_path):
     made = page.Page(tiny.make_word_generator(), tmp_path)
     assert made.words().startswith("It knows the words a, two, red")
-    images = asked(made, labels=[], prompts=" a cat \n\ntwo dogs"[:-1], num=1, negative="red")
-    assert list(images.texts.prompts) == ["a cat", "two dog"]
-    *_, paths = made.draw(images)
-    expected = made.model.sample(
-        seed=5, prompts=["a cat", "two dog"], negative_prompts=["red"] * 2, batch_size=4
-    )
-    np.testing.assert_array_equal([read(path) for path in paths], expected)
+    images = asked(made, labels=[], prompts=" a cat \n\ntwo cats", num=1, negative=" red")
+    assert images.labels == [0, 0] and images.texts.negative == "red"
+    assert list(images.texts.prompts) == ["a cat", "two cats"]
     with pytest.raises(ValueError, match="Write a prompt first"):
         asked(made, labels=[], prompts=" \n")
     with pytest.raises(ValueError, match="the word 'zebra' of the text"):
