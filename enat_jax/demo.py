@@ -23,8 +23,15 @@ from enat_jax.runtime import cli
 
 def main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
-    from enat_jax.inference import page_layout  # late, since it imports Gradio, which is an extra
-
+    try:
+        from enat_jax.inference import page_layout  # late, since Gradio is an extra
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise ValueError(
+            "the page needs the package gradio: pip install 'enat_jax[demo]', or -e '.[demo]' in "
+            "a copy of the repository"
+        ) from error
     model = generator.Generator.load(
         options.model, options.dtype, text_encoder_directory=options.text_encoder
     ).with_settings(num_segments=options.segments)

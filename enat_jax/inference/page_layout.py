@@ -23,7 +23,11 @@ from enat_jax.runtime import exits  # noqa: E402
 
 PAINT = "#ff8000"  # the colour of ``reveal_pictures.OUTLINE``
 SMALL = 128  # pixels; of smaller pictures the page shows the single pixels
-CSS = ".pixels img { image-rendering: pixelated; } footer { display: none !important; }"
+CSS = """
+.pixels img { image-rendering: pixelated; }
+#pictures .wrap:has(.error) { display: none; }  /* it would hide the pictures */
+footer { display: none !important; }
+"""
 # What a browser may load for the page: what this program serves, and nothing else.
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; "
@@ -143,7 +147,7 @@ class Layout:
             fixed_canvas=True,
             format="png",
             buttons=[],
-            height=pages.CANVAS + 120,
+            height=pages.CANVAS + 96,
             placeholder="Upload a picture, or draw some and paint over one of them",
             elem_id="editor",
         )
@@ -163,9 +167,10 @@ class Layout:
 
     def _settings(self) -> None:
         with gr.Accordion("Settings", open=True):
-            with gr.Row():
-                self.seed = gr.Number(pages.SEED.start, label="Seed", precision=None)
-                self.new_seed = gr.Button("New seed", size="sm", min_width=80)
+            self.new_seed = gr.Button("New seed", size="sm")
+            self.seed = gr.Number(
+                pages.SEED.start, label="Seed", buttons=[self.new_seed], elem_id="seed"
+            )
             with gr.Row():
                 self.sliders = {
                     name: slider(of, elem_id=name, min_width=200, buttons=["reset"])
@@ -195,10 +200,17 @@ class Layout:
                 elem_id="download",
             )
         self.animation = gr.Image(
-            label="Step by step", visible=False, buttons=["download"], elem_classes=self.look
+            label="Step by step",
+            visible=False,
+            buttons=["download"],
+            elem_id="animation",
+            elem_classes=self.look,
         )
         self.strip = gr.Image(
-            label="Revealed and guessed", visible=False, buttons=["download", "fullscreen"]
+            label="Revealed and guessed",
+            visible=False,
+            buttons=["download", "fullscreen"],
+            elem_id="strip",
         )
 
     def _events(self) -> None:
