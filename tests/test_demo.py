@@ -138,7 +138,7 @@ def test_draw_paint_fill_download(browser, tmp_path):
         shot(page, "painted")
         page.click("#fill")
         page.locator("#animation img").wait_for(state="detached")
-        page.wait_for_function("document.querySelectorAll('#pictures .thumbnail-item').length == 4")
+        page.wait_for_function("document.querySelectorAll('#pictures .thumbnail-item').length == 6")
         shot(page, "filled")
         thumbnails(page).nth(0).click()
         with page.expect_download() as started:

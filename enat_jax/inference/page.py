@@ -56,7 +56,7 @@ class Range(NamedTuple):
 
 
 NUMBER = Range("Pictures of each", 1, MAX_IMAGES, 1, 1)
-FILLS = Range("Pictures", 1, 16, 1, 4)
+FILLS = Range("Pictures", 1, 16, 1, 6)
 SEED = Range("The seed", 0, MAX_SEED, 1, 0)
 GROW = Range("Grow the mask by tokens", 0, MAX_GROW, 1, 1)
 BLEND = Range("Fade over tokens", 0, MAX_GROW, 0.25, 1)
@@ -218,13 +218,13 @@ class Page:
         """Draws batch by batch, and yields the files of all pictures so far.
 
         The files are those of ``python -m enat_jax.sample`` or ``edit``, with their settings
-        inside. Batches are filled up to a power of 4, so that few sizes are compiled.
+        inside. Batches are filled up to a power of 2, so that few sizes are compiled.
 
         Raises:
             ValueError: a batch does not fit into memory.
             OSError: a file cannot be written.
         """
-        size = min(self.batch_size, 4 ** math.ceil(math.log(len(images), 4)))
+        size = min(self.batch_size, 2 ** math.ceil(math.log2(len(images))))
         paths: list[pathlib.Path] = []
         for start in range(0, len(images), size):
             batch = range(start, min(start + size, len(images)))

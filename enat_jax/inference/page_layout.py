@@ -25,7 +25,7 @@ PAINT = "#ff8000"  # the colour of ``reveal_pictures.OUTLINE``
 SMALL = 128  # pixels; of smaller pictures the page shows the single pixels
 CSS = """
 .pixels img { image-rendering: pixelated; }
-#pictures .wrap:has(.error) { display: none; }  /* it would hide the pictures */
+:is(#pictures, #editor) .wrap:has(.error) { display: none; }  /* it would hide the pictures */
 footer { display: none !important; }
 """
 # What a browser may load for the page: what this program serves, and nothing else.
@@ -297,7 +297,8 @@ class Layout:
         """Returns what the page shows of these files, without ``drawn``."""
         names = [str(path) for path in paths]
         archive = gr.DownloadButton(value=str(pages.zipped(paths)), interactive=True)
-        return gr.Gallery(names, selected_index=None), names, 0, archive
+        gallery = gr.Gallery(names, columns=3 if len(names) <= 6 else 5, selected_index=None)
+        return gallery, names, 0, archive
 
     def _on_select(self, event: gr.SelectData) -> int:
         return event.index

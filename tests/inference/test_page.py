@@ -86,7 +86,7 @@ def test_batches_are_few_sizes_and_come_one_by_one(made, monkeypatch):
         return np.zeros((len(batch), 8, 8, 1), np.uint8)
 
     monkeypatch.setattr(page.image_directory, "draw_batch", draw)
-    for num, expected in ((1, [(1, 1)]), (3, [(3, 4)]), (17, [(16, 16), (1, 16)])):
+    for num, expected in ((1, [(1, 1)]), (3, [(3, 4)]), (5, [(5, 8)]), (17, [(16, 16), (1, 16)])):
         sizes.clear()
         found = [len(paths) for paths in made.draw(asked(made, labels=[0], num=num))]
         assert sizes == expected and found == list(np.cumsum([n for n, _ in expected]))
@@ -100,7 +100,7 @@ def test_filling_is_editing(made):
     *_, paths = made.draw(images)
     pixels = images.originals.images.repeat(2, axis=0)
     masks = np.stack([corner()] * 2)
-    expected = made.model.edit(pixels, masks, [1, 1], 5, batch_size=4, grow=0, blend=0.5)
+    expected = made.model.edit(pixels, masks, [1, 1], 5, batch_size=2, grow=0, blend=0.5)
     np.testing.assert_array_equal([read(path) for path in paths], expected)
     with PIL.Image.open(paths[0]) as picture:
         inside = json.loads(picture.text["parameters"])
