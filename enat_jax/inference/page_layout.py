@@ -155,6 +155,7 @@ class Layout:
             [("any: what is kept decides", no_class), *self.page.classes()[:-1]],
             value=no_class,
             label="Class of what is filled in",
+            elem_id="label",
             visible=self.has_classes,
         )
         self.prompt = gr.Textbox(
@@ -236,9 +237,11 @@ class Layout:
             **one,
         ).success(self._on_drawn, self.drawn, steps, **QUIET)
         self.new_seed.click(lambda: random.randrange(pages.SEED.high + 1), None, self.seed, **QUIET)
-        self.gallery.select(self._on_select, None, self.chosen, **QUIET)
         opened = [self.original, self.editor, self.tabs]
-        self.paint.click(self._on_paint, [self.files, self.chosen], opened, **QUIET)
+        # One after the other: what was chosen before the button was pressed is painted over.
+        ordered: dict[str, Any] = dict(concurrency_id="choice", concurrency_limit=1, **QUIET)
+        self.gallery.select(self._on_select, None, self.chosen, **ordered)
+        self.paint.click(self._on_paint, [self.files, self.chosen], opened, **ordered)
         self.upload.upload(self._on_upload, self.upload, opened, **QUIET)
 
     def _settings_of(self, values: dict[Any, Any]) -> dict[str, Any]:
