@@ -130,9 +130,9 @@ def test_draw_paint_fill_download(browser, tmp_path):
         page.wait_for_timeout(4000)  # the editor draws its picture when it likes
         box = canvas.bounding_box()
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        page.mouse.move(x - 20, y)
+        page.mouse.move(x - 170, y - 160)  # within the first of 4x4 tokens
         page.mouse.down()
-        page.mouse.move(x + 20, y, steps=5)
+        page.mouse.move(x - 155, y - 160)
         page.mouse.up()
         page.wait_for_timeout(1000)
         shot(page, "painted")

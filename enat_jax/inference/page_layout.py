@@ -236,7 +236,7 @@ class Layout:
             shown,
             **one,
         ).success(self._on_drawn, self.drawn, steps, **QUIET)
-        self.new_seed.click(lambda: random.randrange(pages.SEED.high + 1), None, self.seed, **QUIET)
+        self.new_seed.click(lambda: random.randrange(pages.MAX_SEED + 1), None, self.seed, **QUIET)
         opened = [self.original, self.editor, self.tabs]
         # One after the other: what was chosen before the button was pressed is painted over.
         ordered: dict[str, Any] = dict(concurrency_id="choice", concurrency_limit=1, **QUIET)
