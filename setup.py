@@ -47,6 +47,9 @@ EXTRAS_REQUIRE = {
     "analyze": [MATPLOTLIB],
     "text": TEXT,
     "notebook": [*NOTEBOOK, MATPLOTLIB],
+    # Reason: the page of enat_jax.demo. Its test needs playwright and Chromium besides, and is
+    # skipped without them.
+    "demo": ["gradio>=6.31,<7"],
     "dev": [
         "pytest>=9.0",
         "pytest-xdist>=3.8",  # Reason: tests compile most of the time, in one thread each.

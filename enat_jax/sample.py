@@ -32,8 +32,6 @@ other settings is left alone.
 
 import argparse
 
-import numpy as np
-
 from enat_jax.evaluation import drawing_arguments
 from enat_jax.inference import generator, image_directory, reveal_pictures
 from enat_jax.runtime import cli
@@ -57,18 +55,7 @@ def main(argv: list[str]) -> None:
     if options.npz:
         print(f"[sample] {options.out / image_directory.NPZ}")
     if options.reveal:
-        numbers = reveal_pictures.spread(len(labels), options.num)
-        rows = numbers // options.num
-        prompts = {} if texts is None else texts.of(model.reading_texts(), rows)
-        reveal = reveal_pictures.draw(
-            model,
-            np.asarray(labels)[rows],
-            options.seed,
-            numbers,
-            prompts=prompts.get("prompts"),
-            negative_prompts=prompts.get("negative_prompts"),
-            names=None if texts is None else [texts.prompts[row] for row in rows],
-        )
+        reveal = reveal_pictures.draw_some(model, labels, options.num, options.seed, texts)
         for kind in options.reveal:
             file_name, write = reveal_pictures.KINDS[kind]
             write(options.out / file_name, reveal)

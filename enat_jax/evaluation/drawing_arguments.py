@@ -105,14 +105,7 @@ def shown(
     labels = [no_class]
     if options.labels is not None:
         labels = label_names.parse_labels(options.labels, model.class_names)
-    if len(texts.prompts) == 1:
-        texts = texts.repeated(len(labels))
-    n = len(texts.prompts)
-    if len(labels) not in (1, n):
-        raise ValueError(
-            f"{len(labels)} labels and {n} prompts: give as many, or one of either for all"
-        )
-    return labels * (n // len(labels)), texts
+    return image_directory.paired(labels, texts)
 
 
 def _texts(options: argparse.Namespace, model: generator.Generator) -> image_directory.Texts | None:

@@ -95,6 +95,22 @@ class Texts:
         return [model_files.fingerprint(tokens[:length]) for tokens, length in rows]
 
 
+def paired(labels: list[int], texts: Texts) -> tuple[list[int], Texts]:
+    """Returns as many labels as prompts, where there is one of either for all.
+
+    Raises:
+        ValueError: there are several of both, and not as many.
+    """
+    if len(texts.prompts) == 1:
+        texts = texts.repeated(len(labels))
+    n = len(texts.prompts)
+    if len(labels) not in (1, n):
+        raise ValueError(
+            f"{len(labels)} labels and {n} prompts: give as many, or one of either for all"
+        )
+    return labels * (n // len(labels)), texts
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Originals:
     """Pictures that are to be edited, see ``Generator.edit``.
@@ -284,7 +300,8 @@ def draw(
             "directory may have: use several, each with a seed of its own"
         )
     if texts is not None:
-        _check_texts(model, texts)
+        for words in without_room(model, texts):
+            print(f"[sample] {words}")
     with files.lock_directory(images.out):
         for path in filter(files.is_unfinished, images.out.iterdir()):
             path.unlink()  # of a process that was killed
@@ -302,21 +319,21 @@ def draw(
     return first
 
 
-def _check_texts(model: generator.Generator, texts: Texts) -> None:
-    """Reads all texts, and prints what has no room; raises ValueError if one cannot be read."""
+def without_room(model: generator.Generator, texts: Texts) -> list[str]:
+    """Reads all texts, and says what has no room; raises ValueError if one cannot be read."""
     encoder = model.reading_texts()
     read = [] if texts.states is not None else list(texts.prompts)
     if texts.negative is not None:
         model.check_guided()
         read.append(texts.negative)
     if not read:
-        return
-    for text, rest in dict(zip(read, encoder.window(read).dropped, strict=True)).items():
-        if rest:
-            print(
-                f"[sample] the prompt {text_tokens.shortened(text)} is longer than the "
-                f"{encoder.context} tokens that the model reads; left out: {rest!r}"
-            )
+        return []
+    return [
+        f"the prompt {text_tokens.shortened(text)} is longer than the {encoder.context} tokens "
+        f"that the model reads; left out: {rest!r}"
+        for text, rest in dict(zip(read, encoder.window(read).dropped, strict=True)).items()
+        if rest
+    ]
 
 
 def _claim(images: Images) -> None:
@@ -365,7 +382,7 @@ def _draw_missing(images: Images, batch_size: int) -> None:
     ):
         writing: Iterable[None] = ()
         for batch in todo:
-            drawn = _draw_batch(images, batch, batch_size)
+            drawn = draw_batch(images, batch, batch_size)
             done += len(list(writing))  # raises what went wrong
             bar.update(done)
             paths, texts = map(images.path, batch), map(images.text, batch)
@@ -373,7 +390,12 @@ def _draw_missing(images: Images, batch_size: int) -> None:
         bar.update(done + len(list(writing)))
 
 
-def _draw_batch(images: Images, batch: range, batch_size: int) -> UInt8[np.ndarray, "n h w c"]:
+def draw_batch(images: Images, batch: range, batch_size: int) -> UInt8[np.ndarray, "n h w c"]:
+    """Draws images of these numbers, or edits their originals, in one call of the network.
+
+    Raises:
+        ValueError: the batch does not fit into memory, or as ``Generator.sample`` and ``edit``.
+    """
     try:
         # One batch size, one compilation: `sample` fills up the last batch.
         rows = np.asarray(batch) // images.num

@@ -22,6 +22,7 @@ import PIL.ImageDraw
 import PIL.ImageFont
 from jaxtyping import Bool, Int, Shaped, UInt8
 
+from enat_jax.inference import image_directory
 from enat_jax.inference.conditions import Prompts
 from enat_jax.inference.generator import Generator
 from enat_jax.models.blocks import Prompt
@@ -74,17 +75,18 @@ class Reveal:
         return places.repeat(height // rows, axis=-2).repeat(width // columns, axis=-1)
 
 
-def spread(num_labels: int, num: int) -> Int[np.ndarray, " n"]:
+def spread(num_labels: int, num: int, most: int = MAX_IMAGES) -> Int[np.ndarray, " n"]:
     """Chooses which images to show: the first of each label, then the second, and so on.
 
     Args:
         num_labels: how many labels there are.
         num: images per label.
+        most: images.
 
     Returns:
-        Numbers of at most ``MAX_IMAGES`` images, which are numbered label by label.
+        Numbers of at most ``most`` images, which are numbered label by label.
     """
-    k = np.arange(min(MAX_IMAGES, num_labels * num))
+    k = np.arange(min(most, num_labels * num))
     return k % num_labels * num + k // num_labels
 
 
@@ -132,6 +134,37 @@ def draw(
         visible.reshape(len(steps), n, *generator.tokenizer.grid),
         list(names),
         of_texts,
+    )
+
+
+def draw_some(
+    generator: Generator,
+    labels: Sequence[int],
+    num: int,
+    seed: int = 0,
+    texts: image_directory.Texts | None = None,
+    most: int = MAX_IMAGES,
+) -> Reveal:
+    """Generates some of the images that ``image_directory.draw`` does: those of ``spread``.
+
+    Args:
+        generator, labels, num, seed, texts: as for ``image_directory.draw``.
+        most: images.
+
+    Raises:
+        ValueError: as ``draw``.
+    """
+    numbers = spread(len(labels), num, most)
+    rows = numbers // num
+    prompts = {} if texts is None else texts.of(generator.reading_texts(), rows)
+    return draw(
+        generator,
+        np.asarray(labels)[rows],
+        seed,
+        numbers,
+        prompts=prompts.get("prompts"),
+        negative_prompts=prompts.get("negative_prompts"),
+        names=None if texts is None else [texts.prompts[row] for row in rows],
     )
 
 
