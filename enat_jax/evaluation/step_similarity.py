@@ -97,7 +97,7 @@ def similarities_of_passes(
     step: Int[np.ndarray, "b l"],
     labels: Int[np.ndarray, " b"],
     num_steps: int,
-    counts: Sequence[int] | None = None,
+    step_counts: Sequence[int] | None = None,
 ) -> Similarities:
     """Returns the similarities of the passes of t = ``num_steps`` sampling steps.
 
@@ -108,7 +108,7 @@ def similarities_of_passes(
         step: that revealed each token, from ``draw``.
         labels: of the images.
         num_steps: t, at least 2.
-        counts: tokens revealed in each step; None: by the cosine schedule.
+        step_counts: tokens revealed in each step; None: by the cosine schedule.
 
     Raises:
         ValueError: if there are no two steps, or ``step`` is not of so many.
@@ -116,7 +116,7 @@ def similarities_of_passes(
     if num_steps < 2:
         raise ValueError(f"{num_steps=}: a similarity of adjacent steps needs two of them")
     order = np.argsort(step, axis=1, kind="stable").astype(np.int32)
-    steps = reveal.sampling_steps(model.num_tokens, num_steps, revealed=counts)
+    steps = reveal.sampling_steps(model.num_tokens, num_steps, revealed=step_counts)
     revealed = np.repeat(np.arange(num_steps), steps.num_masked - steps.num_left)
     if np.any(np.take_along_axis(np.asarray(step), order, axis=1) != revealed):
         raise ValueError(f"these tokens were not revealed in {num_steps} steps")

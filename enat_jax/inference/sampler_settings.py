@@ -214,7 +214,7 @@ def changed(
                 f"{useless[0]}={given[useless[0]]} has no effect, as the settings have "
                 f"{of_steps} of each step: leave it out, or give a file of settings without them"
             )
-    return Settings(**values | given)
+    return Settings(**values | dict(given))
 
 
 def _of_steps(name: str, values: Any, num_steps: int) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -14,7 +15,9 @@ from enat_jax import export, sample
 from enat_jax.inference import compiled_sampler, generator, sampler_settings, sampling
 from enat_jax.inference.sampler_settings import Settings
 from enat_jax.schedules import reveal
+from enat_jax.training import config as train_config
 
+CONFIG = str(pathlib.Path(__file__).parents[2] / "configs/digits.py")
 LABELS = np.array([0, 1, 2, 0], np.int32)
 # A greedy order without noise would be the same for many seeds.
 HALTON = dataclasses.replace(tiny.SETTINGS, order="halton")
@@ -65,13 +68,13 @@ def test_halton_order_is_the_first_visits_of_the_sequence():
 def test_halton_reveals_in_its_order_whatever_the_noise():
     order = np.array(halton_cells(4))
     model = dataclasses.replace(tiny.make_generator(), settings=HALTON)
-    visible = model.trace(LABELS, seed=3).visible
+    found = model.trace(LABELS, seed=3)
+    visible = found.visible
     for after, count in zip(visible, visible.sum(-1)[:, 0], strict=True):
         for image in after:
             assert set(np.flatnonzero(image)) == set(order[:count])
-    tokens = model.sample_tokens(LABELS)
-    cold = model.with_settings(mask_temperature=0.0).sample_tokens(LABELS)
-    np.testing.assert_array_equal(cold, tokens)
+    cold = model.with_settings(mask_temperature=0.0).trace(LABELS, seed=3)
+    np.testing.assert_array_equal(cold.tokens, found.tokens)
 
 
 @pytest.mark.slow
@@ -228,6 +231,20 @@ def test_files_of_settings(tmp_path):
             sampler_settings.changed(tiny.SETTINGS, path)
 
 
+def test_configs_take_files_of_settings_and_values_of_steps(tmp_path):
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({"sampler": OF_STEPS.described() | {"order": "random"}}))
+    config = train_config.load(CONFIG, ["--config.sampler.order=halton"])
+    assert train_config.complete(config).sampler.order == "halton"
+    config = train_config.load(
+        CONFIG, ["--config.sampler.num_steps=2", "--config.sampler.counts=24,40"]
+    )
+    assert Settings(**train_config.complete(config).sampler).counts == (24, 40)
+    config.sampler = sampler_settings.read(path)
+    found = Settings(**train_config.complete(config).sampler)
+    assert found == dataclasses.replace(OF_STEPS, order="random")
+
+
 def test_settings_of_steps_through_model_files_images_and_the_compiled_sampler(tmp_path):
     model = tiny.make_generator()
     model.save(tmp_path / "model", ["safetensors"])
@@ -238,13 +255,13 @@ def test_settings_of_steps_through_model_files_images_and_the_compiled_sampler(t
     other = generator.Generator.load(tmp_path / "other")
     assert other.settings == dataclasses.replace(OF_STEPS, order="halton")
     assert "| counts | (2, 5, 9) |" in (tmp_path / "other/README.md").read_text()
-    sample.main([*options, "--labels", "0,1", "--num", "1", "--out", str(tmp_path / "images")])
+    sample.main([*options, "--labels", "0,1,2", "--num", "1", "--out", str(tmp_path / "images")])
     written = json.loads((tmp_path / "images/settings.json").read_text())["sampler"]
     assert written["counts"] == [2, 5, 9] and written["order"] == "halton"
     with PIL.Image.open(next((tmp_path / "images").glob("00000_*.png"))) as image:
         assert json.loads(image.info["parameters"])["sampler"] == written
         pixels = np.asarray(image)
-    np.testing.assert_array_equal(pixels, other.sample([0], seed=0)[0, ..., 0])
+    np.testing.assert_array_equal(pixels, other.sample(LABELS[:3], seed=0)[0, ..., 0])
     program, description = compiled_sampler.make(other)
     assert description["settings"]["counts"] == (2, 5, 9)
     run = jax.jit(jax.export.deserialize(bytearray(program)).call)
@@ -254,6 +271,6 @@ def test_settings_of_steps_through_model_files_images_and_the_compiled_sampler(t
     }
     schedule = {k: np.asarray(v, np.float32) for k, v in description["schedule"].items()}
     images = run(
-        weights, LABELS, np.arange(4, dtype=np.int32), np.array([0, 7], np.uint32), schedule
+        weights, LABELS[:3], np.arange(3, dtype=np.int32), np.array([0, 7], np.uint32), schedule
     )
-    np.testing.assert_array_equal(images, other.sample(LABELS, seed=7))
+    np.testing.assert_array_equal(images, other.sample(LABELS[:3], seed=7))
