@@ -10,8 +10,8 @@ The source is a folder or an archive of pictures, in class folders or not, or tf
 like ImageNet's a released tokenizer does better than training one: this is a quarter of MaskGIT's
 width, sized for a single GPU. Its loss is of pixels alone, so reconstructions are soft;
 "adversarial" adds LPIPS, a discriminator and a moving average, by the recipe of VQGAN+ (MaskBit,
-arXiv:2409.16211), and needs the weights of LPIPS with VGG16, see configs/README.md. Where those
-cost too much, take --config.perceptual.kind=lite0_logits --config.perceptual.weight=0.1. A smaller
+arXiv:2409.16211), and needs the weights of LPIPS with VGG16, see configs/README.md. With
+--config.perceptual.kind=lite0_logits and --config.perceptual.weight=0.1 it costs less. A smaller
 picture needs fewer levels: 128 pixels with --config.data.size=128 give 8x8 tokens. Not trained to
 the end here: learning rate and steps are those of MaskGIT's release, scaled to the batch. Warm-up,
 restarts of codes and intervals shrink with --config.train.num_steps.

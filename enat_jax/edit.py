@@ -178,21 +178,26 @@ def _check_something_kept_and_changed(
     model: generator.Generator,
     options: argparse.Namespace,
 ) -> None:
+    name = ",".join(map(str, mask)) if isinstance(mask, tuple) else mask
     if options.variation is None and not cells.any():
         raise ValueError(
-            f"the mask {mask} hides nothing of {path}: it must be white where something is to "
+            f"the mask {name} hides nothing of {path}: it must be white where something is to "
             "change, or give --variation"
         )
     if cells.all():
         raise ValueError(
-            f"the mask {mask} hides all of {path}: keep some of it, or draw new pictures with "
+            f"the mask {name} hides all of {path}: keep some of it, or draw new pictures with "
             "python -m enat_jax.sample"
         )
-    if editing.token_masks(cells[None], model.tokenizer.grid, options.grow).all():
-        smaller = f"choose --grow 0, or hide less: --grow is {options.grow}"
+    all_hidden = [
+        bool(editing.token_masks(cells[None], model.tokenizer.grid, grow).all())
+        for grow in (0, options.grow)
+    ]
+    if any(all_hidden):
+        advice = "hide less" if all_hidden[0] else "choose --grow 0, or hide less"
         raise ValueError(
             f"nothing of {path} is kept, as every token of it has a masked pixel or a neighbour "
-            f"with one: {smaller if options.grow else 'hide less'}"
+            f"with one: {advice}"
         )
 
 

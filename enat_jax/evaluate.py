@@ -52,7 +52,13 @@ from enat_jax.evaluation import (
     pictures,
     statistics,
 )
-from enat_jax.inference import generator, sampler_settings, tokenization, tokenizer
+from enat_jax.inference import (
+    generator,
+    near_tokens,
+    sampler_settings,
+    tokenization,
+    tokenizer,
+)
 from enat_jax.runtime import cli, files, versions
 
 # --- the uses ------------------------------------------------------------------------------------
@@ -114,7 +120,10 @@ def evaluate_tokenizer(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
     distance = None
     if flags.lpips is not None:
         distance = perceptual_distance.open_distance(flags.lpips, codec.model.image_channels)
-    subject = image_sets.of_tokenizer(codec, source, network, distance)
+    exchange = None
+    if flags.near_codes is not None:
+        exchange = near_tokens.NearTokens.of(codec, flags.near_codes)
+    subject = image_sets.of_tokenizer(codec, source, network, distance, exchange)
 
     def originals() -> image_sets.ImageSet:
         if flags.reference in (None, flags.source):
@@ -135,6 +144,7 @@ def evaluate_tokenizer(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
         },
         "sampler": {},
         **({} if distance is None else {cards.LPIPS: distance.description}),
+        **({} if exchange is None else {cards.NEAR_CODES: exchange.description}),
     }
     _evaluate(flags, hosts, opener, subject, reference, sections)
 

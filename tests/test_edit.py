@@ -124,6 +124,8 @@ def test_boxes_outpainting_variations_and_crops(model, place, tmp_path, capsys):
         ("--image a.png --mask nothing.png", "hides nothing of"),
         ("--image a.png --mask all.png", "hides all of"),
         ("--image a.png --mask 0,0,8,6", "choose --grow 0, or hide less"),
+        ("--image a.png --mask 0,0,8,7", "with one: hide less"),
+        ("--image a.png --mask 0,0,8,8", "the mask 0,0,8,8 hides all of"),
         ("--image a.png --mask 0,0,9,1", "give LEFT,TOP,RIGHT,BOTTOM"),
         ("--image a.png --mask 4,4,4,5", "does not lie within"),
         ("--image a.png --outpaint left=8", "choose another --outpaint"),

@@ -51,7 +51,7 @@ def test_a_kernel_runs_it_from_a_clean_checkout(checkout, monkeypatch):
     monkeypatch.delenv("JAX_ENABLE_COMPILATION_CACHE", raising=False)
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = nbformat.read(checkout / NOTEBOOK, as_version=4)
-    cell = notebook.cells[14]  # which would take minutes
+    cell = notebook.cells[16]  # which would take minutes
     cell.source = cell.source.replace("STEPS = 4000", "STEPS = 120")
     folder = {"metadata": {"path": str(checkout / "launch")}}
     done = nbclient.NotebookClient(notebook, timeout=900, resources=folder).execute()
@@ -62,8 +62,8 @@ def test_a_kernel_runs_it_from_a_clean_checkout(checkout, monkeypatch):
         for kind in ("png", "gif")
         if f"image/{kind}" in output.get("data", {})
     ]
-    assert shown == ["png", "png", "png", "gif", "png", "png", "png"]
-    for number, steps in ((2, 500), (14, 120)):
+    assert shown == ["png", "png", "png", "gif", "png", "png", "png", "png"]
+    for number, steps in ((2, 500), (16, 120)):
         text = "".join(output.get("text", "") for output in done.cells[number].outputs)
         assert f"[train] done: {steps} steps" in text
     assert (checkout / "launch" / "reveal.gif").is_file()

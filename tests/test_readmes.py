@@ -74,6 +74,7 @@ BEFORE = (
 READ = {
     "enat_jax.train --help": "a test of its own",
     "enat_jax.train config.evaluation": "tests/evaluation/test_during_training.py trains so",
+    "enat_jax.train perceptual.weights": "needs LPIPS; test_adversarial.py has random weights",
     "enat_jax.tokenize_images coco/": "needs MS-COCO; test_coco.py has an imitation",
     "enat_jax.train configs/enat_b_coco256.py": "likewise",
     "enat_jax.sample runs/coco": "likewise",

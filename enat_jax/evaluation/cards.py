@@ -41,13 +41,14 @@ SECTIONS = (
 )
 CLIP = "clip"  # a section of cards with scores by it: weights, scale, prefix
 LPIPS = "lpips"  # a section of cards with such distances: the network, its weights
+NEAR_CODES = "near_codes"  # a section of cards of exchanged tokens: the share, among how many codes
 # What differs first makes numbers incomparable; the rest is what a comparison is about, or may
 # explain small differences. Sections within a group, and groups, by importance.
 INCOMPARABLE = (
     *("kind", "features", "reference"),
     *("images.size", "images.num", "images.per_class", "images.prompts"),
 )
-COMPARED = ("sampler", "model", "images", "clip", "lpips", "intervals")
+COMPARED = ("sampler", "model", "images", "near_codes", "clip", "lpips", "intervals")
 CIRCUMSTANCES = ("versions", "hardware")
 # Where a file lies, what it is called, and who computed it.
 NO_DIFFERENCE = (
@@ -153,10 +154,12 @@ def summary(card: Card) -> str:
 def markdown(card: Card) -> str:
     """Returns the card in Markdown: its summary, and what it was made with."""
     parts = [summary(card).rstrip("\n")]
-    for section in ("sampler", "images", CLIP, LPIPS, "features", "reference", "model"):
+    sections = ("sampler", "images", NEAR_CODES, CLIP, LPIPS, "features", "reference", "model")
+    for section in sections:
         if card.get(section):
+            title = section.replace("_", " ").capitalize()
             parts += [
-                f"## {section.upper() if section in (CLIP, LPIPS) else section.capitalize()}",
+                f"## {section.upper() if section in (CLIP, LPIPS) else title}",
                 _table(card[section], section),
             ]
     circumstances = {"date": card["date"], **card["hardware"], **card["versions"]}

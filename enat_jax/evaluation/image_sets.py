@@ -18,7 +18,7 @@ from enat_jax.evaluation import (
     text_prompts,
 )
 from enat_jax.evaluation import statistics as image_statistics
-from enat_jax.inference import generator, tokenizer
+from enat_jax.inference import generator, near_tokens, tokenizer
 from enat_jax.runtime import numerics, paths, versions
 
 # Settings of sources that no evaluation has a use for.
@@ -129,11 +129,12 @@ def of_tokenizer(
     source: images.Source,
     network: features.Features,
     distance: perceptual_distance.Distance | None = None,
+    exchange: near_tokens.NearTokens | None = None,
 ) -> ImageSet:
     """Returns the pictures of a source as a tokenizer reconstructs them.
 
     Each comes with its mean squared error, of pixels in [0, 1], and with its LPIPS, if that is
-    asked for.
+    asked for. ``exchange`` is applied to the tokens before they are decoded.
     """
 
     def load(start: int, stop: int) -> accumulate.Batch:
@@ -141,7 +142,10 @@ def of_tokenizer(
         # Padded to one shape, so that the last ones need no compilation of their own.
         size = min(accumulate.CHUNK, len(source))
         padded = np.resize(batch["images"], (size, *source.image_shape))
-        decoded = codec.decode(codec.encode(padded))[: stop - start]
+        codes = codec.encode(padded)
+        if exchange is not None:
+            codes = exchange(codes, start)
+        decoded = codec.decode(codes)[: stop - start]
         error = np.square((decoded.astype(np.float64) - batch["images"]) / 255).mean((1, 2, 3))
         rows = {"squared_error": error.astype(np.float32)[:, None]}
         if distance is not None:
@@ -153,6 +157,8 @@ def of_tokenizer(
     made = {"tokenizer": codec.fingerprint, "source": identity}
     if distance is not None:
         made["lpips"] = distance.identity
+    if exchange is not None:
+        made["near_codes"] = exchange.description
     spec = accumulate.PassSpec(num, classes, num, _identity(made, network))
     about = _description(network, identity, shape, num)
     return ImageSet(load, True, spec, shape, about, identity.get("split"))

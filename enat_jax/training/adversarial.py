@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from enat_jax.checkpoints import model_files
 from enat_jax.evaluation import perceptual_weights
 from enat_jax.models import discriminator, losses, perceptual
-from enat_jax.runtime import agreement
+from enat_jax.runtime import agreement, numerics
 from enat_jax.training import optim
 from enat_jax.training.task import Metrics
 
@@ -327,7 +327,7 @@ class Adversary:
         find = functools.partial(self._gradients, penalised=static[1])
         if static[0]:
             return find(kept, images, jax.lax.stop_gradient(made))
-        shapes = jax.eval_shape(find, kept, images, made)
+        shapes = numerics.eval_shape(find, kept, images, made)
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def _gradients(

@@ -1,10 +1,6 @@
 """Training the tokenizer: reconstruction, codebook and commitment losses (arXiv 1711.00937).
 
-A codebook left to itself loses codes for good, because a code that nothing is nearest to gets no
-gradient. So the share of positions each code wins is tracked, and codes that win next to none are
-moved onto encoder outputs of the current batch, by preference badly represented ones; the same
-rule gives every code its first place at step 0.
-
+Codes that nothing is nearest to are restarted, see ``code_restarts``.
 A perceptual network and a discriminator may judge reconstructions as well, see ``adversarial``. The
 gradient of each term with respect to reconstructions is computed apart, and their sum goes through
 the tokenizer once.
@@ -20,12 +16,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from enat_jax.inference import tokenizer
 from enat_jax.models import quantizers, vqgan
 from enat_jax.runtime import numerics, png
-from enat_jax.training import adversarial, code_noise, image_task
+from enat_jax.training import adversarial, code_noise, code_restarts, image_task
 from enat_jax.training import task as tasks
 from enat_jax.training.task import Metrics, TrainState
 
@@ -48,8 +44,8 @@ RULES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Loss(code_noise.CodeNoise):
-    """Weights of the losses and the remedy against dead codes.
+class Loss(code_noise.CodeNoise, code_restarts.Restarts):
+    """Weights of the losses, noise on codes and the remedy against dead ones.
 
     Raises ValueError for an unknown kind of reconstruction loss.
     """
@@ -60,10 +56,6 @@ class Loss(code_noise.CodeNoise):
     commitment_weight: float = 0.25  # arXiv:1711.00937, section 3.2
     entropy_weight: float = 0.02  # of "lfq", arXiv:2409.16211; see quantizers.entropy_loss
     entropy_temperature: float = 0.01
-    usage_decay: float = 0.99  # of the running share of positions that each code wins
-    dead_below: float = 0.1  # a code is dead below this share of an even use of the codebook
-    restart_every: int = 100  # steps between restarts of dead codes; 0 for none, not even at first
-    restart_until: int | None = None  # no restarts from this step on, so that the codes settle
     decoder_from: int | None = None  # from this step on codes stay, and are not swapped
     ema_decay: float = 0.0  # of the average that is evaluated and exported; 0: the parameters are
 
@@ -245,39 +237,23 @@ class Task(image_task.ImageTask):
         usage = state.extra["usage"]
         if not self.loss.restart_every:
             return state, jnp.zeros(())
-        v = self.model.codebook_size
-        due = state.step % self.loss.restart_every == 0
-        for last in (self.loss.restart_until, self.loss.decoder_from):
-            due &= last is None or state.step < last
+        due = self.loss.due(state.step, self.loss.decoder_from)
 
-        def restart(
-            codebook: Float[Array, "v e"],
-        ) -> tuple[Float[Array, "v e"], Float[Array, " v"], Bool[Array, " v"]]:
+        def restart(codebook: Float[Array, "v e"]) -> code_restarts.Restarted:
             apply = self._apply(state.params)
             z = apply(images, method="encode")
             _, codes = apply(z, method="quantize")
             z = apply(z, method="features")
-            distances = jnp.square(z - codes).sum(-1).ravel()
-            # The v largest of log weight + Gumbel noise are a draw without replacement.
-            scores = jnp.log(distances + 1e-12) + jax.random.gumbel(
-                key, distances.shape, mode="low"
-            )
-            chosen = z.reshape(-1, z.shape[-1])[jax.lax.top_k(scores, v)[1]]
-            dead = (usage < self.loss.dead_below / v) & jnp.isfinite(chosen).all(-1)
-            # A moved code is given the time to win positions before it is judged again.
-            return (
-                jnp.where(dead[:, None], chosen, codebook),
-                jnp.where(dead, 1 / v, usage),
-                dead,
-            )
+            return self.loss.restarted(codebook, usage, z, codes, key)
 
+        none = jnp.zeros(usage.shape, bool)
         codebook, usage, dead = jax.lax.cond(
-            due, restart, lambda c: (c, usage, jnp.zeros(v, bool)), state.params["codebook"]
+            due, restart, lambda c: (c, usage, none), state.params["codebook"]
         )
         params, extra = {**state.params, "codebook": codebook}, state.extra | {"usage": usage}
         state = state.replace(params=params, extra=extra)
         if self.loss.ema_decay:
-            state = _moved_everywhere(state, dead)
+            state = code_restarts.moved_everywhere(state, dead)
         return state, dead.sum().astype(jnp.float32)
 
     @property
@@ -366,23 +342,6 @@ class Task(image_task.ImageTask):
             return apply(codes, method="decode"), ids
 
         return numerics.jit(reconstruct)
-
-
-def _moved_everywhere(state: TrainState, dead: Bool[Array, " v"]) -> TrainState:
-    """Returns the state whose average has the codes that were moved, without their moments.
-
-    A mean of a code from before and after would be no code, and Adam's moments are of the old one.
-    """
-
-    def renewed(path: Any, old: Array, new: Array | float) -> Array:
-        is_code = getattr(path[-1], "key", None) == "codebook"
-        return jnp.where(dead[:, None], new, old) if is_code else old
-
-    renew = jax.tree_util.tree_map_with_path
-    return state.replace(
-        ema_params=renew(renewed, state.ema_params, state.params),
-        opt_state=renew(lambda path, old: renewed(path, old, 0.0), state.opt_state),
-    )
 
 
 def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Task:

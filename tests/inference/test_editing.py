@@ -159,6 +159,7 @@ def test_forty_masks_compile_four_samplers_at_most(model):
     assert sampling.sample_tokens.jitted._cache_size() - before <= 4
 
 
+@pytest.mark.slow
 def test_edits_with_prompts():
     model = tiny.make_word_generator()
     images = np.zeros((2, *tiny.IMAGE_SIZE, 1), np.uint8)

@@ -111,7 +111,7 @@ def test_the_baselines_sample_too(model):
 
 
 TEXT = dataclasses.replace(SMALL, num_classes=0, text_width=6, text_tokens=6)
-ENCODINGS = ["once", "every_step"]
+ENCODINGS = ["once", pytest.param("every_step", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +266,7 @@ def test_segments_change_no_token_around_given_ones(model, numbers):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", OTHERS, ids=["disentangled", "nat"])
 def test_the_baselines_draw_around_given_tokens(model):
     params, (tokens, masked) = perturbed(model), masks_of(11, 15, 12)

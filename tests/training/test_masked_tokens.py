@@ -124,7 +124,7 @@ def test_the_cache_comes_from_the_ema_model_and_has_no_gradient():
 
 
 TEXT = dataclasses.replace(MODEL, num_classes=0, text_width=6, text_tokens=5)
-ENCODINGS = ["once", "every_step"]
+ENCODINGS = ["once", pytest.param("every_step", marks=pytest.mark.slow)]
 
 
 def text_batch(*lengths):

@@ -70,7 +70,7 @@ def on_one_device(kind):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("kind", ["enat", "vqgan"])
+@pytest.mark.parametrize("kind", ["enat", pytest.param("vqgan", marks=pytest.mark.slow)])
 def test_every_mesh_trains_like_one_device(kind, policy):
     """Losses, gradients' norms and all parameters after three steps, to rounding."""
     task, (expected, expected_history, _) = on_one_device(kind)
