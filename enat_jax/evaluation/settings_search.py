@@ -301,6 +301,7 @@ class Search:
             if known is None:
                 known = self.measure(self._with(settings), seed, final)
                 self.study.set_user_attr(key, known)
+                self.say(f"{'report' if final else 'finalist'}, seed {seed}: {self._words(known)}")
             rows.append([known[name] for name in self.measure.names])
         return np.array(rows)
 
