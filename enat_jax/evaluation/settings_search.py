@@ -226,10 +226,11 @@ class Search:
     def study(self) -> Any:
         """Optuna's study in ``out``, created or found."""
         import optuna
+        from optuna.storages import journal
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         # Absolute, as its lock is a link to it.
-        backend = optuna.storages.journal.JournalFileBackend(str((self.out / STUDY).absolute()))
+        backend = journal.JournalFileBackend(str((self.out / STUDY).absolute()))
         return optuna.create_study(
             storage=optuna.storages.JournalStorage(backend),
             study_name="sampler",
