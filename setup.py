@@ -32,6 +32,7 @@ INSTALL_REQUIRES = [
 
 HUGGINGFACE_HUB = "huggingface_hub>=2.4"  # Reason: load models from there and push them.
 MATPLOTLIB = "matplotlib>=3.11"  # Reason: the plots of enat_jax.analyze.
+OPTUNA = "optuna>=5.0,<6"  # Reason: the search of enat_jax.search.
 # Reason: byte pairs of CLIP's texts, and the repair of texts before. OpenAI's package needs torch.
 TEXT = ["tokenizers>=0.22", "ftfy>=6.3"]
 NOTEBOOK = ["nbclient>=0.11", "ipykernel>=7.4"]  # Reason: run launch/sampling_colab.ipynb.
@@ -45,6 +46,7 @@ EXTRAS_REQUIRE = {
     "wandb": ["wandb>=0.19"],
     "hub": [HUGGINGFACE_HUB],
     "analyze": [MATPLOTLIB],
+    "search": [OPTUNA],
     "text": TEXT,
     "notebook": [*NOTEBOOK, MATPLOTLIB],
     # Reason: the page of enat_jax.demo. Its test needs playwright and Chromium besides, and is
@@ -58,6 +60,7 @@ EXTRAS_REQUIRE = {
         "ruff>=0.17,<0.18",  # Reason: linter and formatter; a new minor version formats anew.
         HUGGINGFACE_HUB,
         MATPLOTLIB,
+        OPTUNA,
         *NOTEBOOK,
         *TEXT,
     ],

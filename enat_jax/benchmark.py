@@ -102,7 +102,7 @@ def _sampler(config: ConfigDict, options: argparse.Namespace) -> None:
         f"sampler: batch {found[0].images}, {settings.num_steps} steps, guidance "
         f"{settings.guidance_scale:g}, {'images' if options.decode else 'tokens only'}"
     )
-    result = {"sampler": dataclasses.asdict(settings), "rows": [x.json() for x in found]}
+    result = {"sampler": settings.described(), "rows": [x.json() for x in found]}
     _say_timed(config, options, model, title, reports.sampler_text(found), found[0], result, fit)
 
 

@@ -52,7 +52,13 @@ from enat_jax.evaluation import (
     pictures,
     statistics,
 )
-from enat_jax.inference import generator, near_tokens, tokenization, tokenizer
+from enat_jax.inference import (
+    generator,
+    near_tokens,
+    sampler_settings,
+    tokenization,
+    tokenizer,
+)
 from enat_jax.runtime import cli, files, versions
 
 # --- the uses ------------------------------------------------------------------------------------
@@ -65,7 +71,9 @@ def evaluate_model(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
     model = generator.Generator.load(
         flags.model, flags.dtype, text_encoder_directory=flags.text_encoder
     )
-    model = model.with_settings(**arguments.sampler_settings(flags))
+    given = arguments.given_settings(flags)
+    settings = sampler_settings.changed(model.settings, flags.settings, given)
+    model = dataclasses.replace(model, settings=settings)
     texts = image_texts.of_model(model, flags.prompts, flags.clip, flags.num, **_location(flags))
     prompts = None if texts is None else texts.prompts
     num = flags.num or arguments.NUM if prompts is None else len(prompts)
@@ -91,7 +99,7 @@ def evaluate_model(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
             "dtype": flags.dtype or model.model.dtype,
             "provenance": model.provenance,
         },
-        "sampler": dataclasses.asdict(model.settings),
+        "sampler": model.settings.described(),
     }
     _evaluate(flags, hosts, opener, subject, reference, sections, texts)
 

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
             model.with_settings(guidance_scale=scale)
     settings = {
         "models": {name: image_sets.fingerprints(model) for name, model in models.items()},
-        "samplers": {name: dataclasses.asdict(model.settings) for name, model in models.items()},
+        "samplers": {name: model.settings.described() for name, model in models.items()},
         "tokens": training_tokens.preprocessing,
         **{name: getattr(options, name) for name in ("num", "guidance", "seed")},
     }

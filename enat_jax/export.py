@@ -18,15 +18,20 @@ Of a model that reads states of a text encoder, `--text-encoder` puts the encode
 so does `--with-text-encoder`, which takes it from where the run or the model has it. Without it the
 directory names the encoder, and who uses it needs the encoder beside it.
 
+`--settings` gives a new DIR other settings of the sampler, such as those that
+`python -m enat_jax.search` has found.
+
 A new DIR appears when it is complete. One that has the same model gets what is asked for in
 addition; one that has anything else is left alone. A run may go on training meanwhile.
 """
 
 import argparse
+import dataclasses
 import pathlib
 
 from enat_jax.checkpoints import hub, model_files
-from enat_jax.inference import generator, model_directory, tokenizer
+from enat_jax.evaluation import drawing_arguments
+from enat_jax.inference import generator, model_directory, sampler_settings, tokenizer
 from enat_jax.runtime import cli, files, paths
 from enat_jax.training import finished
 
@@ -39,6 +44,8 @@ def main(argv: list[str]) -> None:
         raise ValueError("--step is of a run: name it by --workdir and not a model")
     if options.dtype is not None and "compiled" not in options.format:
         raise ValueError("--dtype is of a compiled sampler: add compiled to --format")
+    if options.out is None and options.settings is not None:
+        raise ValueError("settings are written to a directory: name it by --out")
     if options.out is None and (options.with_text_encoder or options.text_encoder is not None):
         raise ValueError("a text encoder is written to a directory: name it by --out")
     if options.push is not None:
@@ -48,6 +55,8 @@ def main(argv: list[str]) -> None:
             model = finished.of_run(options.workdir, options.step)
         else:
             model = model_directory.load(options.model)
+        if options.settings is not None:
+            model = _with_settings(model, options.settings)
         with_text_encoder = options.with_text_encoder or options.text_encoder is not None
         if with_text_encoder:
             model = _with_text_encoder(model, options.text_encoder)
@@ -63,6 +72,14 @@ def main(argv: list[str]) -> None:
             pathlib.Path(directory) / "model.json", generator.FORMAT, "push a model directory"
         )
         print(f"[export] pushed: {hub.push(directory, hub.PREFIX + options.push)}")
+
+
+def _with_settings(
+    model: generator.Generator | tokenizer.Tokenizer, path: pathlib.Path
+) -> generator.Generator:
+    if not isinstance(model, generator.Generator):
+        raise ValueError("a tokenizer draws nothing: it has no settings of a sampler")
+    return dataclasses.replace(model, settings=sampler_settings.changed(model.settings, path))
 
 
 def _with_text_encoder(
@@ -111,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help=f"of {', '.join(formats)} (default {','.join(weights)})",
     )
+    add("--settings", type=cli.path, metavar="FILE", help=drawing_arguments.SETTINGS)
     add("--with-text-encoder", action="store_true", help="also write the encoder of its texts")
     add("--text-encoder", type=cli.path, metavar="DIR", help="the same, and where it is")
     add("--dtype", choices=model_files.DTYPES, help="of a compiled sampler (default: the model's)")

@@ -85,6 +85,8 @@ READ = {
     "enat_jax.evaluate inception": "needs Inception's weights; test_features.py has random ones",
     "enat_jax.export --push": "needs a login; tests/checkpoints/test_hub.py has a local server",
     "enat_jax.demo": "serves until it is interrupted; test_demo.py has a browser",
+    "enat_jax.search": "needs Optuna; tests/evaluation/test_settings_search.py has small ones",
+    "enat_jax.sample --settings": "needs what a search wrote; likewise",
     "enat_jax.evaluate_scenes": "needs a model of texts; test_evaluate_scenes.py has small ones",
     "enat_jax.tokenize_captions": "needs MS-COCO; test_tokenize_captions.py has an imitation",
     "enat_jax.prepare": "needs ImageNet; test_prepare.py has an imitation",

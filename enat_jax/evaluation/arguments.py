@@ -4,8 +4,8 @@ import argparse
 from typing import Any
 
 from enat_jax.data import decoding, images
-from enat_jax.evaluation import image_sets, measures, passes, text_prompts
-from enat_jax.inference import guidance
+from enat_jax.evaluation import drawing_arguments, image_sets, measures, passes, text_prompts
+from enat_jax.inference import guidance, sampler_settings
 from enat_jax.runtime import cli
 
 NUM = 50_000  # images of a model, by the convention of published FIDs
@@ -17,6 +17,7 @@ SAMPLER = {  # flag: field of sampling.Settings
     "guidance_interval": "guidance_interval",
     "token_temperature": "token_temperature",
     "mask_temperature": "mask_temperature",
+    "order": "order",
     "segments": "num_segments",
 }
 NEEDED = {  # with each use
@@ -32,7 +33,7 @@ _WORK = ("out", "replicates", "save_every", "host_index", "num_hosts")
 TAKEN = {  # by each use; others would have no effect
     "model": (
         *("reference", *_PICTURES, *_WORK, "keep"),
-        *("num", "seed", "batch_size", "dtype", "text_encoder", *_TEXTS, *SAMPLER),
+        *("num", "seed", "batch_size", "dtype", "text_encoder", *_TEXTS, *SAMPLER, "settings"),
     ),
     "tokenizer": ("source", "reference", "lpips", "near_codes", *_PICTURES, *_WORK, "keep"),
     "images": ("reference", *_PICTURES, *_WORK, *_TEXTS, "keep"),
@@ -84,7 +85,7 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def sampler_settings(flags: argparse.Namespace) -> dict[str, Any]:
+def given_settings(flags: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields of ``sampling.Settings`` that were given."""
     given = {field: getattr(flags, name) for name, field in SAMPLER.items()}
     return {field: value for field, value in given.items() if value is not None}
@@ -175,12 +176,14 @@ def parser(description: str) -> argparse.ArgumentParser:
     )
     add("--dtype", choices=("float32", "bfloat16"), help="of the model's weights and computation")
     about = "this and what follows: default, the model's"
+    add("--settings", type=cli.path, metavar="FILE", help=drawing_arguments.SETTINGS)
     add("--steps", metavar="NUM_STEPS", type=int, help=about)
     add("--guidance-scale", type=float)
     add("--guidance-schedule", metavar="NAME", help=", ".join(guidance.SCHEDULES))
     add("--guidance-interval", type=cli.interval, metavar="LOW,HIGH", help="such as 0.2,0.8")
     add("--token-temperature", type=float)
     add("--mask-temperature", type=float)
+    add("--order", metavar="NAME", help=f"of revealing: {', '.join(sampler_settings.ORDERS)}")
     add("--segments", metavar="NUM_SEGMENTS", type=int)
     add("--host-index", type=int, help="of this process (default: jax's)")
     add("--num-hosts", type=cli.at_least_one, help="that share the work (default: jax's)")

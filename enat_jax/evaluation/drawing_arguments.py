@@ -5,8 +5,17 @@ import dataclasses
 
 from enat_jax.data import prompt_files
 from enat_jax.evaluation import npz_prompts
-from enat_jax.inference import generator, guidance, image_directory, label_names, sampling
+from enat_jax.inference import (
+    generator,
+    guidance,
+    image_directory,
+    label_names,
+    sampler_settings,
+    sampling,
+)
 from enat_jax.runtime import cli
+
+SETTINGS = "settings of the sampler in JSON, such as settings.json of a search or of drawn images"
 
 
 def add_texts(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +41,9 @@ def add_texts(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampler(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for every field of ``sampling.Settings``, of its name or as ``dest``."""
+    """Adds flags of ``sampling.Settings``, by its names or as ``dest``, and of a file of them."""
     add = parser.add_argument
+    add("--settings", type=cli.path, metavar="FILE", help=SETTINGS)
     add(
         "--steps",
         type=int,
@@ -51,6 +61,7 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
     )
     add("--token-temperature", type=float)
     add("--mask-temperature", type=float)
+    add("--order", metavar="NAME", help=f"of revealing: {', '.join(sampler_settings.ORDERS)}")
     add(
         "--segments",
         type=int,
@@ -69,10 +80,11 @@ def load(options: argparse.Namespace) -> generator.Generator:
     model = generator.Generator.load(
         options.model, options.dtype, text_encoder_directory=options.text_encoder
     )
-    settings = {
-        field.name: getattr(options, field.name) for field in dataclasses.fields(sampling.Settings)
-    }
-    model = model.with_settings(**{k: v for k, v in settings.items() if v is not None})
+    named = (field.name for field in dataclasses.fields(sampling.Settings))
+    given = {name: getattr(options, name, None) for name in named}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = sampler_settings.changed(model.settings, options.settings, given)
+    model = dataclasses.replace(model, settings=settings)
     if options.guidance_interval and model.settings.guidance_schedule != "interval":
         raise ValueError("--guidance-interval needs --guidance-schedule interval")
     return model

@@ -119,12 +119,15 @@ class SampleQuality:
         return unknown | {"features": self.network.description}
 
 
-def make(section: ml_collections.ConfigDict, codec: tokenizer.Tokenizer) -> SampleQuality | None:
+def make(
+    section: ml_collections.ConfigDict, codec: tokenizer.Tokenizer, prefix: str = "evaluation."
+) -> SampleQuality | None:
     """Returns what a config's section asks for, or None if it names no reference.
 
     Args:
         section: fields of ``Settings``.
         codec: makes the images that are measured.
+        prefix: of the names of settings in messages.
 
     Raises:
         OSError: if a file cannot be read.
@@ -139,15 +142,15 @@ def make(section: ml_collections.ConfigDict, codec: tokenizer.Tokenizer) -> Samp
     compared: statistics.Statistics | images.Source
     if settings.reference.endswith(".npz"):
         compared = statistics.Statistics.load(settings.reference)
-        compared.check_features(network.description, f"evaluation.reference={settings.reference}")
-        compared.check_dimensions(sizes, f"evaluation.reference={settings.reference}")
+        compared.check_features(network.description, f"{prefix}reference={settings.reference}")
+        compared.check_dimensions(sizes, f"{prefix}reference={settings.reference}")
     else:
         framing = tokenization.source_settings(codec, settings.reference)
         compared = images.open_source(settings.reference, settings.split, **framing)
         # Where one side is grey, the features take it as RGB.
         if compared.image_shape[:2] != shape[:2]:
             raise ValueError(
-                f"evaluation.reference={settings.reference} has images of {compared.image_shape}, "
+                f"{prefix}reference={settings.reference} has images of {compared.image_shape}, "
                 f"the tokenizer makes {shape}: "
                 "make statistics with `python -m enat_jax.evaluate --make-reference`, whose --size "
                 "and --set frame pictures otherwise"

@@ -81,7 +81,7 @@ def of_generator(
     shape = (height, width, model.tokenizer.model.image_channels)
     identity = {
         "fingerprint": fingerprints(model),
-        "sampler": dataclasses.asdict(model.settings),
+        "sampler": model.settings.described(),
         "seed": seed,
         **({} if prompts is None else {"prompts": prompts.sha256}),
     }

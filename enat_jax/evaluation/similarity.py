@@ -3,7 +3,6 @@
 ``step_similarity`` says what is compared, and compares it place by place.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -69,10 +68,11 @@ def similarities(
         size = min(batch_size, num)
         part = np.resize(labels[start : start + batch_size], size)
         tokens, step = step_similarity.draw(
-            network, model.params, settings, part, start + np.arange(size, dtype=np.int32), seed
+            *(network, model.params, settings, part, start + np.arange(size, dtype=np.int32), seed),
+            model.tokenizer.grid,
         )
         found = step_similarity.similarities_of_passes(
-            network, model.params, tokens, step, part, settings.num_steps
+            *(network, model.params, tokens, step, part, settings.num_steps), settings.counts
         )
         kept = slice(0, min(size, num - start))
         found = found.select(kept)
@@ -160,13 +160,16 @@ def _describe(
     model: generator.Generator, labels: Int[np.ndarray, " b"], seed: int
 ) -> dict[str, Any]:
     """Returns what a reader must know to judge or repeat the numbers."""
-    steps = reveal.sampling_steps(model.model.num_tokens, model.settings.num_steps)
+    settings = model.settings
+    steps = reveal.sampling_steps(
+        model.model.num_tokens, settings.num_steps, revealed=settings.counts
+    )
     counts = (steps.num_cached, steps.num_new, steps.num_masked)
     return {
         "transformer": model.fingerprint,
         "tokenizer": model.tokenizer.fingerprint,
         "kind": type(model.model).__name__,
-        "sampler": dataclasses.asdict(model.settings),
+        "sampler": model.settings.described(),
         "num_images": len(labels),
         "num_labels": len(set(labels.tolist())),
         "seed": seed,

@@ -22,7 +22,7 @@ with the recomputed ones of the same pass: what reuse costs.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -76,13 +76,14 @@ def draw(
     labels: Int[np.ndarray, " b"],
     image_index: Int[np.ndarray, " b"],
     seed: int,
+    grid: tuple[int, int] | None = None,
 ) -> tuple[Int[np.ndarray, "b l"], Int[np.ndarray, "b l"]]:
-    """Draws tokens as the sampler does.
+    """Draws tokens as the sampler does; ``grid``: as for ``sampling.make_schedule``.
 
     Returns:
         The tokens, and the step (from 0) that revealed each of them, in raster order.
     """
-    static, inputs = sampling.make_schedule(settings, model)
+    static, inputs = sampling.make_schedule(settings, model, grid=grid)
     trace = sampling.trace_tokens(
         model, static, inputs, params, labels, image_index, numerics.key(seed)
     )
@@ -96,6 +97,7 @@ def similarities_of_passes(
     step: Int[np.ndarray, "b l"],
     labels: Int[np.ndarray, " b"],
     num_steps: int,
+    step_counts: Sequence[int] | None = None,
 ) -> Similarities:
     """Returns the similarities of the passes of t = ``num_steps`` sampling steps.
 
@@ -106,6 +108,7 @@ def similarities_of_passes(
         step: that revealed each token, from ``draw``.
         labels: of the images.
         num_steps: t, at least 2.
+        step_counts: tokens revealed in each step; None: by the cosine schedule.
 
     Raises:
         ValueError: if there are no two steps, or ``step`` is not of so many.
@@ -113,7 +116,7 @@ def similarities_of_passes(
     if num_steps < 2:
         raise ValueError(f"{num_steps=}: a similarity of adjacent steps needs two of them")
     order = np.argsort(step, axis=1, kind="stable").astype(np.int32)
-    steps = reveal.sampling_steps(model.num_tokens, num_steps)
+    steps = reveal.sampling_steps(model.num_tokens, num_steps, revealed=step_counts)
     revealed = np.repeat(np.arange(num_steps), steps.num_masked - steps.num_left)
     if np.any(np.take_along_axis(np.asarray(step), order, axis=1) != revealed):
         raise ValueError(f"these tokens were not revealed in {num_steps} steps")

@@ -8,7 +8,6 @@ one device. JAX reads such files for half a year at least, so it is the model di
 be kept.
 """
 
-import dataclasses
 import itertools
 import pathlib
 from typing import Any
@@ -64,7 +63,7 @@ def make(generator: Generator) -> tuple[bytes, dict[str, Any]]:
     codec = generator.tokenizer
     kept = {"transformer": generator.params, "tokenizer": codec.params}
     kept = {k: _shapes(traverse_util.flatten_dict(v, sep="/")) for k, v in kept.items()}
-    static, inputs = sampling.make_schedule(generator.settings, generator.model)
+    static, inputs = sampling.make_schedule(generator.settings, generator.model, grid=codec.grid)
     model = generator.model.clone(attention="xla")  # cuDNN's kernels are of one platform alone
     rows, columns = codec.grid
 
@@ -134,7 +133,7 @@ def _description(
         },
         "result": f"uint8 [b, {', '.join(map(str, image_shape))}]",
         "dtype": str(generator.model.dtype),
-        "settings": dataclasses.asdict(generator.settings),
+        "settings": generator.settings.described(),
         "schedule": {name: values.tolist() for name, values in schedule.items()},
         **({} if generator.text is None else {"text": generator.text.description()}),
     }

@@ -79,6 +79,7 @@ class Generator(model_files.TrainedModel):
                 "tokens an image, codes and classes of the tokenizer and the class names are "
                 f"{found}, of the transformer {needed}: they do not belong together"
             )
+        self.settings.check_counts(self.model.num_tokens)
         if bool(getattr(self.model, "takes_text", False)) != (self.text is not None):
             raise ValueError("a model of text needs to know how texts are read, and no other does")
         if self.text is not None:
@@ -269,7 +270,7 @@ class Generator(model_files.TrainedModel):
             raise ValueError(f"{batch_size=} must be at least 1")
         key = numerics.key(seed)
         mesh, params = self.placed
-        static, inputs = sampling.make_schedule(self.settings, self.model)
+        static, inputs = sampling.make_schedule(self.settings, self.model, grid=self.tokenizer.grid)
         for start in range(0, n, batch_size):
             rows = slice(start, start + batch_size)
             part = wanted.part(rows)
@@ -283,7 +284,9 @@ class Generator(model_files.TrainedModel):
                 ]
                 placed = sampling.Given(*(sharding.place(x, mesh) for x in known))
                 number = np.resize(known[1].sum(axis=1), len(placed.masked))
-                static, inputs = sampling.make_schedule(self.settings, self.model, number)
+                static, inputs = sampling.make_schedule(
+                    self.settings, self.model, number, self.tokenizer.grid
+                )
                 texts["given"] = placed
             labels, numbers = (sharding.place(x, mesh) for x in of_batch)
             tokens = sampling.sample_tokens(
@@ -388,7 +391,7 @@ class Generator(model_files.TrainedModel):
             "format": FORMAT,
             "kind": "nat" if isinstance(self.model, nat.NAT) else "enat",
             "model": model_files.settings_of(self.model),
-            "sampler": dataclasses.asdict(self.settings),
+            "sampler": self.settings.described(),
             "class_names": list(self.class_names),
             "fingerprint": {
                 "transformer": self.fingerprint,
@@ -484,7 +487,7 @@ class Generator(model_files.TrainedModel):
         index = np.arange(n) if index is None else np.asarray(index)
         mesh, params = self.placed
         rows = [sharding.place(x, mesh) for x in (wanted.labels, index.astype(np.int32))]
-        static, inputs = sampling.make_schedule(self.settings, self.model)
+        static, inputs = sampling.make_schedule(self.settings, self.model, grid=self.tokenizer.grid)
         texts = wanted.placed(mesh, n)
         key = numerics.key(seed)
         found = sampling.trace_tokens(self.model, static, inputs, params, *rows, key, **texts)

@@ -240,7 +240,7 @@ class Images:
 
     def _made_with(self) -> dict[str, Any]:
         return {
-            "sampler": dataclasses.asdict(self.model.settings),
+            "sampler": self.model.settings.described(),
             "dtype": np.dtype(self.model.model.dtype).name,
             "transformer": self.model.fingerprint,
             "tokenizer": self.model.tokenizer.fingerprint,

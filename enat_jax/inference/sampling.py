@@ -17,92 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from enat_jax.inference import guidance, windows
+from enat_jax.inference import guidance, sampler_settings, windows
 from enat_jax.models import shapes
 from enat_jax.models.blocks import Prompt, Text
 from enat_jax.models.transformers import Transformer
 from enat_jax.runtime import numerics
 from enat_jax.schedules import costs, reveal
 
-MAX_STEPS = 4096  # four times the tokens of the largest model; the rest would reveal nothing
-MAX_VALUE = 1e6  # of temperatures and the guidance scale; float32 overflows far beyond it
 MAX_BODIES = 16  # compiled without being asked for; more cost more time than padding does
 
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Settings of the sampler; the defaults are the reference's for ENAT-L on ImageNet-256.
-
-    Attributes:
-        num_steps: t, from 1 to 4096. More steps than tokens are allowed; some steps
-            then reveal nothing (so do the first steps when t is little below l).
-        guidance_scale: of classifier-free guidance, which adds weight * (conditional -
-            unconditional) to the conditional logits. 0: no unconditional branch.
-        guidance_schedule: weight of step s = 0 ... t - 1: "linear": ``scale * s / t``, the
-            reference's, which never reaches the scale; "constant": the scale; "cosine":
-            ``scale * (1 - cos(pi * s / t)) / 2``, slower than linear first and faster later;
-            "interval": the scale while ``low <= s / t < high`` and nothing outside, where the
-            unconditional branch is not decoded (Kynkäänniemi et al. 2024, arXiv 2404.07724, who
-            cut noise levels; here it is a share of the steps).
-        guidance_interval: (low, high), 0 <= low < high <= 1; only "interval" has a use for it.
-        token_temperature: the reference's ``samp_temp``; falls linearly to 0. 0: argmax.
-        mask_temperature: the reference's ``mask_temp``, scale of the Gumbel noise on the
-            confidences; falls linearly to 0. 0: no noise.
-        num_segments: compiled bodies; 1 compiles fastest and pads most, ``num_steps`` pads
-            nothing. None: ``num_steps``, but no more than 16.
-    """
-
-    num_steps: int = 8
-    guidance_scale: float = 2.5
-    token_temperature: float = 6.0
-    mask_temperature: float = 1.5
-    num_segments: int | None = None
-    guidance_schedule: str = "linear"
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self) -> None:
-        for name in ("num_steps", "num_segments"):
-            value = getattr(self, name)
-            if value is None and name == "num_segments":
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-        if self.num_steps > MAX_STEPS:
-            raise ValueError(f"num_steps={self.num_steps} must be at most {MAX_STEPS}")
-        for name in ("guidance_scale", "token_temperature", "mask_temperature"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or not 0 <= value <= MAX_VALUE:
-                raise ValueError(f"{name}={value!r} must be a number from 0 to {MAX_VALUE:,.0f}")
-        if self.guidance_schedule not in guidance.SCHEDULES:
-            known = ", ".join(guidance.SCHEDULES)
-            raise ValueError(f"guidance_schedule={self.guidance_schedule!r} is none of {known}")
-        object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
-        guided = self.guidance_weights() > 0
-        if self.guidance_schedule == "interval" and self.guidance_scale > 0 and not guided.any():
-            raise ValueError(
-                f"guidance_interval={self.guidance_interval} has none of the {self.num_steps} "
-                "steps in it: widen it, or turn guidance off by guidance_scale=0"
-            )
-
-    def guidance_weights(self) -> Float[np.ndarray, " t"]:
-        """Weight of guidance at each step, float64."""
-        return guidance.weights(
-            self.guidance_schedule, self.guidance_scale, self.guidance_interval, self.num_steps
-        )
-
-
-def _interval(value: Any) -> tuple[float, float]:
-    """A checked guidance interval, hashable whether it was written as a tuple or read as a list."""
-    try:
-        low, high = (float(x) for x in value)
-    except (TypeError, ValueError):
-        low = high = math.nan
-    if not 0 <= low < high <= 1:
-        raise ValueError(
-            f"guidance_interval={value!r} must be two numbers, low and high, with "
-            "0 <= low < high <= 1"
-        )
-    return low, high
+Settings = sampler_settings.Settings
 
 
 class Given(NamedTuple):
@@ -145,16 +69,24 @@ class Schedule:
         guided: for each segment, whether any of its steps has a guidance weight.
         greedy: argmax instead of sampling (``token_temperature`` 0).
         noisy_order: whether the confidences carry Gumbel noise.
+        rank: when each raster position is revealed, by an order that is the same for all images;
+            None: by confidence.
+        random_order: the noise of the confidences alone decides.
     """
 
     segments: tuple[reveal.Segment, ...]
     guided: tuple[bool, ...]
     greedy: bool
     noisy_order: bool
+    rank: tuple[int, ...] | None = None
+    random_order: bool = False
 
 
 def make_schedule(
-    settings: Settings, model: Transformer, num_masked: Int[np.ndarray, " b"] | None = None
+    settings: Settings,
+    model: Transformer,
+    num_masked: Int[np.ndarray, " b"] | None = None,
+    grid: tuple[int, int] | None = None,
 ) -> tuple[Schedule, StepInputs]:
     """Returns the schedule of ``settings`` for a model; host arithmetic only.
 
@@ -163,12 +95,16 @@ def make_schedule(
         model: the transformer.
         num_masked: tokens to be drawn of each image where others are given, all of one
             ``reveal.masked_range``, for whose numbers there is one schedule. None: all tokens.
+        grid: rows and columns of tokens, which Halton's order needs; None: a square.
 
     Raises:
-        ValueError: the numbers are of several ranges.
+        ValueError: the numbers are of several ranges, or the settings do not suit the model.
     """
     t = settings.num_steps
-    make_steps = functools.partial(reveal.sampling_steps, model.num_tokens, t, model.reuse)
+    settings.check_counts(model.num_tokens)
+    make_steps = functools.partial(
+        reveal.sampling_steps, model.num_tokens, t, model.reuse, revealed=settings.counts
+    )
     steps = largest = make_steps(num_masked)
     if num_masked is not None:
         numbers = reveal.masked_range(model.num_tokens, int(num_masked[0]))
@@ -178,32 +114,45 @@ def make_schedule(
     cost = functools.partial(costs.step_cost, costs.keeping_text(costs.dims_of(model)))
     segments = reveal.cut_segments(largest, settings.num_segments or min(t, MAX_BODIES), cost)
     s = np.arange(t)
-    remaining = 1 - (s + 1) / t
-    token_temperature = np.maximum(settings.token_temperature * remaining, 1e-3)
+    token_temperature, mask_temperature = settings.temperatures()
     weights = settings.guidance_weights()
     inputs = StepInputs(
         step=s.astype(np.int32),
         **{name: x.astype(np.int32) for name, x in steps._asdict().items()},
         guidance=weights.astype(np.float32),
-        token_temperature=token_temperature.astype(np.float32),
-        mask_temperature=(settings.mask_temperature * remaining).astype(np.float32),
+        token_temperature=np.maximum(token_temperature, 1e-3).astype(np.float32),
+        mask_temperature=mask_temperature.astype(np.float32),
     )
     schedule = Schedule(
         segments,
         guided=tuple(bool(weights[x.start : x.stop].any()) for x in segments),
-        greedy=settings.token_temperature == 0,
-        noisy_order=settings.mask_temperature > 0,
+        greedy=settings.greedy,
+        noisy_order=settings.noisy_order,
+        rank=_halton_rank(model.num_tokens, grid) if settings.order == "halton" else None,
+        random_order=settings.order == "random",
     )
     return schedule, inputs
 
 
-def make(model: Transformer, settings: Settings) -> Callable[..., Int[Array, "b l"]]:
+def _halton_rank(num_tokens: int, grid: tuple[int, int] | None) -> tuple[int, ...]:
+    rows, columns = grid or (math.isqrt(num_tokens),) * 2
+    if rows * columns != num_tokens:
+        raise ValueError(
+            f"order='halton' needs the grid of the {num_tokens} tokens, and {rows} x {columns} are "
+            "not as many: give the rows and columns as grid"
+        )
+    return tuple(np.argsort(reveal.halton_order(rows, columns)).tolist())
+
+
+def make(
+    model: Transformer, settings: Settings, grid: tuple[int, int] | None = None
+) -> Callable[..., Int[Array, "b l"]]:
     """Returns a jitted sampler ``(params, labels, image_index, key) -> tokens``.
 
     Its arguments and its result are those of ``sample_tokens``. Samplers that differ in guidance or
-    temperatures only share one compilation.
+    temperatures only share one compilation. ``grid``: as for ``make_schedule``.
     """
-    return functools.partial(sample_tokens, model, *make_schedule(settings, model))
+    return functools.partial(sample_tokens, model, *make_schedule(settings, model, grid=grid))
 
 
 @numerics.jit(static_argnames=("model", "static"))
@@ -456,6 +405,10 @@ def _choose(
     if not static.greedy:
         scores = log_probs / step.token_temperature + gumbel(log_probs.shape[-1:], 0)
     tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    if static.rank is not None:
+        return tokens, -jnp.array(static.rank, jnp.float32)[positions]
+    if static.random_order:
+        return tokens, gumbel((), 1)
     confidence = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
     if static.noisy_order:
         confidence = confidence + step.mask_temperature * gumbel((), 1)

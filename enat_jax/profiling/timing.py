@@ -187,7 +187,7 @@ def time_sampler(
     decoded = 0 if codec is None else batch_size * costs.image_decoder_cost(codec, side, side)
     guided = settings.guidance_weights() > 0
     exact = costs.exact_sampling_cost(
-        dims, settings.num_steps, guided=guided, batch_size=batch_size
+        dims, settings.num_steps, guided=guided, counts=settings.counts, batch_size=batch_size
     )
 
     def sample(static: sampling.Schedule, codec_params: PyTree, *arguments: Any) -> Array:

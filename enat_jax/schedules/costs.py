@@ -231,6 +231,7 @@ def exact_sampling_cost(
     num_steps: int,
     *,
     guided: bool | Bool[np.ndarray, " t"] = True,
+    counts: Sequence[int] | None = None,
     batch_size: int = 1,
 ) -> int:
     """Counts a call of the sampler without padding, as exact work.
@@ -243,12 +244,13 @@ def exact_sampling_cost(
         dims: sizes of the model.
         num_steps: t, at least 1.
         guided: which steps have a guidance weight, or whether all but the first have.
+        counts: tokens revealed in each step; None: by the cosine schedule.
         batch_size: images of the call.
 
     Returns:
         Multiply-adds of the whole batch.
     """
-    steps = reveal.sampling_steps(dims.num_tokens, num_steps, dims.reuse)
+    steps = reveal.sampling_steps(dims.num_tokens, num_steps, dims.reuse, revealed=counts)
     if np.ndim(guided) == 0:
         guided = (np.arange(num_steps) > 0) & guided
     return _sampling_cost(dims, steps.sizes, np.asarray(guided), 1, batch_size)

@@ -10,7 +10,7 @@ Everything here is host arithmetic in float64 on numpy values: schedules and sha
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,9 @@ Size = int | Int[np.ndarray, "..."]
 Cost = Callable[[Size, Size, Size, Size], np.ndarray]
 
 
-def mask_counts(num_tokens: Size, num_steps: int) -> Int[np.ndarray, "t+1 ..."]:
+def mask_counts(
+    num_tokens: Size, num_steps: int, revealed: Sequence[int] | None = None
+) -> Int[np.ndarray, "t+1 ..."]:
     """Returns the masked tokens before each step: ``floor(l cos(pi s / 2t))``.
 
     The cosine schedule of the paper (Section 3) in the float64 arithmetic of the reference.
@@ -32,6 +34,8 @@ def mask_counts(num_tokens: Size, num_steps: int) -> Int[np.ndarray, "t+1 ..."]:
     Args:
         num_tokens: l, at least 1; or of several images, [b], those that are masked at first.
         num_steps: t, at least 1.
+        revealed: tokens revealed in each step, [t], in place of the cosine schedule; where
+            ``num_tokens`` is another number than their sum, they apply in proportion.
 
     Returns:
         int64, from l (nothing visible) down to 0 (all visible), never increasing.
@@ -41,6 +45,9 @@ def mask_counts(num_tokens: Size, num_steps: int) -> Int[np.ndarray, "t+1 ..."]:
     """
     if np.min(num_tokens) < 1 or num_steps < 1:
         raise ValueError(f"{num_tokens=} and {num_steps=} must both be at least 1")
+    if revealed is not None:
+        left = sum(revealed) - np.cumsum([0, *revealed])
+        return np.multiply.outer(left, np.asarray(num_tokens, np.int64)) // sum(revealed)
     ratio = np.arange(num_steps + 1, dtype=np.float64) / num_steps
     cosine = np.cos(ratio * np.pi / 2).reshape(-1, *(1,) * np.ndim(num_tokens))
     counts = np.floor(num_tokens * cosine).astype(np.int64)
@@ -80,6 +87,7 @@ def sampling_steps(
     num_steps: int,
     reuse: bool = True,
     num_masked: Int[np.ndarray, " b"] | None = None,
+    revealed: Sequence[int] | None = None,
 ) -> StepCounts:
     """Returns the token counts of every sampling step.
 
@@ -90,18 +98,54 @@ def sampling_steps(
             anew in every step.
         num_masked: of each image, 1 <= num_masked <= l, where the others are given and so are
             revealed in the first step; None: all tokens are masked.
+        revealed: tokens revealed in each step in place of the cosine schedule, see
+            ``mask_counts``.
 
     Raises:
         ValueError: an argument is out of range.
     """
     if num_masked is not None and np.max(num_masked) > num_tokens:
         raise ValueError(f"{num_masked=} must be at most {num_tokens=}")
-    counts = mask_counts(num_tokens if num_masked is None else num_masked, num_steps)
+    counts = mask_counts(num_tokens if num_masked is None else num_masked, num_steps, revealed)
     visible = num_tokens - counts[:-1]
     cached = np.zeros_like(visible)
     if reuse:
         cached[1:] = visible[:-1]
     return StepCounts(cached, visible - cached, counts[:-1], counts[1:])
+
+
+def halton_order(rows: int, columns: int) -> Int[np.ndarray, " l"]:
+    """Returns the raster positions of a grid in the order in which Halton's sequence visits them.
+
+    Point i = 1, 2, ... lies at the radical inverses of i, in base 2 along the rows and in base 3
+    along the columns; a cell takes the place of its first point (arXiv 2503.17076). What is
+    revealed together is so spread over the image.
+
+    Args:
+        rows, columns: of the grid, at least 1 each.
+
+    Returns:
+        int64, a permutation of 0 ... rows * columns - 1.
+    """
+    num_points = 4 * rows * columns
+    while True:
+        index = np.arange(1, num_points + 1)
+        cells = _halton_cells(index, 2, rows) * columns + _halton_cells(index, 3, columns)
+        found, first = np.unique(cells, return_index=True)
+        if len(found) == rows * columns:
+            return cells[np.sort(first)]
+        num_points *= 2
+
+
+def _halton_cells(
+    index: Int[np.ndarray, " points"], base: int, size: int
+) -> Int[np.ndarray, " points"]:
+    """Returns in which of ``size`` cells of [0, 1) the radical inverse of each index lies."""
+    inverse, power = np.zeros_like(index), 1
+    while index.any():
+        index, digit = np.divmod(index, base)
+        inverse, power = inverse * base + digit, power * base
+    return inverse * size // power  # in whole numbers, as points lie on the edges of cells
 
 
 def masked_range(num_tokens: int, num_masked: int) -> Int[np.ndarray, " numbers"]:

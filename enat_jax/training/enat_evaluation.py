@@ -151,7 +151,7 @@ def draw(
     prompt: Prompt | None = None,
 ) -> UInt8[np.ndarray, "b h w c"]:
     """Returns images of the EMA model, of these labels, texts and numbers."""
-    sample = sampling.make(task.model, task.sampler)
+    sample = sampling.make(task.model, task.sampler, task.tokenizer.grid)
     placed = [sharding.place(x, mesh) for x in (labels, index)]
     wanted = conditions.Conditions(labels, prompt, encoder=task.text)
     texts = wanted.placed(mesh, len(labels))

@@ -365,13 +365,15 @@ def assemble(
     loss = Loss(**config.loss.to_dict())
     splits = reveal.SplitDistribution(**config.mask.to_dict())
     cost = functools.partial(costs.training_cost, costs.dims_of(model))
+    sampler = sampling.Settings(**config.sampler.to_dict())
+    sampler.check_counts(model.num_tokens)
     return Task(
         model=model,
         optimizer=optim.Optimizer(**config.optimizer.to_dict()).make(config.train.num_steps),
         loss=loss,
         splits=splits,
         buckets=shape_buckets.choose(model.num_tokens, splits, loss.max_shapes, cost),
-        sampler=sampling.Settings(**config.sampler.to_dict()),
+        sampler=sampler,
         seed=config.seed,
         batch_size=batch_size,
         **data,
