@@ -264,6 +264,8 @@ VALUES = {
     "float": ("0.25", 0.25),
     "str": ("other", "other"),
     "tuple[float, float]": ("(0.25, 1)", (0.25, 1.0)),
+    "tuple[int, ...]": ("[4, 60]", (4, 60)),
+    "tuple[float, ...]": ("[1, 0.5]", (1.0, 0.5)),
     "Sequence[int]": ("[2, 3]", (2, 3)),
     "Sequence[tuple[str, tuple[str or None, ...]]]": (
         "[('up/kernel$', (None, 'fsdp'))]",
