@@ -102,8 +102,8 @@ def test_tokens_samples_and_statistics_come_back(name, model, tmp_path, monkeypa
     again = Statistics.load(tmp_path / name / "statistics.npz")
     np.testing.assert_array_equal(again.pool, rows)
     drawn = np.random.default_rng(0).integers(0, 256, (2, *tiny.IMAGE_SIZE, 1), np.uint8)
-    monkeypatch.setattr(image_directory, "_draw_batch", lambda images, batch, size: drawn)
+    monkeypatch.setattr(image_directory, "draw_batch", lambda images, batch, size: drawn)
     for _ in range(2):
         first = image_directory.draw(model, [1], 2, tmp_path / name / "samples", batch_size=2)
         np.testing.assert_array_equal(first, drawn)
-        monkeypatch.setattr(image_directory, "_draw_batch", None)  # all are there
+        monkeypatch.setattr(image_directory, "draw_batch", None)  # all are there

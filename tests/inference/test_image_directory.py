@@ -31,10 +31,10 @@ def test_the_same_again_draws_only_what_is_missing(model, tmp_path, capsys, monk
     arguments = (model, [2, 0], 4, tmp_path)
     image_directory.draw(*arguments, batch_size=4)
     before = contents(tmp_path)
-    drawn, draw = [], image_directory._draw_batch
+    drawn, draw = [], image_directory.draw_batch
     monkeypatch.setattr(
         image_directory,
-        "_draw_batch",
+        "draw_batch",
         lambda images, batch, size: drawn.append(batch[0]) or draw(images, batch, size),
     )
     image_directory.draw(*arguments, batch_size=4)
