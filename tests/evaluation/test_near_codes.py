@@ -11,6 +11,7 @@ from enat_jax.evaluation import cards
 from enat_jax.inference import near_tokens
 
 
+@pytest.mark.slow
 def test_the_card_of_a_tokenizer_is_of_exchanged_tokens(tmp_path, monkeypatch):
     device = jax.devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: device)

@@ -69,6 +69,7 @@ def params():
 NOISY = sampling.Settings(5, 2.0, token_temperature=2.0, mask_temperature=1.5)
 
 
+@pytest.mark.slow
 def test_segments_do_not_change_a_token_with_temperatures(params):
     labels = [0, 1, 2, 3]
     expected = generate(SMALL, params, NOISY, labels)

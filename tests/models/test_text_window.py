@@ -78,7 +78,7 @@ def test_the_text_decides_and_its_padding_does_not(encoding):
 
 
 @pytest.mark.parametrize("encoding", enat.TEXT_ENCODINGS)
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_keys_and_values_that_are_kept_are_those_that_are_computed_anew(encoding, shared):
     model = small(text_encoding=encoding, shared_key_value=shared, num_classes=3)
     given = dict(length=LENGTHS, labels=jnp.array([0, 2, 1]))
