@@ -268,7 +268,9 @@ def test_the_gauge_says_whether_texts_are_read(trained):
 def test_samples_have_the_texts_of_held_out_images(trained):
     """As the tokens of a colour say; they do not follow from the seed."""
     task, state, mesh = trained
-    decoded = types.SimpleNamespace(decode=lambda x: x.reshape(-1, 4, 4, 1).astype(np.uint8))
+    decoded = types.SimpleNamespace(
+        decode=lambda x: x.reshape(-1, 4, 4, 1).astype(np.uint8), grid=(4, 4)
+    )
     greedy = sampling.Settings(num_steps=3, token_temperature=0.0, num_segments=1)
     quality = types.SimpleNamespace(num=12)
     task = dataclasses.replace(task, tokenizer=decoded, sampler=greedy, quality=quality)
