@@ -273,10 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--blend", type=_blend, default=1.0, help="tokens, or none, see above (default 1)")
     add("--crop", choices=tuple(decoding.CROPS), help="of pictures of another size")
     add("--num", type=int, default=4, help="images per picture (default 4)")
-    add("--seed", type=int, default=0)
-    add("--out", type=cli.path, required=True, metavar="DIR", help="for the images")
-    add("--batch-size", type=int, default=generator.BATCH_SIZE, help="images at a time")
-    add("--dtype", choices=("float32", "bfloat16"), help="of the computation, instead of its own")
+    drawing_arguments.add_output(parser)
     drawing_arguments.add_sampler(parser)
     return parser
 

@@ -33,7 +33,7 @@ other settings is left alone.
 import argparse
 
 from enat_jax.evaluation import drawing_arguments
-from enat_jax.inference import generator, image_directory, reveal_pictures
+from enat_jax.inference import image_directory, reveal_pictures
 from enat_jax.runtime import cli
 
 
@@ -84,10 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     drawing_arguments.add_texts(parser)
     add("--num", type=int, default=10, help="images per label or prompt (default 10)")
-    add("--seed", type=int, default=0)
-    add("--out", type=cli.path, required=True, metavar="DIR", help="for the images")
-    add("--batch-size", type=int, default=generator.BATCH_SIZE, help="images at a time")
-    add("--dtype", choices=("float32", "bfloat16"), help="of the computation, instead of its own")
+    drawing_arguments.add_output(parser)
     add("--npz", action="store_true", help="also write samples.npz, as ADM's evaluation reads it")
     add(
         "--reveal",

@@ -40,6 +40,15 @@ def add_texts(parser: argparse.ArgumentParser) -> None:
     add("--text-encoder", type=cli.path, metavar="DIR", help="if the model needs one and has none")
 
 
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the directory of images, and of how they are computed."""
+    add = parser.add_argument
+    add("--seed", type=int, default=0)
+    add("--out", type=cli.path, required=True, metavar="DIR", help="for the images")
+    add("--batch-size", type=int, default=generator.BATCH_SIZE, help="images at a time")
+    add("--dtype", choices=("float32", "bfloat16"), help="of the computation, instead of its own")
+
+
 def add_sampler(parser: argparse.ArgumentParser) -> None:
     """Adds flags of ``sampling.Settings``, by its names or as ``dest``, and of a file of them."""
     add = parser.add_argument

@@ -47,11 +47,16 @@ def params(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     try:
         return conversion.convert(fold(state_dict), TABLE, target)
     except ValueError as error:
-        first, *wrong = str(error).splitlines()
-        shown = f"{len(wrong)} mismatches, such as {wrong[0].strip()}" if wrong else first
         raise ValueError(
-            f"these are not the weights of FID's Inception-v3, {FILE_NAME} of pytorch-fid: {shown}"
+            f"these are not the weights of FID's Inception-v3, {FILE_NAME} of pytorch-fid: "
+            f"{mismatches(error)}"
         ) from error
+
+
+def mismatches(error: ValueError) -> str:
+    """Returns in one line what ``conversion.convert`` found wrong, which may be a list."""
+    first, *wrong = str(error).splitlines()
+    return f"{len(wrong)} mismatches, such as {wrong[0].strip()}" if wrong else first
 
 
 def fold(state_dict: Mapping[str, np.ndarray], epsilon: float = EPSILON) -> dict[str, np.ndarray]:

@@ -180,8 +180,7 @@ def params_of(kind: str, tensors: Tensors) -> PyTree:
             table = _lpips_table(lpips.TRUNKS[kind.removeprefix("lpips_")])
         return conversion.convert(tensors, table, target)
     except ValueError as error:
-        first, *wrong = str(error).splitlines()
-        shown = f"{len(wrong)} mismatches, such as {wrong[0].strip()}" if wrong else first
+        shown = inception_weights.mismatches(error)
         raise ValueError(
             f"these are not the weights of {kind} ({shown}): give {SOURCES[kind].files}"
         ) from error
