@@ -3,6 +3,7 @@
     python -m enat_jax.evaluate --model DIR --reference STATS_OR_SOURCE --out DIR
     python -m enat_jax.evaluate --tokenizer DIR --source SOURCE --out DIR
     python -m enat_jax.evaluate --images SOURCE --reference STATS_OR_SOURCE --size 256 --out DIR
+    python -m enat_jax.evaluate --model DIR --reference SOURCE --fill-centres TOKENS --out DIR
     python -m enat_jax.evaluate --model DIR --prompts TEXTS --clip CLIP --reference ... --out DIR
     python -m enat_jax.evaluate --make-reference FILE.npz --reference SOURCE --size 256
     python -m enat_jax.evaluate --compare DIR DIR
@@ -22,6 +23,10 @@ replacement, always the same ones, and one caption of each. DIR receives the lis
 beside those of other texts and, where --reference has the pictures of the captions, of these. With
 --images, TEXTS may be the folder that `sample` wrote, which knows its prompts without --prompts.
 
+With --fill-centres the middle of held-out pictures of --reference is hidden and filled; the table,
+`filled.md`, has the loss of hidden tokens and the distance of the filled pictures, beside those of
+two controls. TOKENS is the token set that the model was trained on.
+
 Several hosts that share DIR take a part each: give them `--num-hosts N` and `--host-index` 0 to
 N-1.
 """
@@ -38,12 +43,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from enat_jax.data import tokens
 from enat_jax.evaluation import (
     accumulate,
     arguments,
     cards,
     caveats,
     features,
+    filled_centres,
     image_sets,
     image_texts,
     measures,
@@ -68,12 +75,7 @@ def evaluate_model(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
     """Writes the card of a model."""
     image_sets.refuse_models(flags.reference)
     network = features.open_features(flags.features, weights=flags.inception)
-    model = generator.Generator.load(
-        flags.model, flags.dtype, text_encoder_directory=flags.text_encoder
-    )
-    given = arguments.given_settings(flags)
-    settings = sampler_settings.changed(model.settings, flags.settings, given)
-    model = dataclasses.replace(model, settings=settings)
+    model = _model(flags)
     texts = image_texts.of_model(model, flags.prompts, flags.clip, flags.num, **_location(flags))
     prompts = None if texts is None else texts.prompts
     num = flags.num or arguments.NUM if prompts is None else len(prompts)
@@ -102,6 +104,58 @@ def evaluate_model(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
         "sampler": model.settings.described(),
     }
     _evaluate(flags, hosts, opener, subject, reference, sections, texts)
+
+
+def _model(flags: argparse.Namespace) -> generator.Generator:
+    model = generator.Generator.load(
+        flags.model, flags.dtype, text_encoder_directory=flags.text_encoder
+    )
+    given = arguments.given_settings(flags)
+    settings = sampler_settings.changed(model.settings, flags.settings, given)
+    return dataclasses.replace(model, settings=settings)
+
+
+def evaluate_filled(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
+    """Writes the table of held-out pictures whose hidden centres a model fills."""
+    if hosts.number > 1:
+        raise ValueError("--fill-centres is the work of one process: leave out --num-hosts")
+    image_sets.refuse_models(flags.reference)
+    model = _model(flags)
+    if not model.class_names:
+        raise ValueError("this model draws texts: --fill-centres needs a model of classes")
+    token_set = tokens.TokenSet.open(flags.fill_centres)
+    image_sets.require_tokenizer(model, token_set, flags.fill_centres)
+    if image_sets.is_npz(flags.reference):
+        raise ValueError(
+            f"--reference {flags.reference}: --fill-centres needs pictures with labels, not .npz"
+        )
+    network = features.open_features(flags.features, weights=flags.inception)
+    opener = _opener(flags, network)
+    source = opener.held_out(flags.reference, model.tokenizer)
+    if source.class_names != model.class_names:
+        raise ValueError(
+            f"the classes of --reference {flags.reference} are {', '.join(source.class_names)}, "
+            f"those of the model {', '.join(model.class_names)}: give pictures of its classes"
+        )
+    if flags.scan:
+        opener.refuse_unreadable()
+    settings = {
+        "kind": "filled",
+        "model": image_sets.fingerprints(model),
+        "sampler": model.settings.described(),
+        "pictures": source.identity(),
+        "features": network.description,
+        "seed": flags.seed,
+    }
+    passes.claim(flags.out, settings)
+    batch = source.gather(np.arange(len(source)))
+    pictures_, labels = batch["images"], batch["labels"]
+    judge = filled_centres.Distance(network, pictures_)
+    rows = filled_centres.evaluate(model, judge, (pictures_, labels), token_set, seed=flags.seed)
+    files.write_json(flags.out / "filled.json", [dataclasses.asdict(row) for row in rows])
+    table = filled_centres.markdown(rows, judge, f"{len(labels):,} held-out pictures")
+    files.write_atomically(flags.out / "filled.md", f"{table}\n".encode())
+    print(table)
 
 
 def evaluate_tokenizer(flags: argparse.Namespace, hosts: passes.Hosts) -> None:
@@ -382,6 +436,7 @@ def main(argv: Sequence[str]) -> None:
     if not 0 <= hosts.index < hosts.number:
         raise ValueError(f"--host-index {hosts.index} is not in [0, {hosts.number})")
     uses = {
+        "fill_centres": evaluate_filled,
         "model": evaluate_model,
         "tokenizer": evaluate_tokenizer,
         "images": evaluate_images,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from enat_jax.data import images, tokens
-from enat_jax.evaluation import digit_table, filled_digits, image_sets, passes
+from enat_jax.evaluation import digit_table, filled_centres, image_sets, passes
 from enat_jax.inference import generator
 from enat_jax.runtime import cli, files
 
@@ -58,15 +58,12 @@ def main(arguments: Sequence[str]) -> None:
     files.write_atomically(options.out / "evaluation.md", evaluation.markdown().encode())
     print(evaluation.markdown())
     if options.filled:
-        rows = filled_digits.evaluate(
-            models["ours"],
-            _digits("train", training_tokens),
-            held_out,
-            training_tokens,
-            seed=options.seed,
+        judge = filled_centres.ClassAccuracy(*_digits("train", training_tokens))
+        rows = filled_centres.evaluate(
+            models["ours"], judge, held_out, training_tokens, seed=options.seed
         )
         files.write_json(options.out / "filled.json", [dataclasses.asdict(row) for row in rows])
-        print(filled_digits.markdown(rows))
+        print(filled_centres.markdown(rows, judge, "held-out digits"))
 
 
 def _parser() -> argparse.ArgumentParser:

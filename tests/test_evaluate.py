@@ -468,3 +468,47 @@ def test_kills_at_random_moments_change_no_bit(model, pictures, tmp_path):
     for name in ("images.npz", "reference.npz"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert cards.read(out)["metrics"] == cards.read(tmp_path / "whole")["metrics"]
+
+
+@pytest.mark.slow
+def test_hidden_centres_of_pictures_are_filled_and_measured(model, tmp_path, capsys):
+    made = tiny.make_generator()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        path = tmp_path / "pictures" / tiny.CLASSES[i % 3] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(path)
+    codes = rng.integers(0, tiny.CODES, (12, tiny.NUM_TOKENS))
+    about = {"codebook_size": tiny.CODES, "class_names": tiny.CLASSES}
+    for name, fingerprint in {"own": made.tokenizer.fingerprint, "other": "0" * 64}.items():
+        token_set = tiny.token_set(codes, np.arange(12) % 3, tokenizer=fingerprint, **about)
+        tiny.write_tokens(tmp_path / name, token_set)
+    given = ["--model", model, "--reference", tmp_path / "pictures", *FEATURES]
+
+    run(*given, "--fill-centres", tmp_path / "own", "--steps", 2, "--out", tmp_path / "out")
+    rows = files.read_json(tmp_path / "out" / "filled.json", "")
+    assert [row["name"] for row in rows] == [
+        "reconstructed", "marginals", "ignoring what is kept", "filled"
+    ]  # fmt: skip
+    network = features.open_features("random:0")
+    source = images.open_source(str(tmp_path / "pictures"), "train", channels=1, size=8)
+    pictures = source.gather(np.arange(12))["images"]
+    seen = made.tokenizer.decode(made.tokenizer.encode(pictures))
+    pools = [network(x)["pool"] for x in (seen, pictures)]
+    distance = fid.frechet_distance(*(x for pool in pools for x in fid.gaussian_statistics(pool)))
+    assert rows[0]["value"] == pytest.approx(distance, rel=1e-6) and rows[0]["value_error"] > 0
+    # Of four by four tokens the middle and its neighbours are all, so that nothing is kept.
+    assert rows[2]["loss"] == rows[3]["loss"] > 0
+    table = (tmp_path / "out" / "filled.md").read_text()
+    assert table.strip() in capsys.readouterr().out and "12 held-out pictures, centre" in table
+
+    for more, said in (
+        (["--fill-centres", tmp_path / "other"], "come from another tokenizer than the model's"),
+        (
+            ["--fill-centres", tmp_path / "own", "--num", 9],
+            "--num has no effect with --fill-centres",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run(*given, *more, "--out", tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()

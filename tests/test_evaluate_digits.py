@@ -8,7 +8,7 @@ import tiny
 
 from enat_jax import evaluate_digits
 from enat_jax.data.digits import Digits
-from enat_jax.evaluation import filled_digits
+from enat_jax.evaluation import filled_centres
 
 
 @pytest.fixture(scope="module")
@@ -132,17 +132,17 @@ def test_hidden_centres_are_filled_and_measured_against_two_controls():
     token_set = tiny.token_set(
         codes, labels, codebook_size=tiny.CODES, class_names=model.class_names, tokenizer="x"
     )
+    judge = filled_centres.ClassAccuracy(*training)
     rows = {
-        row.name: row
-        for row in filled_digits.evaluate(model, training, held_out, token_set, grow=0)
+        row.name: row for row in filled_centres.evaluate(model, judge, held_out, token_set, grow=0)
     }
     assert list(rows) == ["reconstructed", "marginals", "ignoring what is kept", "filled"]
     # Of each class there are three training digits, and the held-out one is among them.
     assert 0 < rows["marginals"].loss < np.log(3.5)
     assert rows["filled"].loss != rows["ignoring what is kept"].loss
     assert rows["reconstructed"].loss is None
-    table = filled_digits.markdown(list(rows.values()))
+    table = filled_centres.markdown(list(rows.values()), judge, "digits")
     assert f"| filled | {rows['filled'].loss:.3f} ± " in table
 
-    masks = filled_digits.centres((1, 8, 8))
+    masks = filled_centres.centres((1, 8, 8))
     assert masks.sum() == 16 and masks[0, 2:6, 2:6].all()

@@ -20,7 +20,8 @@ SAMPLER = {  # flag: field of sampling.Settings
     "order": "order",
     "segments": "num_segments",
 }
-NEEDED = {  # with each use
+NEEDED = {  # with each use, which is the first of these that is given
+    "fill_centres": ("model", "reference", "out"),
     "model": ("reference", "out"),
     "tokenizer": ("source", "out"),
     "images": ("reference", "out"),
@@ -31,6 +32,10 @@ _PICTURES = ("split", "size", "crop", "set", "on_error", "scan", "features", "in
 _TEXTS = ("prompts", "clip")
 _WORK = ("out", "replicates", "save_every", "host_index", "num_hosts")
 TAKEN = {  # by each use; others would have no effect
+    "fill_centres": (
+        *("model", "reference", "out", *_PICTURES),
+        *("seed", "dtype", *SAMPLER, "settings"),
+    ),
     "model": (
         *("reference", *_PICTURES, *_WORK, "keep"),
         *("num", "seed", "batch_size", "dtype", "text_encoder", *_TEXTS, *SAMPLER, "settings"),
@@ -147,6 +152,12 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--num",
         type=cli.at_least_one,
         help=f"images of a model (default: {NUM:,}; of texts: all, at most {text_prompts.NUM:,})",
+    )
+    add(
+        "--fill-centres",
+        type=cli.path,
+        metavar="TOKENS",
+        help="fill held-out pictures of --reference; TOKENS: what the model was trained on",
     )
     add("--prompts", metavar="FILE", help="texts of the images, see above")
     add("--clip", type=cli.path, metavar="DIR", help="that scores images by their texts")

@@ -1,9 +1,9 @@
-"""How well the hidden centres of held-out digits are filled in, against two controls.
+"""How well the hidden centres of held-out pictures are filled in, against two controls.
 
 The middle half of each side of a picture is hidden, and with it the tokens that have seen it, as
 ``Generator.edit`` has it. Rows:
 
-- *reconstructed*: the digits through the tokenizer, with nothing hidden.
+- *reconstructed*: the pictures through the tokenizer, with nothing hidden.
 - *marginals*: each hidden token by the frequencies of its class at its position in the training
   tokens.
 - *ignoring what is kept*: the model without any visible token; its filled pictures are what is kept
@@ -11,32 +11,88 @@ The middle half of each side of a picture is hidden, and with it the tokens that
 - *filled*: the model.
 
 The loss is the cross-entropy in nats of hidden tokens, which are those of the whole picture, in one
-pass without guidance. The pictures are filled by the sampler, and a classifier of 3 neighbours
-among real training digits names them.
+pass without guidance. The pictures are filled by the sampler and then judged: by whether a
+classifier of 3 neighbours among real training digits names their class, or by their Fréchet
+distance to the pictures as they were.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from enat_jax.data import tokens
-from enat_jax.evaluation import digit_table
+from enat_jax.evaluation import digit_table, feature_network
 from enat_jax.inference import editing, generator, masked_scores
-from enat_jax.metrics import digit_quality
+from enat_jax.metrics import bootstrap, digit_quality, fid
 from enat_jax.runtime import sharding
 from enat_jax.runtime.markdown import table as markdown_table
 
 
+class Judge(Protocol):
+    """What filled pictures are measured by.
+
+    Attributes:
+        title: of the table's column.
+        percent: whether values are shares.
+    """
+
+    title: str
+    percent: bool
+
+    def __call__(
+        self, images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]
+    ) -> tuple[float, float]:
+        """Returns a value and its standard error."""
+        ...
+
+
+class ClassAccuracy:
+    """The share of digits that are named as they should be, among training digits and labels."""
+
+    title, percent = "class accuracy", True
+
+    def __init__(self, images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]) -> None:
+        self._known = digit_table.features(images), labels
+
+    def __call__(
+        self, images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]
+    ) -> tuple[float, float]:
+        seen = digit_table.features(images)
+        share = digit_quality.class_accuracy(seen, labels, *self._known, digit_table.NUM_NEIGHBOURS)
+        return share, float(np.sqrt(share * (1 - share) / len(labels)))
+
+
+class Distance:
+    """The Fréchet distance to the pictures as they were, in the features of a network."""
+
+    title, percent = "Fréchet distance", False
+
+    def __init__(
+        self, network: feature_network.Features, originals: UInt8[np.ndarray, "n h w c"]
+    ) -> None:
+        self._network = network
+        self._reference = fid.gaussian_statistics(network(originals)["pool"])
+
+    def __call__(
+        self, images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]
+    ) -> tuple[float, float]:
+        pool = self._network(images)["pool"]
+        distance = fid.frechet_distance(*fid.gaussian_statistics(pool), *self._reference)
+        return distance, bootstrap.of_frechet_distance_linear(pool, *self._reference)
+
+
 @dataclasses.dataclass(frozen=True)
 class Filled:
-    """One row: loss of hidden tokens in nats with its standard error over images, and accuracy."""
+    """One row: loss of hidden tokens in nats and the judge's value, with their standard errors."""
 
     name: str
     loss: float | None
     loss_error: float | None
-    class_accuracy: float
-    accuracy_error: float
+    value: float
+    value_error: float
 
 
 def centres(shape: tuple[int, int, int]) -> Bool[np.ndarray, "n h w"]:
@@ -49,7 +105,7 @@ def centres(shape: tuple[int, int, int]) -> Bool[np.ndarray, "n h w"]:
 
 def evaluate(
     model: generator.Generator,
-    training: tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]],
+    judge: Judge,
     held_out: tuple[UInt8[np.ndarray, "m h w c"], Int[np.ndarray, " m"]],
     training_tokens: tokens.TokenSet,
     *,
@@ -60,7 +116,7 @@ def evaluate(
 
     Args:
         model: fills the pictures, of which it is told the class.
-        training: images and labels, as they are, not augmented; the classifier knows them.
+        judge: measures the pictures of each row.
         held_out: images and labels on which nothing was trained.
         training_tokens: what the model was trained on.
         grow: tokens that the mask grows by.
@@ -93,16 +149,13 @@ def evaluate(
             _losses(model, whole, kept, masked, labels, visible=True),
         ),
     }
-    known = digit_table.features(training[0]), training[1]
     rows = []
     for name, (found, losses) in filled.items():
-        seen = digit_table.features(model.tokenizer.decode(found))
-        share = digit_quality.class_accuracy(seen, labels, *known, digit_table.NUM_NEIGHBOURS)
-        error = float(np.sqrt(share * (1 - share) / len(labels)))
+        value, error = judge(model.tokenizer.decode(found), labels)
         loss: tuple[float | None, float | None] = (None, None)
         if losses is not None:
             loss = digit_table.mean_and_error(losses.mean(axis=1))
-        rows.append(Filled(name, loss[0], loss[1], share, error))
+        rows.append(Filled(name, *loss, value, error))
     return rows
 
 
@@ -141,15 +194,14 @@ def _losses(
     return np.asarray(losses, np.float64)[: len(labels), -num_masked:]
 
 
-def markdown(rows: list[Filled]) -> str:
-    """Returns the table."""
-    cells = [
-        (
-            row.name,
-            "" if row.loss is None else f"{row.loss:.3f} ± {row.loss_error:.3f}",
-            f"{row.class_accuracy:.1%} ± {row.accuracy_error:.1%}",
-        )
-        for row in rows
-    ]
-    titles = "held-out digits, centre hidden", "loss of hidden tokens (nats)", "class accuracy"
+def markdown(rows: Sequence[Filled], judge: Judge, pictures: str) -> str:
+    """Returns the table; ``pictures``: what the pictures are, its first title."""
+    cells = []
+    for row in rows:
+        value = f"{row.value:.2f} ± {row.value_error:.2f}"
+        if judge.percent:
+            value = f"{row.value:.1%} ± {row.value_error:.1%}"
+        loss = "" if row.loss is None else f"{row.loss:.3f} ± {row.loss_error:.3f}"
+        cells.append((row.name, loss, value))
+    titles = f"{pictures}, centre hidden", "loss of hidden tokens (nats)", judge.title
     return markdown_table(titles, cells, align="lrr")
