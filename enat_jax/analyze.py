@@ -2,6 +2,7 @@
 
     python -m enat_jax.analyze similarity --model MODEL_DIR --out runs/similarity
     python -m enat_jax.analyze quadrants --model NAT_DIR --tokens HELD_OUT_DIR --out runs/quadrants
+    python -m enat_jax.analyze reuse --model MODEL_DIR --tokens HELD_OUT_DIR --out runs/reuse
     python -m enat_jax.analyze costs --out runs/costs
 
 similarity: how much token features change between sampling steps (paper Figure 5;
@@ -12,6 +13,10 @@ quadrants: how well a NAT predicts masked tokens without one quadrant of its att
 cut after training: `quadrants.json` and `quadrants.md`. Models that were trained without one come
 from configs/nat_quadrants_imagenet256.py and configs/digits_nat_quadrants.py.
 
+reuse: what it costs by sampling step that features are reused, and what part of it the repeated
+projection f has (evaluation/reuse_gap.py says what is compared): `reuse.json` and `reuse.md`. With
+--reference and --features, as for `search`, images are drawn and measured, too.
+
 costs: the paper's multiply-adds (Tables 1, 2 and 6) beside ours: `costs.json`, `costs.md`,
 `costs.png`.
 
@@ -20,11 +25,22 @@ Plots need matplotlib: pip install 'enat_jax[analyze]'
 
 import argparse
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from enat_jax.data import records, tokens
-from enat_jax.evaluation import paper_costs, plots, quadrants, similarity
+from enat_jax.evaluation import (
+    image_sets,
+    paper_costs,
+    plots,
+    quadrants,
+    reuse_gap,
+    settings_search,
+    similarity,
+)
 from enat_jax.inference import generator, masked_scores
 from enat_jax.models import nat
 from enat_jax.runtime import cli, files, progress
@@ -59,12 +75,8 @@ def run_similarity(options: argparse.Namespace) -> None:
 
 def run_quadrants(options: argparse.Namespace) -> None:
     """Analyses attention quadrants, and writes and prints what it found."""
-    model, found = _load(options.model), tokens.TokenSet.open(options.tokens)
-    if found.tokenizer != model.tokenizer.fingerprint:
-        raise ValueError(
-            f"the tokens in {options.tokens} come from another tokenizer than the model's"
-        )
-    batch = found.gather(records.evenly(len(found), options.num))
+    model = _load(options.model)
+    batch = _held_out(model, options.tokens, options.num)
     num = len(batch["labels"])
     total = (1 + len(nat.QUADRANTS)) * -(-num // options.batch_size)
     with progress.Progress(total, options.batch_size, unit="batch") as bar:
@@ -76,15 +88,45 @@ def run_quadrants(options: argparse.Namespace) -> None:
             batch_size=options.batch_size,
             progress=bar.update,
         )
-    result = {
-        "transformer": model.fingerprint,
-        "tokenizer": model.tokenizer.fingerprint,
-        "num_images": num,
-        "seed": options.seed,
+    result = _about(model, batch, options.seed) | {
         "visible_shares": masked_scores.VISIBLE_SHARES,
         "quadrants": losses,
     }
     _write(options.out, "quadrants", result, quadrants.markdown(result))
+
+
+def run_reuse(options: argparse.Namespace) -> None:
+    """Analyses what reuse costs, and writes and prints what it found."""
+    if (options.reference is None) != (options.features is None):
+        raise ValueError("--reference and --features go together: give both or neither")
+    if options.repeats < 2:
+        raise ValueError(f"--repeats {options.repeats}: a standard error needs two seeds at least")
+    model = _load(options.model)
+    if options.steps is not None:
+        model = model.with_settings(num_steps=options.steps)
+    batch = _held_out(model, options.tokens, options.num)
+    quality = None
+    if options.reference is not None:
+        quality = settings_search.make_measure(
+            *(model, options.reference, options.features, options.drawn, generator.BATCH_SIZE),
+            split=options.split,
+        )
+    total = -(-len(batch["labels"]) // options.batch_size)
+    with progress.Progress(total, options.batch_size, unit="batch") as bar:
+        losses = reuse_gap.measure(
+            *(model, batch["tokens"], batch["labels"]),
+            seed=options.seed,
+            batch_size=options.batch_size,
+            progress=bar.update,
+        )
+    result = _about(model, batch, options.seed) | {"losses": losses}
+    if quality is not None:
+        seeds = range(options.seed, options.seed + options.repeats)
+        result["num_drawn"] = options.drawn
+        result["distances"] = reuse_gap.distances(
+            model, quality, seeds, lambda text: print(text, file=sys.stderr, flush=True)
+        )
+    _write(options.out, "reuse", result, reuse_gap.markdown(result))
 
 
 def run_costs(options: argparse.Namespace) -> None:
@@ -102,6 +144,25 @@ def _load(directory: str | pathlib.Path) -> generator.Generator:
             "transformer"
         )
     return generator.Generator.load(directory)
+
+
+def _held_out(
+    model: generator.Generator, directory: pathlib.Path, most: int
+) -> dict[str, np.ndarray]:
+    """Returns tokens and labels of images spread evenly over a token set of the model's."""
+    found = tokens.TokenSet.open(directory)
+    image_sets.require_tokenizer(model, found, directory)
+    return found.gather(records.evenly(len(found), most))
+
+
+def _about(model: generator.Generator, batch: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
+    """Returns what a result says of the model and of the images."""
+    return {
+        "transformer": model.fingerprint,
+        "tokenizer": model.tokenizer.fingerprint,
+        "num_images": len(batch["labels"]),
+        "seed": seed,
+    }
 
 
 def _write(out: pathlib.Path, name: str, result: Any, text: str) -> None:
@@ -134,6 +195,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=number, default=quadrants.BATCH_SIZE, help="at a time")
     add("--seed", type=int, default=0)
     program.set_defaults(run=run_quadrants)
+    program = programs.add_parser("reuse", help="what reused features cost, by step")
+    add = program.add_argument
+    add("--model", **directory | {"type": cli.model}, help="model directory of an ENAT")
+    add("--tokens", **directory, help="token set, best of held-out images")
+    add("--num", type=number, default=1000, help="most images of it (default 1000)")
+    add("--steps", type=number, help="sampling steps (default: the model's)")
+    add("--reference", help="to measure drawn images, too: statistics (.npz) or pictures")
+    add("--features", help="with --reference: digits, or as for python -m enat_jax.evaluate")
+    add("--split", default="train", help="of pictures (default train)")
+    add("--drawn", type=number, default=500, help="images of a measurement (default 500)")
+    add("--repeats", type=number, default=5, help="seeds of drawn images (default 5)")
+    add("--batch-size", type=number, default=reuse_gap.BATCH_SIZE, help="at a time")
+    add("--seed", type=int, default=0)
+    program.set_defaults(run=run_reuse)
     program = programs.add_parser("costs", help="multiply-adds (Tables 1, 2 and 6)")
     program.set_defaults(run=run_costs)
     for program in programs.choices.values():

@@ -24,9 +24,7 @@ import dataclasses
 import sys
 from typing import Any
 
-import ml_collections
-
-from enat_jax.evaluation import during_training, image_sets, passes, settings_search
+from enat_jax.evaluation import image_sets, passes, settings_search
 from enat_jax.inference import generator, image_directory, sampler_settings
 from enat_jax.runtime import cli, exits, files, versions
 
@@ -38,7 +36,11 @@ def main(argv: list[str]) -> None:
     import optuna  # noqa: F401  (says at once that it is missing)
 
     model = _model(options)
-    measure = _measure(options, model)
+    measure = settings_search.make_measure(
+        *(model, options.reference, options.features, options.num, options.batch_size),
+        inception=options.inception,
+        split=options.split,
+    )
     claimed = {
         "format": FORMAT,
         "model": image_sets.fingerprints(model),
@@ -93,23 +95,6 @@ def _model(options: argparse.Namespace) -> generator.Generator:
     given = {} if options.steps is None else {"num_steps": options.steps}
     settings = sampler_settings.changed(model.settings, options.settings, given)
     return dataclasses.replace(model, settings=settings)
-
-
-def _measure(options: argparse.Namespace, model: generator.Generator) -> settings_search.Measure:
-    if options.features == "digits":
-        if options.reference != "digits":
-            raise ValueError("--features digits compares with digits: give --reference digits")
-        return settings_search.Digits.of(model, options.num, options.batch_size)
-    if options.num < (least := max(10, len(model.class_names))):
-        raise ValueError(
-            f"--num {options.num} is too few images for a distance: give {least} or more"
-        )
-    names = ("reference", "features", "num", "inception", "split")
-    asked = {name: getattr(options, name) for name in names}
-    quality = during_training.make(ml_collections.ConfigDict(asked), model.tokenizer, "--")
-    assert quality is not None
-    identity = asked | {"inception": None, "features": quality.network.description}
-    return settings_search.Distance(quality, options.batch_size, identity)
 
 
 def _say(text: str) -> None:

@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import ml_collections
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -115,6 +116,43 @@ class Digits:
             *fid.gaussian_statistics(own), *fid.gaussian_statistics(compared)
         )
         return dict(zip(self.names, (distance + 1 - accuracy, distance, accuracy), strict=True))
+
+
+def make_measure(
+    model: generator.Generator,
+    reference: str,
+    features: str,
+    num: int,
+    batch_size: int,
+    *,
+    inception: str | None = None,
+    split: str = "train",
+) -> Measure:
+    """Makes what command lines name.
+
+    Args:
+        model: of classes.
+        reference: of ``evaluate``, or "digits".
+        features: of ``evaluate``, or "digits".
+        num: images of a measurement.
+        batch_size: images that are drawn at a time.
+        inception: weights of Inception.
+        split: of pictures.
+
+    Raises:
+        ValueError: these do not go together, or are too few.
+    """
+    if features == "digits":
+        if reference != "digits":
+            raise ValueError("--features digits compares with digits: give --reference digits")
+        return Digits.of(model, num, batch_size)
+    if num < (least := max(10, len(model.class_names))):
+        raise ValueError(f"--num {num} is too few images for a distance: give {least} or more")
+    asked = dict(reference=reference, features=features, num=num, inception=inception, split=split)
+    quality = during_training.make(ml_collections.ConfigDict(asked), model.tokenizer, "--")
+    assert quality is not None
+    identity = asked | {"inception": None, "features": quality.network.description}
+    return Distance(quality, batch_size, identity)
 
 
 # --- what is tried --------------------------------------------------------------------------------

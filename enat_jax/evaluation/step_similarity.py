@@ -170,7 +170,7 @@ def _compare_passes(
 
     def compare(carry: Any, count: tuple[Array, ...]) -> tuple[Any, tuple]:
         before, cache = carry
-        num_cached, num_visible = count
+        num_cached, num_visible, num_projected = count
         fresh = apply(ids, order, modulation, num_new=num_visible, method="encode")
         now = features(fresh, num_visible)
         neighbour = _next_of_group(slot, num_cached, num_visible)
@@ -179,6 +179,7 @@ def _compare_passes(
         if not model.reuse:
             return (now, None), (*similar, None, None, None)
         step = windows.cut(ids, order, num_cached, num_visible, sizes)
+        once = {"num_projected": num_projected} if model.project_once else {}
         cache = apply(
             step.new.ids,
             step.new.positions,
@@ -187,6 +188,7 @@ def _compare_passes(
             num_new=step.num_new,
             num_cached=step.num_cached,
             method="encode",
+            **once,
         )[:, :l]
         reused = _cosine(features(cache, num_visible), now)
         decode: Callable[..., Any] = functools.partial(
@@ -206,7 +208,9 @@ def _compare_passes(
 
     empty = jnp.zeros((*ids.shape, model.width), jnp.dtype(model.dtype))
     before: Any = (empty, empty if model.reuse else None)
-    _, found = jax.lax.scan(compare, before, tuple(counts.T))
+    cached, visible = counts.T
+    projected = jnp.concatenate([jnp.zeros_like(cached[:1]), cached[:-1]])
+    _, found = jax.lax.scan(compare, before, (cached, visible, projected))
     return found
 
 

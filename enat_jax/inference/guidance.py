@@ -135,6 +135,7 @@ def guided_logits(
     """
     branches = modulation.shape[1] // windows.masked.ids.shape[0]
     rows = lambda x, times: jnp.repeat(x, times, axis=0)  # noqa: E731
+    projected = _each(windows.num_projected, branches)
     cache = apply(
         rows(windows.new.ids, branches),
         rows(windows.new.positions, branches),
@@ -143,6 +144,7 @@ def guided_logits(
         num_new=_each(windows.num_new, branches),
         num_cached=_each(windows.num_cached, branches),
         method="encode",
+        **({} if projected is None else {"num_projected": projected}),  # which a NAT does not take
         **of_text(text),
     )
     if text is not None:

@@ -48,6 +48,8 @@ class StepInputs(NamedTuple):
         step: its number, from 0.
         guidance: weight of (conditional - unconditional).
         token_temperature, mask_temperature: of the step.
+        num_projected: cached tokens that were cached before the last step, too, for a model that
+            projects them once; None: it projects them at every step.
     """
 
     step: Int[Array | np.ndarray, " t"]
@@ -58,6 +60,7 @@ class StepInputs(NamedTuple):
     guidance: Float[Array | np.ndarray, " t"]
     token_temperature: Float[Array | np.ndarray, " t"]
     mask_temperature: Float[Array | np.ndarray, " t"]
+    num_projected: Int[Array | np.ndarray, "t ..."] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,12 +119,17 @@ def make_schedule(
     s = np.arange(t)
     token_temperature, mask_temperature = settings.temperatures()
     weights = settings.guidance_weights()
+    projected = None
+    if model.reuse and getattr(model, "project_once", False):
+        first = np.zeros_like(steps.num_cached[:1])
+        projected = np.concatenate([first, steps.num_cached[:-1]]).astype(np.int32)
     inputs = StepInputs(
         step=s.astype(np.int32),
         **{name: x.astype(np.int32) for name, x in steps._asdict().items()},
         guidance=weights.astype(np.float32),
         token_temperature=np.maximum(token_temperature, 1e-3).astype(np.float32),
         mask_temperature=mask_temperature.astype(np.float32),
+        num_projected=projected,
     )
     schedule = Schedule(
         segments,
@@ -358,7 +366,9 @@ def _step(
     exact = segment.stop - segment.start == 1 and jnp.ndim(step.num_cached) == 0
     num_visible = step.num_cached + step.num_new
     step_windows = windows.cut(
-        ids, order, step.num_cached, num_visible, segment.windows, exact=exact
+        *(ids, order, step.num_cached, num_visible, segment.windows),
+        num_projected=step.num_projected,
+        exact=exact,
     )
     logits, cache = guidance.guided_logits(
         apply, step_windows, modulation, cache, step.guidance, guided, text

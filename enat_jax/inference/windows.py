@@ -40,6 +40,8 @@ class Cut(NamedTuple):
             the new window, of the cache after the step and of the masked window, as ``encode`` and
             ``decode`` of a model take them: scalars, or [b] for counts of each image. None: every
             slot of every window is real, and nothing needs a mask.
+        num_projected: slots of the cache that pass through the projection f no more; None: all
+            do.
     """
 
     cached: Window
@@ -50,6 +52,7 @@ class Cut(NamedTuple):
     num_new: Count | None
     num_visible: Count | None
     num_masked: Count | None
+    num_projected: Count | None = None
 
     @property
     def masked_is_real(self) -> Bool[Array, "#b m"] | None:
@@ -67,6 +70,7 @@ def cut(
     num_visible: Count,
     sizes: reveal.Windows,
     *,
+    num_projected: Count | None = None,
     exact: bool = False,
 ) -> Cut:
     """Cuts the windows of one step out of sequences in reveal order.
@@ -77,6 +81,7 @@ def cut(
         num_cached, num_visible: tokens visible before the step and in it: scalars, or [b] where
             images differ; traced or not. 0 <= num_cached <= num_visible <= l.
         sizes: static sizes that hold the counts of every image.
+        num_projected: see ``Cut``.
         exact: the sizes are the counts themselves.
     """
     shapes.check("ids", ids, b=None, l=None)
@@ -101,6 +106,6 @@ def cut(
         Window(ids[:, first:], order[:, first:]),
     )
     if exact:
-        return Cut(*windows, sizes, None, None, None, None)
+        return Cut(*windows, sizes, None, None, None, None, num_projected)
     num_new, num_masked = num_visible - num_cached, length - num_visible
-    return Cut(*windows, sizes, num_cached, num_new, num_visible, num_masked)
+    return Cut(*windows, sizes, num_cached, num_new, num_visible, num_masked, num_projected)

@@ -82,6 +82,8 @@ class ENAT(nn.Module):
         shared_key_value: whether keys and values of the context and of the tokens themselves come
             from one layer.
         reuse_projection: kind of the projection f, see ``ReuseProjection``.
+        project_once: whether a feature passes through f when it is first reused and not again, so
+            that it is in sampling what it was in training. False, the paper's: at every reuse.
 
     Raises:
         ValueError: ``text_encoding`` or ``reuse_projection`` is unknown, or text is both words and
@@ -113,6 +115,7 @@ class ENAT(nn.Module):
     attend_padding: bool = False
     shared_key_value: bool = False
     reuse_projection: str = "mlp"
+    project_once: bool = False
 
     def setup(self) -> None:
         self._check_settings()
@@ -213,6 +216,7 @@ class ENAT(nn.Module):
         *,
         num_new: Count | None = None,
         num_cached: Count | None = None,
+        num_projected: Count | None = None,
         text: Text | None = None,
         deterministic: bool = True,
     ) -> Any:
@@ -226,6 +230,8 @@ class ENAT(nn.Module):
             cache: features of earlier tokens, real ones first; None or p = 0: none.
             num_new: real slots of the new window, its first ones; None: all.
             num_cached: real slots of the cache; None: all.
+            num_projected: slots of the cache, its first ones, that stay as they are, since they
+                have passed through f before; None: none. For ``project_once``.
             text: from ``read``, the same at every step; None: no text.
             deterministic: False applies dropout (rng "dropout").
 
@@ -233,7 +239,8 @@ class ENAT(nn.Module):
             The cache for the next step, [b, p + n, d]; given a text, the pair of it and of the
             ``Text`` that ``decode`` takes at this step. The cache's first ``num_cached + num_new``
             rows are real. Cached features have passed through the projection f once more, as in the
-            reference: a token revealed k steps ago has passed through it k times.
+            reference: unless ``num_projected`` is given, a token revealed k steps ago has passed
+            through it k times.
 
         Raises:
             ValueError: an argument has a wrong shape.
@@ -241,11 +248,11 @@ class ENAT(nn.Module):
         shapes.check_tokens(tokens, positions, self.width)
         b, n = tokens.shape[:2]
         num_layers = {self.encoder_layers, self.encoder_layers + self.decoder_layers}
-        counts = {"num_new": num_new, "num_cached": num_cached}
+        counts = {"num_new": num_new, "num_cached": num_cached, "num_projected": num_projected}
         shapes.check_inputs(self, b, modulation, num_layers, 8, **counts)
         if cache is not None:
             shapes.check("cache", cache, b=b, p=None, d=self.width)
-            cache = self.project(cache) if cache.shape[1] else None
+            cache = self._projected(cache, num_projected) if cache.shape[1] else None
         with_new = text is not None and self.text_encoding == "every_step"
         if n == 0 and not with_new:
             empty = jnp.zeros((b, 0, self.width), jnp.dtype(self.dtype))
@@ -263,6 +270,15 @@ class ENAT(nn.Module):
             text, x = text._replace(features=x[:, :p]), x[:, p:]
         cache = x if cache is None else blocks.append(cache, x, num_cached)
         return cache if text is None else (cache, text)
+
+    def _projected(
+        self, cache: Float[Array, "b p d"], num_projected: Count | None
+    ) -> Float[Array, "b p d"]:
+        projected = self.project(cache)
+        if num_projected is None:
+            return projected
+        before = jnp.arange(cache.shape[1]) < jnp.reshape(num_projected, (-1, 1))
+        return jnp.where(before[..., None], cache, projected)
 
     def _context(
         self,

@@ -306,7 +306,7 @@ def trace_training(task: Task, directory: str | os.PathLike, num_steps: int = 3)
     bucket = task.buckets[int(np.argmax(timing.shape_shares(task)[0]))]
     steps, state, batch, frozen = timing.training_inputs(task)
     compiled = steps.lower(bucket.windows).compile()
-    traced = timing.traced_of(bucket)
+    traced = timing.traced_of(task, bucket)
     for _ in range(2):
         state, _ = compiled(state, batch, traced, frozen)
     jax.block_until_ready(state)

@@ -307,7 +307,8 @@ def _compile(
     text: str = compiled.as_text() or ""
     memory: Any = compiled.memory_analysis()
     cost: Any = compiled.cost_analysis()
-    padded = costs.training_cost(costs.dims_of(task.model), *bucket.windows)
+    windows, reveals = bucket.windows, task.splits.reveals
+    padded = costs.training_cost(costs.dims_of(task.model), *windows, reveals=reveals)
     return Shape(
         label=timing.label_of(bucket),
         probability=probability,

@@ -290,7 +290,8 @@ class TrainingMeasurement:
 def shape_shares(task: Task) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Returns the probability of each bucket of a task, and its expected exact work an image.
 
-    The work is in multiply-adds, 0 where the probability is; both are float64.
+    The work is in multiply-adds, 0 where the probability is; both are float64. Where the cache is
+    made in several reveals, it is that of one.
     """
     model, splits = task.model, task.splits
     mass = splits.visible_probabilities(model.num_tokens)
@@ -311,8 +312,9 @@ def shape_shares(task: Task) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray,
 
 def padded_work(task: Task) -> Float[np.ndarray, " n"]:
     """Returns the multiply-adds an image in the windows of each bucket of a task, float64."""
-    dims = costs.dims_of(task.model)
-    return np.array([float(costs.training_cost(dims, *x.windows)) for x in task.buckets])
+    cost = functools.partial(costs.training_cost, costs.dims_of(task.model))
+    reveals = task.splits.reveals
+    return np.array([float(cost(*x.windows, reveals=reveals)) for x in task.buckets])
 
 
 def training_inputs(
@@ -335,10 +337,13 @@ def training_inputs(
     return steps, steps.init(), sharding.global_batch(batch, mesh), frozen
 
 
-def traced_of(bucket: shape_buckets.Bucket) -> dict[str, np.integer]:
+def traced_of(task: Task, bucket: shape_buckets.Bucket) -> dict[str, Any]:
     """Returns traced values of some step of a bucket, whose work depends on its windows alone."""
     counts = {"num_cached": bucket.cached[0], "num_visible": bucket.visible[1]}
-    return {**{k: np.int32(v) for k, v in counts.items()}, "index": np.uint32(0)}
+    traced: dict[str, Any] = {k: np.int32(v) for k, v in counts.items()}
+    if task.splits.reveals > 1:
+        traced["earlier"] = np.zeros(task.splits.reveals - 1, np.int32)
+    return {**traced, "index": np.uint32(0)}
 
 
 def label_of(bucket: shape_buckets.Bucket) -> dict[str, Any]:
@@ -363,7 +368,7 @@ def time_training(
     chosen = likely.tolist() if chosen is None else list(chosen)
     steps, state, batch, frozen = training_inputs(task)
 
-    def work(traced: dict[str, np.integer], compiled: jax.stages.Compiled) -> PyTree:
+    def work(traced: dict[str, Any], compiled: jax.stages.Compiled) -> PyTree:
         nonlocal state
         state, metrics = compiled(state, batch, traced, frozen)
         return state, metrics
@@ -371,7 +376,7 @@ def time_training(
     timed = tuple(
         time_in_turns(
             functools.partial(steps.lower, task.buckets[i].windows),
-            functools.partial(work, traced_of(task.buckets[i])),
+            functools.partial(work, traced_of(task, task.buckets[i])),
             task.model.dtype,
             **how,
             label=label_of(task.buckets[i]),

@@ -322,20 +322,27 @@ def paper_cost(dims: Dims, num_steps: int) -> int:
 
 
 def training_cost(
-    dims: Dims, num_cached: Size, num_new: Size, num_visible: Size, num_masked: Size
+    dims: Dims,
+    num_cached: Size,
+    num_new: Size,
+    num_visible: Size,
+    num_masked: Size,
+    reveals: int = 1,
 ) -> Int[np.ndarray, "..."]:
     """Counts an image of a training step, forward and backward, and the EMA pass of its cache.
 
     The backward pass counts as twice the forward pass, for every part that is trained; the few
     products it saves (no gradient into the cache, none into the head's table) are not deducted.
-    The EMA model encodes the cached tokens once, forward only, without a cache of its own, and
-    reads the text for itself. The frozen encoder of a text is another model, and not counted.
-    Recomputation (remat) is not counted, nor is the optimizer.
+    The EMA model encodes the cached tokens, forward only, and reads the text for itself. In one
+    reveal it needs no cache of its own; every further one is computed in windows that hold all
+    cached tokens, whatever it reveals. The frozen encoder of a text is another model, and not
+    counted. Recomputation (remat) is not counted, nor is the optimizer.
 
     Args:
         dims: sizes of the model.
         num_cached, num_new, num_visible, num_masked: window sizes as in ``reveal.Windows``;
             without cached tokens there is no EMA pass.
+        reveals: in which the cache is made, see ``reveal.SplitDistribution``.
 
     Returns:
         int64 multiply-adds.
@@ -347,13 +354,24 @@ def training_cost(
     student = student + modulation_cost(dims) + text_cost(dims)
     encoder = dataclasses.replace(dims, decoder_layers=0)
     ema = encode_cost(dims, 0, num_cached) + modulation_cost(encoder) + text_cost(dims)
+    ema = ema + (reveals - 1) * encode_cost(dims, num_cached, num_cached)
     return 3 * student + np.where(np.greater(num_cached, 0), ema, 0)
 
 
-def exact_training_cost(dims: Dims, num_cached: Size, num_visible: Size) -> Int[np.ndarray, "..."]:
-    """Counts as ``training_cost`` does, without padding, for splits with these counts."""
+def exact_training_cost(
+    dims: Dims, num_cached: Size, num_visible: Size, earlier: Sequence[int] = ()
+) -> Int[np.ndarray, "..."]:
+    """Counts as ``training_cost`` does, without padding, for splits with these counts.
+
+    ``earlier``: as in ``reveal.Split``; each reveal counts what it encodes.
+    """
     cached, visible = _sizes(num_cached=num_cached, num_visible=num_visible)
-    return training_cost(dims, cached, visible - cached, visible, dims.num_tokens - visible)
+    total = training_cost(dims, cached, visible - cached, visible, dims.num_tokens - visible)
+    if not any(earlier):
+        return total
+    ends = [*earlier, num_cached]
+    parts = [encode_cost(dims, a, b - a) for a, b in zip([0, *earlier], ends, strict=True)]
+    return total - encode_cost(dims, 0, cached) + sum(parts)
 
 
 # --- tokenizer ------------------------------------------------------------------------------

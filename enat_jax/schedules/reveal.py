@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import special
 
+MAX_REVEALS = 8  # that a training step computes one after the other
 MASKED_RANGES = 3  # of images that keep some of their tokens
 Size = int | Int[np.ndarray, "..."]
 # The work of one step in windows of given sizes: (num_cached, num_new, num_visible, num_masked),
@@ -260,11 +261,14 @@ class Split(NamedTuple):
         reuse: whether the step has a cache of features of the EMA model; it may be empty.
         num_cached: tokens of the cache, 0 without reuse.
         num_visible: cached and newly revealed tokens; the rest is masked.
+        earlier: tokens visible after each reveal in which the cache is made, but for the last,
+            after which they are ``num_cached``; never decreasing.
     """
 
     reuse: bool
     num_cached: int
     num_visible: int
+    earlier: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,6 +283,9 @@ class SplitDistribution:
         min_visible: fewest visible tokens; 1 in the reference. 0 trains the fully masked case,
             the first step of sampling, too.
         reuse_probability: share of steps that reuse features of the EMA model; 0.5 in the paper.
+        reveals: most reveals in which the cache of such a step is made, as the sampler makes it;
+            there are 1 to so many, as often each. 1, the paper's: all of its tokens are encoded
+            together, and have passed through the projection f once at most.
     """
 
     mask_ratio: str = "beta"
@@ -286,6 +293,7 @@ class SplitDistribution:
     beta: float = 3.0
     min_visible: int = 1
     reuse_probability: float = 0.5
+    reveals: int = 1
 
     def __post_init__(self) -> None:
         if self.mask_ratio not in ("beta", "cosine"):
@@ -296,13 +304,19 @@ class SplitDistribution:
             raise ValueError(f"alpha={self.alpha} and beta={self.beta} must be positive")
         if self.min_visible not in (0, 1):
             raise ValueError(f"{self.min_visible=} is neither 0 nor 1")
+        if not 1 <= self.reveals <= MAX_REVEALS:
+            raise ValueError(f"{self.reveals=} is not a number from 1 to {MAX_REVEALS}")
+        if self.reveals > 1 and not self.reuse_probability:
+            raise ValueError(f"{self.reveals=} has no effect with reuse_probability=0: leave it 1")
 
     def draw(self, num_tokens: int, seed: int, step: int) -> Split:
         """Draws the split of one training step, a function of (seed, step) alone.
 
         Every host draws it for itself and gets the same. ``num_masked = clip(round(l r), 1,
         l - min_visible)``; with reuse ``num_cached = num_visible - round(num_visible u)``, where
-        u ~ U(0, 1); halves are rounded to even, as in the reference.
+        u ~ U(0, 1); halves are rounded to even, as in the reference. Reveals that make the cache
+        end at ``round(num_cached u_i)``, u_i ~ U(0, 1); where there are fewer than ``reveals``, the
+        first reveal nothing.
         """
         generator = np.random.Generator(np.random.Philox(key=[seed, step]))
         # Always four draws in this order, so that one setting never shifts another's numbers.
@@ -314,8 +328,13 @@ class SplitDistribution:
         masked = int(np.clip(np.rint(num_tokens * ratio), 1, num_tokens - self.min_visible))
         visible = num_tokens - masked
         if uniforms[1] >= self.reuse_probability:
-            return Split(False, 0, visible)
-        return Split(True, visible - int(np.rint(visible * uniforms[2])), visible)
+            return Split(False, 0, visible, (0,) * (self.reveals - 1))
+        cached = visible - int(np.rint(visible * uniforms[2]))
+        if self.reveals == 1:
+            return Split(True, cached, visible)
+        shares = np.sort(generator.random(self.reveals - 1))
+        shares[: generator.integers(self.reveals)] = 0.0
+        return Split(True, cached, visible, tuple(np.rint(cached * shares).astype(int).tolist()))
 
     def visible_probabilities(self, num_tokens: int) -> Float[np.ndarray, " l+1"]:
         """Returns the probability of each number of visible tokens, float64."""

@@ -171,12 +171,15 @@ class Task:
             return {}
         return {"captions": self.tokens.captions.made_of, "text": self.text.description()}
 
-    def shapes(self, index: int) -> tuple[reveal.Windows, dict[str, np.int32]]:
+    def shapes(self, index: int) -> tuple[reveal.Windows, dict[str, Any]]:
         """Windows (static) and counts (traced) of batch ``index``; the same on every host."""
         split = self._split(index)
         windows = shape_buckets.find(self.buckets, split).windows
         counts = {"num_cached": split.num_cached, "num_visible": split.num_visible}
-        return windows, {k: np.int32(v) for k, v in counts.items()}
+        traced: dict[str, Any] = {k: np.int32(v) for k, v in counts.items()}
+        if split.earlier:
+            traced["earlier"] = np.array(split.earlier, np.int32)
+        return windows, traced
 
     def work(self, index: int) -> dict[str, float]:
         """Share of masked tokens of batch ``index``, and its multiply-adds, exact and padded."""
@@ -184,9 +187,9 @@ class Task:
         windows = shape_buckets.find(self.buckets, split).windows
         return {
             "masked_share": 1 - split.num_visible / self.model.num_tokens,
-            "exact_work": self.batch_size
-            * float(costs.exact_training_cost(dims, split.num_cached, split.num_visible)),
-            "padded_work": self.batch_size * float(costs.training_cost(dims, *windows)),
+            "exact_work": self.batch_size * float(costs.exact_training_cost(dims, *split[1:])),
+            "padded_work": self.batch_size
+            * float(costs.training_cost(dims, *windows, self.splits.reveals)),
         }
 
     def _split(self, index: int) -> reveal.Split:
@@ -232,6 +235,7 @@ class Task:
                 static,
                 smoothing=self.loss.label_smoothing,
                 dropout_key=dropout_key if self.model.dropout else None,
+                earlier=traced.get("earlier", ()),
             ),
             has_aux=True,
         )(state.params)
@@ -364,7 +368,8 @@ def assemble(
     """
     loss = Loss(**config.loss.to_dict())
     splits = reveal.SplitDistribution(**config.mask.to_dict())
-    cost = functools.partial(costs.training_cost, costs.dims_of(model))
+    dims = costs.dims_of(model)
+    cost = functools.partial(costs.training_cost, dims, reveals=splits.reveals)
     sampler = sampling.Settings(**config.sampler.to_dict())
     sampler.check_counts(model.num_tokens)
     return Task(

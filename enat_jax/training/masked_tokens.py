@@ -1,12 +1,12 @@
 """The loss of a step: masked tokens predicted from visible ones (the paper, Section 4.2)."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from enat_jax.inference import guidance, windows
 from enat_jax.models import losses
@@ -25,6 +25,7 @@ def step_loss(
     *,
     smoothing: float,
     dropout_key: Key[Array, ""] | None = None,
+    earlier: Int[Array, " reveals"] | Sequence[int] = (),
     exact: bool = False,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Computes the loss of one training step over windows of the reveal order; pure.
@@ -38,6 +39,7 @@ def step_loss(
         sizes: of the windows that hold them; ``num_cached`` 0: no reuse, no EMA pass.
         smoothing: label smoothing, in [0, 1).
         dropout_key: None: no dropout.
+        earlier: where the reveals end that fill the cache before its last, see ``reveal.Split``.
         exact: the sizes are the counts themselves: no masks.
 
     Returns:
@@ -52,7 +54,7 @@ def step_loss(
 
     cache = None
     if sizes.num_cached:
-        cache = _cached_features(model, ema_params, cut, labels, prompt)
+        cache = _cached_features(model, ema_params, cut, labels, prompt, earlier)
     modulation = apply(labels, method="condition")
     text = None if prompt is None else apply(prompt, modulation, method="read")
     cache = apply(
@@ -94,21 +96,34 @@ def _cached_features(
     cut: windows.Cut,
     labels: Array,
     prompt: Prompt | None,
+    earlier: Int[Array, " reveals"] | Sequence[int],
 ) -> Float[Array, "b p d"]:
-    """Features of the cached window by the moving average, without gradient or dropout."""
+    """Features of the cached window by the moving average, without gradient or dropout.
+
+    They are encoded together, or reveal after reveal as the sampler does, of which each is computed
+    in windows that hold all of them.
+    """
     apply: Callable[..., Any] = functools.partial(
         model.apply, {"params": jax.lax.stop_gradient(ema_params)}
     )
     modulation = apply(labels, encoder_only=True, method="condition")
+    # The text of the step is read by the parameters that are trained, this one for the cache alone.
     text = None if prompt is None else apply(prompt, modulation, method="read")
-    cache = apply(
-        cut.cached.ids,
-        cut.cached.positions,
-        modulation,
-        num_new=cut.num_cached,
-        method="encode",
-        **guidance.of_text(text),
-    )
-    if text is not None:
-        cache, _ = cache  # the text of the step is read by the parameters that are trained
+    encode = functools.partial(apply, method="encode", **guidance.of_text(text))
+    size = cut.sizes.num_cached
+    if not len(earlier):
+        found = encode(cut.cached.ids, cut.cached.positions, modulation, num_new=cut.num_cached)
+        return jax.lax.stop_gradient(found if text is None else found[0])
+    last = size if cut.num_cached is None else cut.num_cached
+    sizes = reveal.Windows(size, size, size, 0)
+    cache: Any = None
+    before, projected = 0, 0
+    for end in [*earlier, last]:
+        part = windows.cut(*cut.cached, before, end, sizes)
+        counts = {"num_new": part.num_new, "num_cached": part.num_cached}
+        if model.project_once:
+            counts["num_projected"] = projected
+        found = encode(*part.new, modulation, cache, **counts)
+        cache = (found if text is None else found[0])[:, :size]
+        projected, before = before, end
     return jax.lax.stop_gradient(cache)

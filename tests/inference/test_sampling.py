@@ -180,8 +180,9 @@ def test_the_sampler_is_the_method_written_plainly(params):
     np.testing.assert_array_equal(generate(SMALL, params, settings, labels), expected)
 
 
-def plain(params, settings, label, index, given=()):
-    """``given``: tokens by raster position, which are encoded first and never drawn."""
+def plain(params, settings, label, index, given=(), once=False):
+    """``given``: tokens by raster position, which are encoded first and never drawn; ``once``:
+    a feature passes through the projection f once, whenever it is reused."""
     run = jax.jit(
         lambda *a, method, **k: SMALL.apply({"params": params}, *a, method=method, **k),
         static_argnames="method",
@@ -191,6 +192,7 @@ def plain(params, settings, label, index, given=()):
     counts = [m] + [int(np.floor(m * np.cos(np.pi * s / (2 * t)))) for s in range(1, t)] + [0]
     key = jax.random.fold_in(jax.random.key(0), index)
     order, ids, previous = sorted(range(l), key=lambda p: p not in given), dict(given), 0
+    projected = 0
     caches = [None, None]
     for s in range(t):
         visible = l - counts[s]
@@ -199,7 +201,9 @@ def plain(params, settings, label, index, given=()):
             modulation = run(jnp.array([y]), method="condition")
             new = np.array([order[previous:visible]], np.int32)
             new_ids = np.array([[ids[p] for p in new[0]]], np.int32).reshape(new.shape)
-            caches[branch] = run(new_ids, new, modulation, caches[branch], method="encode")
+            before = {"num_projected": projected} if once else {}
+            cache = caches[branch]
+            caches[branch] = run(new_ids, new, modulation, cache, method="encode", **before)
             masked = np.array([order[visible:]], np.int32)
             logits.append(run(masked, modulation, caches[branch], method="decode")[0])
         weight = settings.guidance_scale
@@ -215,8 +219,24 @@ def plain(params, settings, label, index, given=()):
             scale = settings.mask_temperature * remaining
             confidences[p] = float(log_probs[row, ids[p]] + scale * gumbel)
         order[visible:] = sorted(order[visible:], key=lambda p: -confidences[p])
-        previous = visible
+        projected, previous = previous, visible
     return np.array([ids[p] for p in range(l)])
+
+
+def test_features_pass_through_the_projection_once_if_so_set(params):
+    model = dataclasses.replace(SMALL, project_once=True)
+    labels = [2, 0, 1, 3]
+    settings = dataclasses.replace(NOISY, guidance_schedule="constant", num_segments=2)
+    expected = np.stack([plain(params, settings, y, i, once=True) for i, y in enumerate(labels)])
+    found = generate(model, params, settings, labels)
+    np.testing.assert_array_equal(found, expected)
+    assert (found != generate(SMALL, params, settings, labels)).any()
+    # Given tokens: images of one batch differ in how many are cached, and so projected.
+    tokens, masked = masks_of(6, 9, 10)
+    few = dataclasses.replace(settings, num_steps=3)
+    found = generate_given(model, params, few, labels[:3], tokens, masked)
+    given = {p: tokens[1, p] for p in np.flatnonzero(~masked[1])}
+    np.testing.assert_array_equal(found[1], plain(params, few, 0, 1, given, once=True))
 
 
 def generate_given(model, params, settings, labels, tokens, masked, index=None, prompts=()):

@@ -110,6 +110,21 @@ def test_counts_may_differ_from_row_to_row(forward):
         np.testing.assert_allclose(together[part], alone, rtol=0, atol=TOLERANCE)
 
 
+def test_features_that_have_been_projected_stay_as_they_are(forward):
+    ids, labels = forward["tokens"], forward["labels"]
+    order = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+    modulation = forward.apply(labels, method="condition")
+    cache = forward.apply(ids[:, :5], order[:, :5], modulation, method="encode")
+    new = ids[:, 5:8], order[:, 5:8], modulation, cache
+    all_of_them = forward.apply(*new, method="encode")
+    for counts in (2, np.array([2, 0, 5])):
+        found = forward.apply(*new, num_projected=counts, method="encode")
+        for row, n in enumerate(np.broadcast_to(counts, 3)):
+            np.testing.assert_array_equal(found[row, :n], cache[row, :n])
+            np.testing.assert_array_equal(found[row, n:5], all_of_them[row, n:5])
+    assert np.abs(found[0, 5:] - all_of_them[0, 5:]).max() > 1e-4  # they saw another context
+
+
 def padded_by_row(golden, ids, order, labels, cached, num_vis):
     modulation = golden.apply(labels, method="condition")
     p = int(cached.max())

@@ -230,6 +230,17 @@ def test_training_is_three_forward_passes_and_the_ema_encoder(model, cached, vis
     assert costs.exact_training_cost(dims, cached, visible) == expected
 
 
+def test_every_reveal_that_makes_the_cache_counts_what_it_encodes():
+    plain = costs.exact_training_cost(ENAT_L, 60, 100)
+    revealed = costs.exact_training_cost(ENAT_L, 60, 100, (0, 10, 40))
+    parts = [costs.encode_cost(ENAT_L, a, b - a) for a, b in ((0, 10), (10, 40), (40, 60))]
+    assert revealed - plain == sum(parts) - costs.encode_cost(ENAT_L, 0, 60)
+    assert costs.exact_training_cost(ENAT_L, 60, 100, (0, 0, 0)) == plain
+    windows = 64, 50, 110, 160
+    padded = costs.training_cost(ENAT_L, *windows, reveals=4)
+    assert padded - costs.training_cost(ENAT_L, *windows) == 3 * costs.encode_cost(ENAT_L, 64, 64)
+
+
 def test_counts_of_arrays_are_arrays_of_counts():
     cached, visible = np.meshgrid(np.arange(3, dtype=np.int32), np.array([3, 9, 200]))
     counts = costs.exact_training_cost(ENAT_L, cached, visible)

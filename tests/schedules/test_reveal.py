@@ -115,6 +115,21 @@ def test_splits_stay_in_range_and_reuse_corners_occur():
     assert all(s.num_cached == 0 for s in splits if not s.reuse)
 
 
+def test_reveals_that_make_the_cache_lie_within_it_and_change_no_other_draw():
+    d = reveal.SplitDistribution(reveals=4)
+    splits = draws(d, 256, 2000)
+    plain = draws(reveal.SplitDistribution(), 256, 2000)
+    assert [s[:3] for s in splits] == [s[:3] for s in plain] and splits == draws(d, 256, 2000)
+    assert all(s.earlier == () for s in plain)
+    for s in splits:
+        ends = [0, *s.earlier, s.num_cached]
+        assert len(ends) == 5 and ends == sorted(ends)
+    # Where rounding hides none, there are one to four of them, as often each.
+    many = [s for s in splits if s.reuse and s.num_cached > 60]
+    numbers = np.bincount([sum(x > 0 for x in s.earlier) for s in many], minlength=4) / len(many)
+    np.testing.assert_allclose(numbers, 0.25, atol=4 * math.sqrt(0.19 / len(many)))
+
+
 def test_mask_ratios_are_beta_12_3():
     visible = np.array([s.num_visible for s in draws(reveal.SplitDistribution(), 4096, 4000)])
     masked = (4096 - visible) / 4096
@@ -145,7 +160,14 @@ def test_probabilities_are_those_of_the_draws(ratio, min_visible):
 
 @pytest.mark.parametrize(
     "change",
-    [{"mask_ratio": "gauss"}, {"reuse_probability": 1.5}, {"min_visible": 2}, {"alpha": 0.0}],
+    [
+        {"mask_ratio": "gauss"},
+        {"reuse_probability": 1.5},
+        {"min_visible": 2},
+        {"alpha": 0.0},
+        {"reveals": 0},
+        {"reveals": 2, "reuse_probability": 0.0},
+    ],
 )
 def test_impossible_distributions_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):

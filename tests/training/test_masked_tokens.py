@@ -123,6 +123,47 @@ def test_the_cache_comes_from_the_ema_model_and_has_no_gradient():
     assert loss != gradients(params, params)[0]
 
 
+@pytest.mark.parametrize("once", [False, True])
+def test_a_cache_of_several_reveals_is_made_as_the_sampler_makes_it(once):
+    """Of tokens 0, 1 to 3 and 4 in turn, each reveal projecting what was cached before."""
+    model = dataclasses.replace(MODEL, project_once=once)
+    params, ema, batch = perturbed(MODEL), perturbed(MODEL, seed=5), random_batch()
+
+    def loss(counts, earlier, windows, exact=False):
+        return masked_tokens.step_loss(
+            *(model, params, ema, batch, counts, windows),
+            smoothing=0.0,
+            earlier=earlier,
+            exact=exact,
+        )[0]
+
+    def plain():
+        run = lambda weights, *a, **k: model.apply({"params": weights}, *a, **k)  # noqa: E731
+        modulation = run(ema, batch["labels"], method="condition")
+        cache, ends = None, (0, 1, 4, 5)
+        for first, last in zip(ends, ends[1:], strict=False):
+            window = batch["ids"][:, first:last], batch["positions"][:, first:last]
+            before = {"num_projected": ends[max(0, ends.index(first) - 1)]} if once else {}
+            cache = run(ema, *window, modulation, cache, method="encode", **before)
+        modulation = run(params, batch["labels"], method="condition")
+        window = batch["ids"][:, 5:8], batch["positions"][:, 5:8]
+        cache = run(params, *window, modulation, cache, method="encode")
+        logits = run(params, batch["positions"][:, 8:], modulation, cache, method="decode")
+        log_probs = jax.nn.log_softmax(logits)
+        return -jnp.take_along_axis(log_probs, batch["ids"][:, 8:, None], axis=2).mean()
+
+    padded = jax.jit(functools.partial(loss, windows=reveal.Windows(7, 4, 9, 9)))
+    counts = jnp.int32(5), jnp.int32(8)
+    found = padded(counts, jnp.array([1, 4]))
+    np.testing.assert_allclose(found, plain(), rtol=1e-5)
+    exact = loss(counts, (1, 4), reveal.Windows(5, 3, 8, 8), exact=True)
+    np.testing.assert_allclose(exact, found, rtol=1e-5)
+    # Reveals of nothing before the first change nothing: all tokens are encoded together.
+    together = padded(counts, jnp.array([0, 0]))
+    np.testing.assert_allclose(together, padded(counts, ()), rtol=1e-5)
+    assert abs(together - found) > 1e-4
+
+
 TEXT = dataclasses.replace(MODEL, num_classes=0, text_width=6, text_tokens=5)
 ENCODINGS = ["once", pytest.param("every_step", marks=pytest.mark.slow)]
 
