@@ -60,6 +60,7 @@ SMALL = {
     "enat_jax.export": "",
     "enat_jax.analyze similarity": "--num 2 --maps 1 --batch-size 2",
     "enat_jax.analyze quadrants": "--num 2",
+    "enat_jax.analyze reuse": "--num 2 --steps 3",
     "enat_jax.analyze costs": "",
     "enat_jax.benchmark loader": "--records 1000 --batch 100 --repeats 1",
     "enat_jax.benchmark sampler": MODEL + "--repeats 1 --config.sampler.num_steps=3",
