@@ -190,14 +190,14 @@ def _is_scattered(
 # --- what runs beside computation -----------------------------------------------------------
 
 _BEGIN, _END = "AsyncCollectiveStart", "AsyncCollectiveDone"
+_UNDER_WAY = "async_collective_fusion_config"
 _COMPUTING = ("fusion", "convolution", "dot", "while", "conditional", "reduce", "sort", "scatter")
 
 
 def _continues(module: hlo_text.Module, instruction: hlo_text.Instruction) -> bool:
     """Returns whether a TPU's instruction goes on with a collective that another one has begun."""
-    return "async_collective_fusion_config" in instruction.attributes and not _calls(
-        module, instruction.computation, _BEGIN
-    )
+    under_way = _UNDER_WAY in instruction.attributes
+    return under_way and not _calls(module, instruction.computation, _BEGIN)
 
 
 def _calls(module: hlo_text.Module, computation: str, target: str) -> bool:
@@ -240,12 +240,25 @@ def _channel(instruction: hlo_text.Instruction) -> str:
     return found.group(1) if found else ""
 
 
+def role(module: hlo_text.Module, fusion: hlo_text.Instruction) -> str:
+    """Returns what a fusion of a TPU is to a collective under way.
+
+    Returns:
+        "begin", "part" or "end"; "" for a fusion that has nothing to do with any.
+    """
+    names = fusion.called("calls")
+    for target, role in ((_BEGIN, "begin"), (_END, "end")):
+        if any(_calls(module, name, target) for name in names):
+            return role
+    found = (x for name in names for x in module.computations[name].values())
+    return "part" if any(_UNDER_WAY in x.attributes for x in found) else ""
+
+
 def _computes(module: hlo_text.Module, instruction: hlo_text.Instruction) -> bool:
     """Returns whether an instruction is more than the begin or the end of other collectives."""
     if instruction.opcode not in _COMPUTING:
         return False
-    callees = instruction.called("calls")
-    return not any(_calls(module, x, _BEGIN) or _calls(module, x, _END) for x in callees)
+    return role(module, instruction) not in ("begin", "end")
 
 
 # --- groups ---------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ one that changes a part of an array writes that part.
 import re
 from collections.abc import Iterable
 
-from enat_jax.profiling import hlo_products, hlo_text
+from enat_jax.profiling import collectives, hlo_products, hlo_text
 from enat_jax.profiling.hlo_text import Instruction, Module
 
 # They move nothing, or what they call does.
@@ -67,7 +67,12 @@ def _moved(module: Module, instruction: Instruction) -> int:
     if opcode != "fusion":
         return sum(sizes) + sum(map(_size, sources))
     # The buffers of a collective that is under way are handed from one fusion to the next.
-    passed = dict(_passed(instruction)) if _is_part(module, instruction) else {}
+    role = collectives.role(module, instruction)
+    if role == "begin":
+        return _size(sources[0]) + sizes[1]
+    if role == "end":
+        return 0
+    passed = dict(_passed(instruction)) if role == "part" else {}
     read = sum(
         min(_size(source), _read(module, instruction, i))
         for i, source in enumerate(sources)
@@ -83,16 +88,13 @@ def _size(instruction: Instruction, place: int = 0) -> int:
     if place >= len(instruction.arrays):
         return 0
     array = instruction.arrays[place]
+    if not array.shape:
+        return 0  # scalars have a memory of their own
     layout = instruction.layouts[place] if instruction.layouts else ""
     if re.search(r"S\([1-9]", layout):
         return 0
     shape = hlo_products.padded_shape(array.shape, layout)
     return hlo_text.Array(array.dtype, shape).num_bytes
-
-
-def _is_part(module: Module, fusion: Instruction) -> bool:
-    found = module.computations[fusion.called("calls")[0]].values()
-    return any("async_collective_fusion_config" in x.attributes for x in found)
 
 
 def _passed(fusion: Instruction) -> Iterable[tuple[int, int]]:
