@@ -4,6 +4,8 @@
     python -m enat_jax.benchmark train --config configs/digits.py --batch 64 --json train.json
     python -m enat_jax.benchmark loader --records 500000,5000000 --batch 2048
     python -m enat_jax.benchmark scaling --config configs/enat_l_imagenet256.py --devices 1,2,4,8
+    python -m enat_jax.benchmark scaling --config configs/enat_l_imagenet256.py \\
+        --topology v5e:2x4 --layouts fsdp=8 --remat none,dots,full --batch fit
     python -m enat_jax.benchmark profile --config configs/enat_l_imagenet256.py --minutes 9 \\
         --tokenizer-config configs/vqgan_imagenet256.py --out runs/profile
 
@@ -12,7 +14,8 @@ in ``--config.model.width=64``. Everything runs on one device. Work is counted i
 flops each) by ``costs``: "exact" is the work that the method needs, "padded" what the compiled
 windows do. Rates and fractions count exact work only, so that padding never passes for speed.
 ``--batch fit`` finds the largest batch that fits in memory; ``profile`` does so for the settings
-that matter, and writes a table that compares them.
+that matter, and writes a table that compares them. ``scaling`` compiles for devices that need not
+be there: for CPUs, or by ``--topology`` for TPUs, which takes minutes a program.
 """
 
 import argparse
@@ -258,7 +261,8 @@ def _scaling(config: ConfigDict, options: argparse.Namespace) -> None:
     scaling.cpu_devices(max(math.prod(sizes.values()) for sizes in layouts))
     found = []
     for sizes in layouts:
-        found.append(scaling.compile_layout(task, rules, sizes, shapes_of_each=options.shapes))
+        shapes = options.shapes or 1
+        found.append(scaling.compile_layout(task, rules, sizes, shapes_of_each=shapes))
         print(f"compiled for {found[-1].name}", file=sys.stderr)
     text = reports.scaling_text(found, accelerators.HARDWARE, assumptions)
     title = f"scaling: batch {task.batch_size}; {_describe(config, task.model)}"
@@ -289,6 +293,8 @@ def _without_kernels(config: ConfigDict) -> None:
 
 def _topologies(config: ConfigDict, options: argparse.Namespace) -> None:
     """Compiles programs for TPUs that need not be there, and reports what they need."""
+    if options.shapes is not None:
+        raise ValueError("--shapes is for CPUs: for TPUs one shape is compiled, the largest")
     _without_kernels(config)
     assumptions = accelerators.Assumptions(options.of_flops, options.of_bandwidth)
     attempts = _attempts(config, options)
@@ -306,14 +312,16 @@ def _topologies(config: ConfigDict, options: argparse.Namespace) -> None:
             tries = _tries(options, config, name, mesh, functools.partial(attempt, topology, mesh))
             row = tpu_programs.Row(topology.name, scaling.name_of(sizes), setting, tries)
             found.append((topology, row))
-    result = {
-        "benchmark": "scaling",
-        "config": options.config,
-        "jax": jax.__version__,
-        "hardware": [dataclasses.asdict(x.hardware) for x in wanted],
-        "assumptions": dataclasses.asdict(assumptions),
-        "rows": [row.json() for _, row in found],
-    }
+            result = {
+                "benchmark": "scaling",
+                "config": options.config,
+                "jax": jax.__version__,
+                "hardware": [dataclasses.asdict(x.hardware) for x in wanted],
+                "assumptions": dataclasses.asdict(assumptions),
+                "rows": [row.json() for _, row in found],
+            }
+            if options.json not in (None, "", "-"):  # a row takes minutes: none is lost
+                files.write_json(options.json, result)
     title = f"{pathlib.Path(options.config).stem}, compiled for TPUs by jax {jax.__version__}"
     _report(
         options, f"{title}\n\n{topology_report.topologies_markdown(found, assumptions)}", result

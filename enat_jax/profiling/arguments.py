@@ -66,7 +66,6 @@ def _add_scaling(programs: Programs) -> None:
     add(
         "--shapes",
         type=cli.at_least_one,
-        default=1,
         help="compiled shapes, so many with reuse and so many without, most probable first (1)",
     )
     add("--of-flops", type=float, default=0.45, help="of the peak that products reach (0.45)")
