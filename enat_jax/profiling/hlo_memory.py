@@ -22,15 +22,17 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 
 def hbm_bytes(module: Module) -> int:
     """Returns the bytes that one device reads and writes; a loop's body counts every time."""
-    scheduled = _scheduled(module)
+    return sum(_moved(module, instruction) * count for instruction, count in scheduled(module))
+
+
+def scheduled(module: Module) -> hlo_text.Visits:
+    """Returns what runs one after another, fusions as a whole, with how often it does."""
+    names = _scheduled(module)
 
     def wanted(instruction: Instruction) -> bool:
-        return instruction.computation in scheduled and instruction.opcode not in _FREE
+        return instruction.computation in names and instruction.opcode not in _FREE
 
-    def cost(instruction: Instruction) -> int:
-        return _moved(module, instruction)
-
-    return sum(cost(x) * count for x, count in hlo_text.visits(module, wanted, cost))
+    return hlo_text.visits(module, wanted, lambda x: _moved(module, x))
 
 
 def _scheduled(module: Module) -> set[str]:

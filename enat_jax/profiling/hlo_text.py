@@ -249,7 +249,7 @@ def _trips(module: Module, loop: Instruction) -> int | None:
     """Returns how often the body of a loop runs; None if the program does not say.
 
     XLA's note is taken, or, as programs of TPUs have none, the loop's counter: it begins as a
-    constant, grows by 1, and the loop ends where it is no longer less than another constant.
+    constant, grows by another, and the loop ends where it is no longer less than a third.
     """
     if noted := _TRIP_COUNT.search(loop.attributes):
         return int(noted.group(1))
@@ -264,14 +264,14 @@ def _trips(module: Module, loop: Instruction) -> int | None:
         return None
     first = module.element(module.operand(loop, 0), int(place.group(1)))
     grown = _copied(module, module.operand(root, int(place.group(1))))
-    if grown.opcode != "add" or 1 not in [_integer(module, x) for x in _operands(module, grown)]:
+    if grown.opcode != "add":
         return None
+    added = [_integer(module, module.operand(grown, i)) for i in (0, 1)]
+    step = next((x for x in added if x), None)
     begin, end = _integer(module, first), _integer(module, last)
-    return None if begin is None or end is None else max(end - begin, 0)
-
-
-def _operands(module: Module, instruction: Instruction) -> list[Instruction]:
-    return [module.operand(instruction, i) for i in range(len(instruction.operands))]
+    if begin is None or end is None or step is None or step < 0:
+        return None
+    return max(-(-(end - begin) // step), 0)
 
 
 def _copied(module: Module, instruction: Instruction) -> Instruction:

@@ -17,14 +17,17 @@ Column = tuple[str, Callable[[Program, Topology], str]]
 LEGEND = """\
 Compiled by the TPUs' own compiler, without a TPU; of each device and call. arguments, outputs,
 temporaries, code: GB, as the compiler states them; outputs: without those that take the place of
-arguments. of memory: of what the compiler has for a program. next larger: the least batch that was
-compiled and does not fit, if any. compile: seconds of this machine, and of its processors in all
-threads. Training is compiled in the shape with the most padded work, which needs the most memory.
+arguments; temporaries: what else is there at the peak. of memory: of what the compiler has for a
+program. next larger: the least batch that was compiled and does not fit, if any. compile: seconds
+of this machine, and of its processors in all threads. Training is compiled in the shape with the
+most padded work, which needs the most memory.
 multiply-adds: of all products of the program; exact: those that the method needs; tiles: share of
-the matrix units' work that the padding of the last two dimensions of arrays adds, by the layouts
-in the program. HBM: read and written, counted instruction by instruction. Collectives: how many
-run, and GB that a device sends in rings; beside: share of these GB that is sent while the program
-computes, by the order in which it is scheduled."""
+the matrix units' work that padding to tiles of 128 by 128 adds to the products of the program. HBM:
+read and written, counted instruction by instruction. cycles: the compiler's own estimate of what is
+no collective, and the shares of products, with what is fused to them, and of copies that change a
+layout. Collectives: how many run, and GB that a device sends in rings; beside: share of these GB
+that is sent while the program computes, by the order in which it is scheduled. Some gathers and
+scatters have become rings of permutes beside the product that needs them."""
 PREDICTED = """\
 *Predictions*, not measurements: products at {of_flops:.0%} of the stated peak for bfloat16, padding
 to tiles included, HBM and collectives at {of_bandwidth:.0%} of the stated bandwidth, without
@@ -99,12 +102,20 @@ def _work(found: Rows) -> list[Column]:
         ("multiply-adds T", lambda x, _: f"{x.multiply_adds / 1e12:.4g}"),
         ("tiles", lambda x, _: f"{x.padding:.1%}"),
         ("HBM GB", lambda x, _: f"{x.hbm_bytes / GB:.4g}"),
+        ("cycles G", lambda x, _: _cycles(x)),
         *(
             (kind, lambda x, _, kind=kind: _sent(x, kind))
             for kind in collectives.KINDS
             if kind in used
         ),
     ]
+
+
+def _cycles(program: Program) -> str:
+    """Returns such as "6.7: 64%, 20%": all, in products and in copies."""
+    total = sum(program.cycles.values())
+    shares = (program.cycles[kind] / max(total, 1) for kind in ("products", "copies"))
+    return f"{total / 1e9:.2g}: {', '.join(f'{share:.0%}' for share in shares)}"
 
 
 def _sent(program: Program, kind: str) -> str:

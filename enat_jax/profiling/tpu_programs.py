@@ -7,6 +7,7 @@ Seconds that follow from them and from stated peaks are predictions.
 import dataclasses
 import functools
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +44,8 @@ class Memory:
         arguments: such as parameters, optimizer and batch.
         outputs: results.
         aliased: results that take the place of arguments.
-        temporaries: what else there is at once, at most.
+        heap: of temporaries, in all memories of the chip together.
+        peak: of all arrays that are in HBM at once, arguments and results too.
         code: of the program itself.
         limit: that the compiler has for all of it.
     """
@@ -51,14 +53,20 @@ class Memory:
     arguments: int
     outputs: int
     aliased: int
-    temporaries: int
+    heap: int
+    peak: int
     code: int
     limit: int
 
     @property
+    def temporaries(self) -> int:
+        """Bytes of the peak that are neither arguments nor results."""
+        return max(0, self.peak - self.arguments - self.outputs + self.aliased)
+
+    @property
     def total(self) -> int:
         """Bytes of all of it."""
-        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+        return self.peak + self.code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +124,7 @@ class Program:
         multiply_adds: of all products of the program.
         padding: share of the work of the matrix units that tiles add, see ``hlo_products``.
         hbm_bytes: read from and written to memory.
+        cycles: that the compiler estimates, by what runs, see ``cycles``.
         traffic: by the kind of collective.
     """
 
@@ -127,6 +136,7 @@ class Program:
     multiply_adds: int
     padding: float
     hbm_bytes: int
+    cycles: dict[str, int]
     traffic: dict[str, Traffic]
 
     @property
@@ -244,7 +254,8 @@ def compile_program(
             arguments=stated.argument_size_in_bytes,
             outputs=stated.output_size_in_bytes,
             aliased=stated.alias_size_in_bytes,
-            temporaries=stated.temp_size_in_bytes,
+            heap=stated.temp_size_in_bytes,
+            peak=stated.peak_memory_in_bytes,
             code=stated.generated_code_size_in_bytes,
             limit=topology.memory_bytes,
         ),
@@ -253,6 +264,7 @@ def compile_program(
         multiply_adds=hlo_products.multiply_adds(module),
         padding=hlo_products.padding(module),
         hbm_bytes=hlo_memory.hbm_bytes(module),
+        cycles=cycles(module),
         traffic=traffic(module),
     )
 
@@ -270,6 +282,22 @@ def traffic(module: hlo_text.Module) -> dict[str, Traffic]:
         )
         for kind, members in sorted(kinds.items())
     }
+
+
+def cycles(module: hlo_text.Module) -> dict[str, int]:
+    """Adds up the cycles that the compiler of TPUs notes at what it schedules.
+
+    Returns:
+        Those of "products", with what is fused to them, of "copies", which change a layout or move
+        an array, and of the "rest". Collectives have no estimate.
+    """
+    found = dict.fromkeys(("products", "copies", "rest"), 0)
+    for instruction, count in hlo_memory.scheduled(module):
+        noted = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
+        kind = "copies" if instruction.opcode == "copy" else "rest"
+        kind = "products" if hlo_products.has_product(module, instruction) else kind
+        found[kind] += count * int(noted.group(1)) if noted else 0
+    return found
 
 
 # --- the largest batch ----------------------------------------------------------------------

@@ -34,6 +34,26 @@ def program(shapes, layouts, line):
     )
 
 
+@pytest.mark.parametrize(
+    ("sizes", "window", "labels", "product"),
+    [  # As the compiler of TPUs writes products of several dimensions.
+        (("22,16,64", "1,64,48", "22,16,48"), "size=1", "0bf_0io->0bf", (1, 352, 64, 48)),
+        # Keys and values at once.
+        (
+            ("9,16,64,1", "1,2,64,48", "9,16,48,2"),
+            "size=1x2 pad=0_0x1_1 rhs_reversal=0x1",
+            "0bf1_01io->0bf1",
+            (1, 144, 64, 96),
+        ),
+        (("16,4,64", "4,64,48", "1,16,48"), "size=4", "b0f_0io->0bf", (1, 16, 256, 48)),
+    ],
+)
+def test_dimensions_of_a_window_are_parts_of_a_product(sizes, window, labels, product):
+    line = f"convolution(%a, %b), window={{{window}}}, dim_labels={labels}"
+    ((_, found, _),) = hlo_products._products(program(sizes, ("", "", ""), line))
+    assert (found.times, found.rows, found.inner, found.columns) == product
+
+
 def test_windows_that_meet_padding_count_less():
     found = compiled(
         lambda x, k: jax.lax.conv_general_dilated(
@@ -54,7 +74,7 @@ def test_batched_products_that_are_dilated_convolutions():
         "dim_labels=01bf_01oi->01bf",
     )
     assert hlo_products.multiply_adds(module) == 16 * 4 * 101 * 63 * 16
-    grown = 104 / 101 * 128 / 63 * 128 / 16
+    grown = 128 / 101 * 64 / 63 * 128 / 16  # 128 x 64 is less than 104 x 128
     assert hlo_products.padding(module) == pytest.approx(1 - 1 / grown)
 
 
@@ -78,12 +98,13 @@ def test_heads_of_96_channels_cost_as_much_as_heads_of_128():
     assert hlo_products.multiply_adds(module) == 5 * 100 * 96 * 256
     grown = 104 / 100 * 128 / 96
     assert hlo_products.padding(module) == pytest.approx(1 - 1 / grown)
-    ((place, (needed, padded)),) = hlo_products.padding_by_place(module).items()
-    assert place == "mlp/up" and padded / needed == pytest.approx(grown)
+    found = hlo_products.padding_by_place(module)
+    needed, padded = found["mlp/up"]
+    assert padded / needed == pytest.approx(grown) and set(found) == {"", "mlp/up"}
 
 
-def test_products_without_tiles_have_no_padding():
-    assert hlo_products.padding(compiled(jnp.dot, (3, 5), (5, 7))) == 0
+def test_products_that_fill_tiles_and_programs_without_products():
+    assert hlo_products.padding(compiled(jnp.dot, (8, 128), (128, 256))) == 0
     assert hlo_products.padding(compiled(jnp.sin, (3, 5))) == 0
     with pytest.raises(ValueError, match="dimensions of the convolution r cannot be read"):
         hlo_products.multiply_adds(program(("1", "1", "1"), ("", "", ""), "convolution(%a, %b)"))

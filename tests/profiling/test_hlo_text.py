@@ -127,8 +127,11 @@ def test_a_counter_says_how_often_a_loop_of_a_tpu_runs():
     (found,) = hlo_text.visits(module, lambda x: x.name == "waited", lambda x: 1)
     assert found[1] == 5
     assert found[0].layouts == ("1,0:T(8,128)S(1)",)
+    by_two = tpu_text.PROGRAM.replace("s32[]{:T(128)} constant(1)", "s32[]{:T(128)} constant(2)")
+    module = hlo_text.parse(by_two.replace("MIDDLE", tpu_text.IDLE))
+    assert hlo_text.visits(module, lambda x: x.name == "waited", lambda x: 1)[0][1] == 3
     for old, new in [
-        ("s32[]{:T(128)} constant(1)", "s32[]{:T(128)} constant(2)"),
+        ("s32[]{:T(128)} constant(1)", "s32[]{:T(128)} constant(0)"),
         ("direction=LT", "direction=NE"),
         ("copy(%none)", "get-tuple-element(%v), index=0"),
     ]:

@@ -10,7 +10,7 @@ import tiny_config
 import tpu_text
 
 from enat_jax.inference import sampling
-from enat_jax.profiling import accelerators, scaling, setup, topology_report, tpu_programs
+from enat_jax.profiling import accelerators, hlo_text, scaling, setup, topology_report, tpu_programs
 from enat_jax.training import enat_task, vqgan_task
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -21,15 +21,17 @@ HALF = accelerators.Assumptions(of_flops=0.5, of_bandwidth=0.5)
 
 
 def program(batch_size=8, temporaries=100, limit=1000, **changes):
+    peak = 400 + 10 + temporaries
     values = dict(
         batch_size=batch_size,
-        memory=tpu_programs.Memory(400, 300, 290, temporaries, 10, limit),
+        memory=tpu_programs.Memory(400, 300, 290, 2 * temporaries, peak, 10, limit),
         compile_seconds=60.0,
         processor_seconds=50.0,
         exact=500.0,
         multiply_adds=600,
         padding=0.25,
         hbm_bytes=5000,
+        cycles={"products": 750, "copies": 150, "rest": 100},
         traffic={"all-gather": tpu_programs.Traffic(3, 300.0, 200.0)},
     )
     return tpu_programs.Program(**values | changes)
@@ -37,6 +39,7 @@ def program(batch_size=8, temporaries=100, limit=1000, **changes):
 
 def test_memory_is_that_of_all_that_is_there_at_once():
     assert program().memory.total == 400 + 10 + 100 + 10
+    assert program().memory.temporaries == 100
     assert program(temporaries=580).fits and not program(temporaries=581).fits
 
 
@@ -60,6 +63,14 @@ def test_traffic_is_added_up_by_kind():
     assert set(found) == {"all-gather", "reduce-scatter", "collective-permute"}
 
 
+def test_cycles_are_added_up_by_what_runs():
+    noted = 'kind=kOutput, backend_config={"window_config":{"estimated_cycles":"700"}}, '
+    text = tpu_text.PROGRAM.replace("MIDDLE", tpu_text.BUSY).replace("kind=kOutput, ", noted)
+    text = text.replace("copy(%next)", 'copy(%next), backend_config={"estimated_cycles":"20"}')
+    found = tpu_programs.cycles(hlo_text.parse(text))
+    assert found == {"products": 5 * 700, "copies": 5 * 20, "rest": 0}
+
+
 # --- the largest batch ----------------------------------------------------------------------
 
 
@@ -69,7 +80,7 @@ def search(need, *, first, ways=8, limit=1000, refused=True):
     def attempt(batch):
         if refused and need(batch) > limit:
             return tpu_programs.TooLarge(batch, need(batch), limit, 1.0, 1.0)
-        memory = tpu_programs.Memory(100, 0, 0, need(batch) - 100, 0, limit)
+        memory = tpu_programs.Memory(100, 0, 0, 0, need(batch), 0, limit)
         return program(batch, memory=memory)
 
     seen = []
@@ -141,6 +152,7 @@ def test_the_report_names_what_does_not_fit():
     assert "| fsdp=8 | remat=full | 8 |" in lines[2] and lines[2].endswith("| 16 needs 4e-06 |")
     assert "| data=8 | remat=none | 16 |" in lines[3] and "needs 4e-06 of 1e-06" in lines[3]
     assert "3x, 3e-07 GB, 67% beside" in text and "25.0%" in text
+    assert "| 1e-06: 75%, 15% |" in text
     assert "450 to 670" in text  # images a second, of two digits
     none = topology_report.topologies_markdown([(topology, rows[1])], HALF)
     assert "Predictions" not in none
