@@ -51,7 +51,7 @@ from enat_jax.profiling import (
     tpu_programs,
 )
 from enat_jax.runtime import cli, files, sharding
-from enat_jax.schedules import costs
+from enat_jax.schedules import costs, shape_buckets
 from enat_jax.training import enat_task, vqgan_task
 
 
@@ -293,8 +293,6 @@ def _without_kernels(config: ConfigDict) -> None:
 
 def _topologies(config: ConfigDict, options: argparse.Namespace) -> None:
     """Compiles programs for TPUs that need not be there, and reports what they need."""
-    if options.shapes is not None:
-        raise ValueError("--shapes is for CPUs: for TPUs one shape is compiled, the largest")
     _without_kernels(config)
     assumptions = accelerators.Assumptions(options.of_flops, options.of_bandwidth)
     attempts = _attempts(config, options)
@@ -393,10 +391,29 @@ def _attempts(
     for remat in options.remat or (config.model.remat,):
         config.model.remat = remat
         task = setup.make_task(config, config.train.batch_size)
-        attempts[f"remat={remat}"] = lambda topology, mesh, batch, task=task: tpu_programs.training(
-            task, topology, mesh, rules, batch
-        )
+        shapes: dict[str, shape_buckets.Bucket | None] = {"largest shape": None}
+        if options.shapes:
+            found = scaling.chosen_buckets(task, options.shapes)
+            shapes = {_shape_name(bucket, share): bucket for bucket, share, _ in found}
+        for name, bucket in shapes.items():
+            attempts[f"remat={remat}, {name}"] = functools.partial(_train_on, task, rules, bucket)
     return attempts
+
+
+def _shape_name(bucket: shape_buckets.Bucket, share: float) -> str:
+    cached = "{}-{} cached".format(*bucket.cached) if bucket.reuse else "no reuse"
+    return "{}-{} visible, ".format(*bucket.visible) + f"{cached}, {share:.1%} of steps"
+
+
+def _train_on(
+    task: enat_task.Task,
+    rules: Any,
+    bucket: shape_buckets.Bucket | None,
+    topology: accelerators.Topology,
+    mesh: jax.sharding.Mesh,
+    batch: int,
+) -> tpu_programs.Found:
+    return tpu_programs.training(task, topology, mesh, rules, batch, bucket)
 
 
 # --- results --------------------------------------------------------------------------------

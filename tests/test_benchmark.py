@@ -200,7 +200,6 @@ def test_topologies_and_what_only_they_have(config_file, tmp_path, capsys):
         ((*arguments, "--topology", "v5e:2by4"), "no topology 'v5e:2by4': give one of v5e:1x1"),
         ((*tpu, "--remat", "all"), "'all' must be of none, dots, full, with commas"),
         ((*tpu, "--tokenizer-config", codec), "give --sampler too"),
-        ((*tpu, "--shapes", "2"), "--shapes is for CPUs"),
         (("scaling", "--config", codec, "--topology", "v5e:2x4", "--sampler"), "a transformer's"),
         (("scaling", "--config", codec), "task='vqgan', but task='enat' is needed"),
     ]:
@@ -213,7 +212,8 @@ def test_topologies_are_reported(config_file, capsys, monkeypatch):
     hardware = accelerators.TPUS["v5e"]
     made = lambda name: accelerators.Topology(name, jax.devices()[:2], hardware, 1000)  # noqa: E731
 
-    def training(task, topology, mesh, rules, batch):
+    def training(task, topology, mesh, rules, batch, bucket):
+        assert bucket is None or bucket in task.buckets
         assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 1}
         full = task.model.remat == "full"
         return tpu_programs.TooLarge(batch, (10 if full else 20) * batch, 1000, 1.0, 1.0)
@@ -225,11 +225,16 @@ def test_topologies_are_reported(config_file, capsys, monkeypatch):
     code, stdout, stderr = ends(capsys, "scaling", "--config", config_file, *options)
     assert code is None
     rows = json.loads(stdout)["rows"]
+    none, full = "remat=none, largest shape", "remat=full, largest shape"
     assert [(x["topology"], x["setting"], x["tries"][0]["needed"]) for x in rows] == [
-        *[("v5e:1x1", "remat=none", 4000), ("v5e:1x1", "remat=full", 2000)],
-        *[("v5e:2x2", "remat=none", 4000), ("v5e:2x2", "remat=full", 2000)],
+        *[("v5e:1x1", none, 4000), ("v5e:1x1", full, 2000)],
+        *[("v5e:2x2", none, 4000), ("v5e:2x2", full, 2000)],
     ]
-    assert "v5e:2x2, fsdp=2, remat=full: batch 200 needs 2e-06 GB: does not fit (1 s)" in stderr
+    code, stdout, _ = ends(capsys, "scaling", "--config", config_file, *options, "--shapes", "1")
+    settings = {x["setting"].rpartition(", ")[0] for x in json.loads(stdout)["rows"]}
+    assert code is None and len(settings) == 4
+    assert any("no reuse" in x for x in settings) and any("cached" in x for x in settings)
+    assert f"v5e:2x2, fsdp=2, {full}: batch 200 needs 2e-06 GB: does not fit (1 s)" in stderr
     assert "| topology | layout | program | batch |" in stderr
     options = ["--topology", "v5e:2x2", "--layouts", "data=2", "--sampler", "--batch", "3"]
     code, _, stderr = ends(capsys, "scaling", "--config", config_file, *options)

@@ -66,7 +66,8 @@ def _add_scaling(programs: Programs) -> None:
     add(
         "--shapes",
         type=cli.at_least_one,
-        help="compiled shapes, so many with reuse and so many without, most probable first (1)",
+        help="compiled shapes, so many with reuse and so many without, most probable first (1; of "
+        "--topology the shape that needs the most memory)",
     )
     add("--of-flops", type=float, default=0.45, help="of the peak that products reach (0.45)")
     add("--of-bandwidth", type=float, default=0.8, help="of the peak of collectives (0.8)")

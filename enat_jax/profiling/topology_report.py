@@ -19,8 +19,8 @@ Compiled by the TPUs' own compiler, without a TPU; of each device and call. argu
 temporaries, code: GB, as the compiler states them; outputs: without those that take the place of
 arguments; temporaries: what else is there at the peak. of memory: of what the compiler has for a
 program. next larger: the least batch that was compiled and does not fit, if any. compile: seconds
-of this machine, and of its processors in all threads. Training is compiled in the shape with the
-most padded work, which needs the most memory.
+of this machine, and of its processors in all threads. The largest shape of training is that with
+the most padded work, which needs the most memory; a batch fits a run if it fits in this shape.
 multiply-adds: of all products of the program; exact: those that the method needs; tiles: share of
 the matrix units' work that padding to tiles of 128 by 128 adds to the products of the program. HBM:
 read and written, counted instruction by instruction. cycles: the compiler's own estimate of what is
@@ -131,7 +131,7 @@ def _predictions(assumptions: Assumptions) -> list[Column]:
     def ms(name: str) -> Callable[[Program, Topology], str]:
         def text(program: Program, topology: Topology) -> str:
             seconds = program.seconds(topology.hardware, assumptions)
-            return f"{1e3 * getattr(seconds, name):.2g}"
+            return _two_digits(1e3 * getattr(seconds, name))
 
         return text
 

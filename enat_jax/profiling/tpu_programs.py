@@ -30,7 +30,7 @@ from enat_jax.profiling import (
 )
 from enat_jax.profiling.accelerators import Assumptions, Hardware, Topology
 from enat_jax.runtime import numerics, sharding
-from enat_jax.schedules import costs
+from enat_jax.schedules import costs, shape_buckets
 from enat_jax.training import enat_task, train_step, vqgan_task
 
 MOST_TRIES = 6  # batches that are compiled to find the largest that fits
@@ -393,14 +393,28 @@ def training(
     mesh: jax.sharding.Mesh,
     rules: Any,
     batch_size: int,
+    chosen: shape_buckets.Bucket | None = None,
 ) -> Found:
-    """Compiles a transformer's step in the shape with the most padded work, which needs most."""
+    """Compiles a transformer's step.
+
+    Args:
+        task: of any batch size.
+        topology, mesh: of its devices.
+        rules: of the state's sharding, see ``sharding.Sharding``.
+        batch_size: images of a step.
+        chosen: the shape; None: that with the most padded work, which needs the most memory.
+    """
     task = dataclasses.replace(task, batch_size=batch_size)
     steps = train_step.CompiledSteps(task, mesh, rules, seed=0)
-    chosen = int(np.argmax(timing.padded_work(task)))
-    exact = batch_size / mesh.size * float(timing.shape_shares(task)[1][chosen])
-    windows = task.buckets[chosen].windows
-    return compile_program(functools.partial(steps.lower, windows), topology, batch_size, exact)
+    largest = task.buckets[int(np.argmax(timing.padded_work(task)))]
+    bucket = chosen or largest
+    exact = timing.shape_shares(task)[1][task.buckets.index(bucket)]
+    return compile_program(
+        functools.partial(steps.lower, bucket.windows),
+        topology,
+        batch_size,
+        batch_size / mesh.size * float(exact),
+    )
 
 
 def tokenizer_training(
