@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 
+import jax
 import ml_collections
 import pytest
 import tiny
@@ -132,9 +133,21 @@ def test_what_the_compiler_says_of_a_program_that_does_not_fit():
         ("temporaries (20.76G) exceeds available HBM (15.75G).", (20.76 * 2**30, 15.75 * 2**30)),
         ("Used 1.5T of 31.25G hbm. Exceeded", (1.5 * 2**40, 31.25 * 2**30)),
     ]:
-        error = accelerators.jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {text}")
+        error = jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {text}")
         assert accelerators.too_large(error) == tuple(map(int, expected))
-    assert accelerators.too_large(accelerators.jax.errors.JaxRuntimeError("INTERNAL: x")) is None
+    assert accelerators.too_large(jax.errors.JaxRuntimeError("INTERNAL: x")) is None
+
+
+def test_a_tokenizers_training_is_set_up_with_all_its_terms_and_no_files():
+    config = setup.load_config(str(ROOT / "configs/vqgan_imagenet256.py"), task="vqgan")
+    task = setup.make_vqgan_task(config, 64)
+    assert task.batch_spec()["images"].shape == (64, 256, 256, 3)
+    assert task.perceptual.settings.kind == "resnet50_logits" and task.adversary is not None
+    leaves = jax.tree.leaves(task.frozen)
+    assert len(leaves) > 100 and {type(x) for x in leaves} == {jax.ShapeDtypeStruct}
+    config.data.size = None
+    with pytest.raises(ValueError, match="config.data.size must be set: there are no images"):
+        setup.make_vqgan_task(config, 64)
 
 
 # --- reports --------------------------------------------------------------------------------
