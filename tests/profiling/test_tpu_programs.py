@@ -194,7 +194,7 @@ def test_a_small_step_compiles_for_tpus(topology):
         accelerators.topology("v5e:2x3")
     assert len(topology.devices) == 4 and topology.memory_bytes == 15.75 * 2**30
     config = ml_collections.ConfigDict(tiny_config.config())
-    config.model |= {"width": 32, "encoder_layers": 3}
+    config.model.update({"width": 32, "encoder_layers": 3})
     task = setup.make_task(config, 16)
     mesh = tpu_programs.mesh_of(topology, scaling.parse_layouts("fsdp=4")[0])
     found = tpu_programs.training(task, topology, mesh, enat_task.RULES, 16)
@@ -217,7 +217,7 @@ def test_a_small_sampler_and_a_tokenizer_compile_for_one_tpu():
     assert found.fits and found.traffic == {} and found.exact is None
     config = ml_collections.ConfigDict(tiny_config.config())
     model, codec = setup.make_model(config), tiny.CODEC.clone(codebook_size=8)
-    settings = sampling.Settings(**config.sampler)
+    settings = sampling.Settings(**config.sampler.to_dict())
     found = tpu_programs.sampler(model, codec, settings, one, mesh, 8)
     assert found.fits and found.traffic == {} and found.memory.outputs > 0
     assert found.exact <= found.multiply_adds
