@@ -4,6 +4,8 @@
     python -m enat_jax.benchmark train --config configs/digits.py --batch 64 --json train.json
     python -m enat_jax.benchmark loader --records 500000,5000000 --batch 2048
     python -m enat_jax.benchmark scaling --config configs/enat_l_imagenet256.py --devices 1,2,4,8
+    python -m enat_jax.benchmark scaling --config configs/enat_l_imagenet256.py \\
+        --topology v5e:2x4 --layouts fsdp=8 --remat none,dots,full --batch fit
     python -m enat_jax.benchmark profile --config configs/enat_l_imagenet256.py --minutes 9 \\
         --tokenizer-config configs/vqgan_imagenet256.py --out runs/profile
 
@@ -12,7 +14,8 @@ in ``--config.model.width=64``. Everything runs on one device. Work is counted i
 flops each) by ``costs``: "exact" is the work that the method needs, "padded" what the compiled
 windows do. Rates and fractions count exact work only, so that padding never passes for speed.
 ``--batch fit`` finds the largest batch that fits in memory; ``profile`` does so for the settings
-that matter, and writes a table that compares them.
+that matter, and writes a table that compares them. ``scaling`` compiles for devices that need not
+be there: for CPUs, or by ``--topology`` for TPUs, which takes minutes a program.
 """
 
 import argparse
@@ -24,6 +27,7 @@ import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,6 +37,7 @@ from enat_jax.checkpoints import model_files
 from enat_jax.inference import sampling
 from enat_jax.models.transformers import Transformer
 from enat_jax.profiling import (
+    accelerators,
     arguments,
     batch_fit,
     loader_timing,
@@ -42,10 +47,12 @@ from enat_jax.profiling import (
     scaling,
     setup,
     timing,
+    topology_report,
+    tpu_programs,
 )
-from enat_jax.runtime import cli, files
-from enat_jax.schedules import costs
-from enat_jax.training import enat_task
+from enat_jax.runtime import cli, files, sharding
+from enat_jax.schedules import costs, shape_buckets
+from enat_jax.training import enat_task, vqgan_task
 
 
 def main(argv: list[str]) -> None:
@@ -66,7 +73,10 @@ def main(argv: list[str]) -> None:
         case "profile":
             _profile(options, overrides)
         case "scaling":
-            _scaling(setup.load_config(options.config, overrides), options)
+            if options.topology:
+                _topologies(setup.load_config(options.config, overrides, task=None), options)
+            else:
+                _scaling(setup.load_config(options.config, overrides), options)
         case "sampler":
             _sampler(setup.load_config(options.config, overrides), options)
         case "train":
@@ -238,32 +248,172 @@ def _loader(options: argparse.Namespace) -> None:
 
 def _scaling(config: ConfigDict, options: argparse.Namespace) -> None:
     """Compiles the training step for several layouts of devices, and predicts from it."""
-    if config.model.attention == "cudnn":
-        config.model.attention = "xla"  # the same products and collectives; this one compiles here
+    for name in ("remat", "sampler", "tokenizer_config"):
+        if getattr(options, name):
+            raise ValueError(f"--{name.replace('_', '-')} needs --topology, such as v5e:2x4")
+    if options.batch == "fit":
+        raise ValueError("--batch fit needs --topology, such as v5e:2x4, whose memory is known")
+    _without_kernels(config)
     task = setup.make_task(config, options.batch or config.train.batch_size)
     rules = enat_task.RULES if config.sharding.rules is None else config.sharding.rules
-    if options.layouts is None:
-        layouts = [x for n in options.devices for x in scaling.layouts_of(n)]
-    else:
-        layouts = scaling.parse_layouts(options.layouts)
-    assumptions = scaling.Assumptions(options.of_flops, options.of_bandwidth)
+    layouts = _layouts(options, 8)
+    assumptions = accelerators.Assumptions(options.of_flops, options.of_bandwidth)
     scaling.cpu_devices(max(math.prod(sizes.values()) for sizes in layouts))
     found = []
     for sizes in layouts:
-        found.append(scaling.compile_layout(task, rules, sizes, shapes_of_each=options.shapes))
+        shapes = options.shapes or 1
+        found.append(scaling.compile_layout(task, rules, sizes, shapes_of_each=shapes))
         print(f"compiled for {found[-1].name}", file=sys.stderr)
-    text = reports.scaling_text(found, scaling.HARDWARE, assumptions)
+    text = reports.scaling_text(found, accelerators.HARDWARE, assumptions)
     title = f"scaling: batch {task.batch_size}; {_describe(config, task.model)}"
     result = {
         "benchmark": "scaling",
         "batch_size": task.batch_size,
         "model": _model(config, task.model),
         "jax": jax.__version__,
-        "hardware": [dataclasses.asdict(device) for device in scaling.HARDWARE],
+        "hardware": [dataclasses.asdict(device) for device in accelerators.HARDWARE],
         "assumptions": dataclasses.asdict(assumptions),
         "layouts": [layout.json() for layout in found],
     }
     _report(options, f"{title}\n\n{text}", result)
+
+
+def _layouts(options: argparse.Namespace, devices: int) -> list[dict[str, int]]:
+    """Returns the layouts that are asked for, by default those worth comparing on all devices."""
+    if options.layouts is not None:
+        return scaling.parse_layouts(options.layouts)
+    return [x for n in options.devices or (devices,) for x in scaling.layouts_of(n)]
+
+
+def _without_kernels(config: ConfigDict) -> None:
+    """Lets a config use products alone: the same work, which compiles without its devices."""
+    if config.model.get("attention") == "cudnn":
+        config.model.attention = "xla"
+
+
+def _topologies(config: ConfigDict, options: argparse.Namespace) -> None:
+    """Compiles programs for TPUs that need not be there, and reports what they need."""
+    _without_kernels(config)
+    assumptions = accelerators.Assumptions(options.of_flops, options.of_bandwidth)
+    attempts = _attempts(config, options)
+    found: list[tuple[accelerators.Topology, tpu_programs.Row]] = []
+    # All of them before the first compilation, which takes minutes.
+    wanted = [accelerators.topology(name) for name in options.topology]
+    placed = [
+        (topology, sizes, tpu_programs.mesh_of(topology, sizes))
+        for topology in wanted
+        for sizes in _layouts(options, len(topology.devices))
+    ]
+    for topology, sizes, mesh in placed:
+        for setting, attempt in attempts.items():
+            name = f"{topology.name}, {scaling.name_of(sizes)}, {setting}"
+            tries = _tries(options, config, name, mesh, functools.partial(attempt, topology, mesh))
+            row = tpu_programs.Row(topology.name, scaling.name_of(sizes), setting, tries)
+            found.append((topology, row))
+            result = {
+                "benchmark": "scaling",
+                "config": options.config,
+                "jax": jax.__version__,
+                "hardware": [dataclasses.asdict(x.hardware) for x in wanted],
+                "assumptions": dataclasses.asdict(assumptions),
+                "rows": [row.json() for _, row in found],
+            }
+            if options.json not in (None, "", "-"):  # a row takes minutes: none is lost
+                files.write_json(options.json, result)
+    title = f"{pathlib.Path(options.config).stem}, compiled for TPUs by jax {jax.__version__}"
+    _report(
+        options, f"{title}\n\n{topology_report.topologies_markdown(found, assumptions)}", result
+    )
+
+
+def _tries(
+    options: argparse.Namespace,
+    config: ConfigDict,
+    name: str,
+    mesh: jax.sharding.Mesh,
+    attempt: Callable[[int], tpu_programs.Found],
+) -> tuple[tpu_programs.Found, ...]:
+    """Compiles for one batch, or for some until the largest that fits is found."""
+
+    def report(found: tpu_programs.Found) -> None:
+        verdict = "fits" if found.fits else "does not fit"
+        print(
+            f"{name}: batch {found.batch_size} needs {found.needed / 1e9:.4g} GB: {verdict} "
+            f"({found.compile_seconds:.0f} s)",
+            file=sys.stderr,
+        )
+
+    ways = sharding.batch_ways(mesh)
+    if options.batch == "fit":
+        first = config.train.batch_size
+        return tpu_programs.largest(attempt, first=first, ways=ways, report=report)
+    batch = options.batch or config.train.batch_size
+    if batch % ways:
+        raise ValueError(f"a batch of {batch} images cannot be divided among {ways} devices")
+    found = attempt(batch)
+    report(found)
+    return (found,)
+
+
+def _attempts(
+    config: ConfigDict, options: argparse.Namespace
+) -> dict[str, Callable[..., tpu_programs.Found]]:
+    """Returns what is compiled, by its name: functions of a topology, a mesh and a batch."""
+    if config.task == "vqgan":
+        if options.sampler or options.remat:
+            raise ValueError(f"--sampler and --remat need a transformer's config: {options.config}")
+        tokenizer = setup.make_vqgan_task(config, config.train.batch_size)
+        rules = config.sharding.rules
+        rules = vqgan_task.RULES if rules is None else rules
+        return {
+            "training": lambda topology, mesh, batch: tpu_programs.tokenizer_training(
+                tokenizer, topology, mesh, rules, batch
+            )
+        }
+    if config.task != "enat":
+        raise ValueError(f"{options.config}: task={config.task!r}; give one of 'enat' or 'vqgan'")
+    if options.sampler:
+        model = setup.make_model(config)
+        codec = None
+        if options.tokenizer_config:
+            of_codec = setup.load_config(options.tokenizer_config, task="vqgan")
+            codec = setup.make_codec(of_codec, model.dtype)
+        settings = sampling.Settings(**config.sampler.to_dict())
+        return {
+            "sampler, images" if codec else "sampler, tokens": (
+                functools.partial(tpu_programs.sampler, model, codec, settings)
+            )
+        }
+    if options.tokenizer_config:
+        raise ValueError("--tokenizer-config is of the sampler's image decoder: give --sampler too")
+    rules = enat_task.RULES if config.sharding.rules is None else config.sharding.rules
+    attempts: dict[str, Callable[..., tpu_programs.Found]] = {}
+    for remat in options.remat or (config.model.remat,):
+        config.model.remat = remat
+        task = setup.make_task(config, config.train.batch_size)
+        shapes: dict[str, shape_buckets.Bucket | None] = {"largest shape": None}
+        if options.shapes:
+            found = scaling.chosen_buckets(task, options.shapes)
+            shapes = {_shape_name(bucket, share): bucket for bucket, share, _ in found}
+        for name, bucket in shapes.items():
+            attempts[f"remat={remat}, {name}"] = functools.partial(_train_on, task, rules, bucket)
+    return attempts
+
+
+def _shape_name(bucket: shape_buckets.Bucket, share: float) -> str:
+    cached = "{}-{} cached".format(*bucket.cached) if bucket.reuse else "no reuse"
+    return "{}-{} visible, ".format(*bucket.visible) + f"{cached}, {share:.1%} of steps"
+
+
+def _train_on(
+    task: enat_task.Task,
+    rules: Any,
+    bucket: shape_buckets.Bucket | None,
+    topology: accelerators.Topology,
+    mesh: jax.sharding.Mesh,
+    batch: int,
+) -> tpu_programs.Found:
+    return tpu_programs.training(task, topology, mesh, rules, batch, bucket)
 
 
 # --- results --------------------------------------------------------------------------------

@@ -9,7 +9,14 @@ import pytest
 import tiny_config
 
 from enat_jax import benchmark
-from enat_jax.profiling import batch_fit, loader_timing, profile_rows, timing
+from enat_jax.profiling import (
+    accelerators,
+    batch_fit,
+    loader_timing,
+    profile_rows,
+    timing,
+    tpu_programs,
+)
 from enat_jax.runtime import cli, matrix_rate
 
 SMALL = (32, 48, 32)
@@ -179,6 +186,59 @@ def test_layouts_that_mean_nothing(config_file, capsys):
     assert code == 2 and "not allowed with" in stderr
     code, _, stderr = ends(capsys, *arguments, "--devices", "2", "--of-flops", "2")
     assert code == 2 and stderr == "error: of_flops=2.0 must lie in (0, 1]\n"
+
+
+def test_topologies_and_what_only_they_have(config_file, tmp_path, capsys):
+    arguments = ["scaling", "--config", config_file]
+    tpu = [*arguments, "--topology", "v5e:2x4"]
+    codec = tmp_path / "codec.py"
+    codec.write_text(CONFIG.replace("{config}", repr({"task": "vqgan", "data": {"size": 32}})))
+    for mistaken, message in [
+        ((*arguments, "--batch", "fit"), "--batch fit needs --topology, such as v5e:2x4"),
+        ((*arguments, "--remat", "full"), "--remat needs --topology"),
+        ((*arguments, "--sampler"), "--sampler needs --topology"),
+        ((*arguments, "--topology", "v5e:2by4"), "no topology 'v5e:2by4': give one of v5e:1x1"),
+        ((*tpu, "--remat", "all"), "'all' must be of none, dots, full, with commas"),
+        ((*tpu, "--tokenizer-config", codec), "give --sampler too"),
+        (("scaling", "--config", codec, "--topology", "v5e:2x4", "--sampler"), "a transformer's"),
+        (("scaling", "--config", codec), "task='vqgan', but task='enat' is needed"),
+    ]:
+        code, stdout, stderr = ends(capsys, *mistaken)
+        assert code == 2 and stdout == "" and message in stderr.splitlines()[-1]
+
+
+def test_topologies_are_reported(config_file, capsys, monkeypatch):
+    """What the compiler of TPUs gives is in tests/profiling/test_tpu_programs.py."""
+    hardware = accelerators.TPUS["v5e"]
+    made = lambda name: accelerators.Topology(name, jax.devices()[:2], hardware, 1000)  # noqa: E731
+
+    def training(task, topology, mesh, rules, batch, bucket):
+        assert bucket is None or bucket in task.buckets
+        assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 1}
+        full = task.model.remat == "full"
+        return tpu_programs.TooLarge(batch, (10 if full else 20) * batch, 1000, 1.0, 1.0)
+
+    monkeypatch.setattr(accelerators, "topology", made)
+    monkeypatch.setattr(tpu_programs, "training", training)
+    options = ["--topology", "v5e:1x1,v5e:2x2", "--layouts", "fsdp=2", "--json", "-"]
+    options += ["--remat", "none,full", "--batch", "200"]
+    code, stdout, stderr = ends(capsys, "scaling", "--config", config_file, *options)
+    assert code is None
+    rows = json.loads(stdout)["rows"]
+    none, full = "remat=none, largest shape", "remat=full, largest shape"
+    assert [(x["topology"], x["setting"], x["tries"][0]["needed"]) for x in rows] == [
+        *[("v5e:1x1", none, 4000), ("v5e:1x1", full, 2000)],
+        *[("v5e:2x2", none, 4000), ("v5e:2x2", full, 2000)],
+    ]
+    code, stdout, _ = ends(capsys, "scaling", "--config", config_file, *options, "--shapes", "1")
+    settings = {x["setting"].rpartition(", ")[0] for x in json.loads(stdout)["rows"]}
+    assert code is None and len(settings) == 4
+    assert any("no reuse" in x for x in settings) and any("cached" in x for x in settings)
+    assert f"v5e:2x2, fsdp=2, {full}: batch 200 needs 2e-06 GB: does not fit (1 s)" in stderr
+    assert "| topology | layout | program | batch |" in stderr
+    options = ["--topology", "v5e:2x2", "--layouts", "data=2", "--sampler", "--batch", "3"]
+    code, _, stderr = ends(capsys, "scaling", "--config", config_file, *options)
+    assert code == 2 and "a batch of 3 images cannot be divided among 2 devices" in stderr
 
 
 def test_mistakes_are_one_line(config_file, tmp_path, capsys, quick):

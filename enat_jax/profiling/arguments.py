@@ -5,6 +5,7 @@ import argparse
 from enat_jax.runtime import cli
 
 DTYPES = ("float32", "bfloat16", "float16")
+REMATS = ("none", "dots", "full")  # of ``config.model.remat``
 Programs = argparse._SubParsersAction
 
 
@@ -45,19 +46,28 @@ def _add_timed(programs: Programs, name: str, text: str) -> argparse.ArgumentPar
 
 
 def _add_scaling(programs: Programs) -> None:
-    text = "the training step on more devices, predicted"
+    text = "the training step on more devices, predicted; programs compiled for TPUs"
     program = programs.add_parser("scaling", help=text, allow_abbrev=False)
     add = program.add_argument
-    add("--config", type=_path, required=True, help="file of a transformer's config")
+    add("--config", type=_path, required=True, help="file of a config")
     where = program.add_mutually_exclusive_group()
-    where.add_argument("--devices", type=_numbers, default=(8,), help="such as 1,2,4,8 (8)")
+    where.add_argument("--devices", type=_numbers, help="such as 1,2,4,8 (8, or all of --topology)")
     where.add_argument("--layouts", help='such as "data=8;data=4,fsdp=2"')
-    add("--batch", type=cli.at_least_one, help="images of a step (default: the config's)")
+    add("--batch", type=_batch, help="images of a step (default: the config's); fit: the most")
+    add(
+        "--topology",
+        type=_names,
+        default=(),
+        help="compile for TPUs that need not be there, such as v5e:2x4,v5p:2x2x1; else CPUs",
+    )
+    add("--remat", type=_remats, help="such as none,dots,full, each compiled (the config's)")
+    add("--sampler", action="store_true", help="compile the sampler, not the training step")
+    add("--tokenizer-config", type=_path, metavar="FILE", help="of the sampler's image decoder")
     add(
         "--shapes",
         type=cli.at_least_one,
-        default=1,
-        help="compiled shapes, so many with reuse and so many without, most probable first (1)",
+        help="compiled shapes, so many with reuse and so many without, most probable first (1; of "
+        "--topology the shape that needs the most memory)",
     )
     add("--of-flops", type=float, default=0.45, help="of the peak that products reach (0.45)")
     add("--of-bandwidth", type=float, default=0.8, help="of the peak of collectives (0.8)")
@@ -133,6 +143,17 @@ def _path(text: str) -> str:
 
 def _batch(text: str) -> int | str:
     return text if text == "fit" else cli.at_least_one(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _remats(text: str) -> tuple[str, ...]:
+    names = _names(text)
+    if not names or not set(names) <= set(REMATS):
+        raise argparse.ArgumentTypeError(f"{text!r} must be of {', '.join(REMATS)}, with commas")
+    return names
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -14,6 +14,12 @@ XLA's CPU backend, on which a program for many devices can be compiled without h
 from accelerators in two ways that matter here. It has no pass that turns an all-reduce of which
 each device keeps a part of its own into a reduce-scatter. And it carries out collectives of
 bfloat16 in float32. ``Collective.on_accelerator`` undoes both, where the text shows them.
+
+The text of a program for TPUs is what they run, and ``on_accelerator`` changes nothing in it but
+the name of a fusion of an all-reduce and the part of it that a device keeps. It also says what runs
+beside computation: a collective may be begun by one instruction and waited for by another, and the
+program is printed in the order in which it runs. TPUs may carry out parts of a collective within
+the products between the two; all of these parts are one collective.
 """
 
 import dataclasses
@@ -52,6 +58,7 @@ class Collective:
             ``dtype``.
         scattered: whether it is an all-reduce of which each device of a group uses a part of its
             own, one g-th of the array, and nothing else.
+        beside: whether it runs beside computation: some is scheduled between its begin and its end.
     """
 
     kind: str
@@ -64,6 +71,7 @@ class Collective:
     op_name: str
     values_dtype: str
     scattered: bool = False
+    beside: bool = False
 
     @property
     def group_size(self) -> int:
@@ -101,14 +109,21 @@ def find(text: str) -> list[Collective]:
         ValueError: a line cannot be read, a collective is in a loop whose length XLA does not
             know, or is of a kind that is not counted here.
     """
-    module = hlo_text.parse(text)
+    return find_in(hlo_text.parse(text))
+
+
+def find_in(module: hlo_text.Module) -> list[Collective]:
+    """Returns what ``find`` does of a program that has been read."""
+
+    def wanted(instruction: hlo_text.Instruction) -> bool:
+        return _is_collective(instruction) and not _continues(module, instruction)
 
     def moved_bytes(instruction: hlo_text.Instruction) -> float:
         return sum(x.moved_bytes for x in _arrays(module, instruction, 1))
 
     return [
         collective
-        for instruction, count in hlo_text.visits(module, _is_collective, moved_bytes)
+        for instruction, count in hlo_text.visits(module, wanted, moved_bytes)
         for collective in _arrays(module, instruction, count)
     ]
 
@@ -126,6 +141,7 @@ def _arrays(
     """Yields the ``Collective`` of each operand, which asynchronous forms have like all others."""
     kind = instruction.opcode.removesuffix("-start")
     groups = _groups(instruction, module.num_partitions)
+    beside = _runs_beside(module, instruction)
     # XLA's pass that widens 16-bit reductions leaves this in the name of the sum.
     widened_sum = any("promoted" in name for name in instruction.called("to_apply"))
     for place, name in enumerate(instruction.operands):
@@ -136,7 +152,9 @@ def _arrays(
             (dimension,) = map(int, re.findall(r"\bdimensions=\{(\d+)\}", instruction.attributes))
             gathered = shape[dimension] * len(groups[0])
             shape = (*shape[:dimension], gathered, *shape[dimension + 1 :])
-        narrow = "bf16" if widened_sum else hlo_values.narrow_dtype(module, source)
+        narrow = None
+        if not module.is_of_tpu:
+            narrow = "bf16" if widened_sum else hlo_values.narrow_dtype(module, source)
         yield Collective(
             kind=kind,
             dtype=array.dtype,
@@ -148,6 +166,7 @@ def _arrays(
             op_name=instruction.op_name,
             values_dtype=narrow or array.dtype,
             scattered=kind == "all-reduce" and _is_scattered(module, instruction, place, groups),
+            beside=beside,
         )
 
 
@@ -155,6 +174,8 @@ def _is_scattered(
     module: hlo_text.Module, instruction: hlo_text.Instruction, place: int, groups: Groups
 ) -> bool:
     """Returns whether each device of a group uses one g-th of an all-reduce, all different."""
+    if module.is_of_tpu:  # its own fusion, or else the whole sum is sent
+        return instruction.computation.startswith("all-reduce-scatter")
     slices = hlo_values.slices_of(module, instruction, place)
     if not slices or len({len(group) for group in groups}) > 1:
         return False
@@ -164,6 +185,80 @@ def _is_scattered(
         if any(len(np.unique(offsets[list(group)], axis=0)) < len(group) for group in groups):
             return False
     return True
+
+
+# --- what runs beside computation -----------------------------------------------------------
+
+_BEGIN, _END = "AsyncCollectiveStart", "AsyncCollectiveDone"
+_UNDER_WAY = "async_collective_fusion_config"
+_COMPUTING = ("fusion", "convolution", "dot", "while", "conditional", "reduce", "sort", "scatter")
+
+
+def _continues(module: hlo_text.Module, instruction: hlo_text.Instruction) -> bool:
+    """Returns whether a TPU's instruction goes on with a collective that another one has begun."""
+    under_way = _UNDER_WAY in instruction.attributes
+    return under_way and not _calls(module, instruction.computation, _BEGIN)
+
+
+def _calls(module: hlo_text.Module, computation: str, target: str) -> bool:
+    found = module.computations[computation].values()
+    return any(x.opcode == "custom-call" and f'"{target}"' in x.attributes for x in found)
+
+
+def _runs_beside(module: hlo_text.Module, instruction: hlo_text.Instruction) -> bool:
+    """Returns whether computation is scheduled between the begin and the end of a collective."""
+    begin = instruction
+    channel = _channel(instruction)
+    fused = _calls(module, instruction.computation, _BEGIN)
+    while not begin.opcode.endswith("-start"):
+        caller = module.caller(begin.computation)
+        if caller is None or caller.opcode not in ("fusion", "async-start"):
+            return False
+        begin = caller
+        if fused:
+            break
+
+    def ends(other: hlo_text.Instruction) -> bool:
+        if not fused:
+            return other.opcode.endswith("-done") and begin.name in other.operands
+        callees = other.called("calls") if other.opcode == "fusion" else []
+        return any(
+            _calls(module, name, _END)
+            and any(_channel(x) == channel for x in module.computations[name].values())
+            for name in callees
+        )
+
+    schedule = list(module.computations[begin.computation].values())
+    after = schedule[schedule.index(begin) + 1 :]
+    between = list(itertools.takewhile(lambda x: not ends(x), after))
+    return len(between) < len(after) and any(_computes(module, x) for x in between)
+
+
+def _channel(instruction: hlo_text.Instruction) -> str:
+    """Returns the number that all parts of a collective have; "" if there is none."""
+    found = re.search(r"\bchannel_id=(\d+)", instruction.attributes)
+    return found.group(1) if found else ""
+
+
+def role(module: hlo_text.Module, fusion: hlo_text.Instruction) -> str:
+    """Returns what a fusion of a TPU is to a collective under way.
+
+    Returns:
+        "begin", "part" or "end"; "" for a fusion that has nothing to do with any.
+    """
+    names = fusion.called("calls")
+    for target, role in ((_BEGIN, "begin"), (_END, "end")):
+        if any(_calls(module, name, target) for name in names):
+            return role
+    found = (x for name in names for x in module.computations[name].values())
+    return "part" if any(_UNDER_WAY in x.attributes for x in found) else ""
+
+
+def _computes(module: hlo_text.Module, instruction: hlo_text.Instruction) -> bool:
+    """Returns whether an instruction is more than the begin or the end of other collectives."""
+    if instruction.opcode not in _COMPUTING:
+        return False
+    return role(module, instruction) not in ("begin", "end")
 
 
 # --- groups ---------------------------------------------------------------------------------

@@ -3,6 +3,11 @@
 ``compiled.as_text()`` of a jitted function prints the program of one partition after XLA has
 divided it: computations of instructions, which call each other. A loop's body is printed once;
 ``visits`` finds every instruction that runs, with the number of its runs in one call.
+
+The programs of TPUs say more: they are printed in the order in which they run, and every array has
+a layout such as ``{1,0:T(8,128)(2,1)S(1)}``, its dimensions from the least to the largest stride,
+the tile that its last two are padded to, and where it lies: nothing behind is HBM, S(1) is the
+chip's vector memory.
 """
 
 import dataclasses
@@ -44,6 +49,7 @@ class Instruction:
         arguments: text between the parentheses.
         attributes: text behind the parentheses.
         is_root: whether its result is that of the computation.
+        layouts: of the arrays, the text between the braces behind them; "" where there are none.
     """
 
     name: str
@@ -54,6 +60,7 @@ class Instruction:
     arguments: str
     attributes: str
     is_root: bool
+    layouts: tuple[str, ...] = ()
 
     @property
     def op_name(self) -> str:
@@ -78,11 +85,13 @@ class Module:
         computations: name -> {instruction name -> ``Instruction``}, in the printed order.
         entry: name of the computation that is called from outside.
         num_partitions: devices that the program is divided over.
+        is_of_tpu: whether it has the tiles of TPUs in its layouts.
     """
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
     num_partitions: int
+    is_of_tpu: bool = False
 
     def operand(self, instruction: Instruction, place: int) -> Instruction:
         """Returns the instruction whose result is this operand."""
@@ -92,6 +101,10 @@ class Module:
         """Returns the instruction whose result is that of the computation that a fusion calls."""
         (name,) = instruction.called("calls")
         return next(x for x in self.computations[name].values() if x.is_root)
+
+    def element(self, source: Instruction, place: int) -> Instruction:
+        """Returns the instruction behind an element of a tuple, or the tuple where it is hidden."""
+        return self.operand(source, place) if source.opcode == "tuple" else source
 
     def parameter(self, instruction: Instruction, place: int) -> Instruction:
         """Returns what stands for an operand within the computation that a fusion calls."""
@@ -123,7 +136,7 @@ _COMPUTATION = re.compile(
     r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{\n((?:.*\n)*?)\}", re.MULTILINE
 )
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$")
-_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
 _TRIP_COUNT = re.compile(r'"?known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)"?\}')
 
 
@@ -144,7 +157,8 @@ def parse(text: str) -> Module:
         entry = name if is_entry else entry
     if entry is None:
         raise ValueError("this program has no ENTRY computation")
-    return Module(computations, entry, int(found.group(1)) if found else 1)
+    partitions = int(found.group(1)) if found else 1
+    return Module(computations, entry, partitions, is_of_tpu=":T(" in text)
 
 
 def _instruction(line: str, computation: str) -> Instruction:
@@ -153,16 +167,18 @@ def _instruction(line: str, computation: str) -> Instruction:
         raise ValueError(f"this line of a program cannot be read: {line.strip()[:200]}")
     root, name, rest = found.groups()
     end = _closing(rest) if rest.startswith("(") else rest.index(" ")
+    found_arrays = _ARRAY.findall(rest[:end])
     arrays = tuple(
         Array(dtype, tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size))
-        for dtype, sizes in _ARRAY.findall(rest[:end])
+        for dtype, sizes, _ in found_arrays
     )
+    layouts = tuple(layout for *_, layout in found_arrays)
     opcode, _, tail = rest[end:].lstrip().partition("(")
     end = _closing("(" + tail)
     arguments, attributes = tail[: end - 2], tail[end - 1 :]
     operands = () if opcode == "constant" else tuple(re.findall(r"%([\w.\-]+)", arguments))
     return Instruction(
-        name, computation, opcode, arrays, operands, arguments, attributes, bool(root)
+        name, computation, opcode, arrays, operands, arguments, attributes, bool(root), layouts
     )
 
 
@@ -215,32 +231,58 @@ def visits(
 
     def loop(instruction: Instruction) -> Visits:
         (body,), (condition,) = instruction.called("body"), instruction.called("condition")
-        known = _TRIP_COUNT.search(instruction.attributes)
-        if known is None and (of(body) or of(condition)):
+        trips = _trips(module, instruction)
+        if trips is None and (of(body) or of(condition)):
             raise ValueError(
                 f"XLA does not say how often the loop {instruction.name} runs "
                 f"({instruction.op_name or 'of unknown origin'}), so what is in it "
                 "cannot be counted; give the loop a static length"
             )
-        trips = int(known.group(1)) if known else 0
+        trips = trips or 0
         found = [(x, count * trips) for x, count in of(body)]
         return found + [(x, count * (trips + 1)) for x, count in of(condition)]
 
     return of(module.entry)
 
 
-def dot_multiply_adds(module: Module) -> int:
-    """Counts the multiply-adds of all matrix products that one device computes in one call.
+def _trips(module: Module, loop: Instruction) -> int | None:
+    """Returns how often the body of a loop runs; None if the program does not say.
 
-    Products in a dtype of integers count too. A product that XLA has turned into a library call
-    is not seen; on the CPU backend there are none.
+    XLA's note is taken, or, as programs of TPUs have none, the loop's counter: it begins as a
+    constant, grows by another, and the loop ends where it is no longer less than a third.
     """
+    if noted := _TRIP_COUNT.search(loop.attributes):
+        return int(noted.group(1))
+    ((body,), (condition,)) = loop.called("body"), loop.called("condition")
+    ends = next(x for x in module.computations[condition].values() if x.is_root)
+    if ends.opcode != "compare" or "direction=LT" not in ends.attributes:
+        return None
+    counter, last = (module.operand(ends, i) for i in (0, 1))
+    place = re.search(r"\bindex=(\d+)", counter.attributes)
+    root = next(x for x in module.computations[body].values() if x.is_root)
+    if counter.opcode != "get-tuple-element" or place is None or root.opcode != "tuple":
+        return None
+    first = module.element(module.operand(loop, 0), int(place.group(1)))
+    grown = _copied(module, module.operand(root, int(place.group(1))))
+    if grown.opcode != "add":
+        return None
+    added = [_integer(module, module.operand(grown, i)) for i in (0, 1)]
+    step = next((x for x in added if x), None)
+    begin, end = _integer(module, first), _integer(module, last)
+    if begin is None or end is None or step is None or step < 0:
+        return None
+    return max(-(-(end - begin) // step), 0)
 
-    def cost(instruction: Instruction) -> int:
-        left = module.operand(instruction, 0).arrays[0]
-        found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
-        inner = [left.shape[int(d)] for d in found.group(1).split(",") if d] if found else []
-        return instruction.arrays[0].size * math.prod(inner)
 
-    found = visits(module, lambda x: x.opcode == "dot", cost)
-    return sum(cost(instruction) * count for instruction, count in found)
+def _copied(module: Module, instruction: Instruction) -> Instruction:
+    """Returns what an instruction is a copy of, or the instruction."""
+    while instruction.opcode in ("copy", "bitcast"):
+        instruction = module.operand(instruction, 0)
+    return instruction
+
+
+def _integer(module: Module, instruction: Instruction) -> int | None:
+    """Returns the value of a constant integer, also behind copies; None for anything else."""
+    instruction = _copied(module, instruction)
+    known = instruction.opcode == "constant" and re.fullmatch(r"-?\d+", instruction.arguments)
+    return int(instruction.arguments) if known else None

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from enat_jax.profiling import collectives, timing
+from enat_jax.profiling.accelerators import Assumptions, Hardware
 from enat_jax.profiling.loader_timing import LoaderMeasurement
-from enat_jax.profiling.scaling import Assumptions, Hardware, Layout
+from enat_jax.profiling.scaling import Layout
 from enat_jax.profiling.timing import Measurement, TrainingMeasurement
 from enat_jax.runtime import markdown
 

@@ -18,7 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from enat_jax.profiling import collectives, hlo_text, timing
+from enat_jax.profiling import collectives, hlo_products, hlo_text, timing
+from enat_jax.profiling.accelerators import Assumptions, Hardware
 from enat_jax.runtime import sharding
 from enat_jax.schedules import costs, shape_buckets
 from enat_jax.training import train_step
@@ -27,64 +28,6 @@ from enat_jax.training.enat_task import Task
 # LLVM's optimisation of the CPU's code takes long and leaves the program of XLA as it is.
 _COMPILER_OPTIONS: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 _REMATERIALIZED = "Involuntary full rematerialization"
-
-
-@dataclasses.dataclass(frozen=True)
-class Hardware:
-    """Peaks of one device, as its vendor states them.
-
-    Attributes:
-        name: of the device.
-        flops: per second, dense bfloat16 products.
-        memory_bytes: of the device.
-        bandwidth: bytes per second that a device sends in a ring with others of its kind.
-        source: whose statement, and how the bandwidth follows from it.
-    """
-
-    name: str
-    flops: float
-    memory_bytes: float
-    bandwidth: float
-    source: str
-
-
-HARDWARE = (
-    Hardware(
-        "TPU v5e",
-        197e12,
-        16e9,
-        100e9,
-        "Google Cloud's TPU v5e page: 197 bf16 TFLOP/s and 16 GB a chip; 400 GB/s of ICI a chip, "
-        "both directions of 4 ports; a ring along one axis of the torus sends through 2 of them: "
-        "100 GB/s",
-    ),
-    Hardware(
-        "H100 SXM",
-        989e12,
-        80e9,
-        450e9,
-        "NVIDIA's H100 page: 989 bf16 TFLOP/s without sparsity, 80 GB; 900 GB/s of NVLink, both "
-        "directions: 450 GB/s. One node, so 8 devices at most",
-    ),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Assumptions:
-    """Fractions of the stated peaks that are taken as reached.
-
-    Attributes:
-        of_flops: in the matrix products.
-        of_bandwidth: in the collectives.
-    """
-
-    of_flops: float
-    of_bandwidth: float
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 < value <= 1:
-                raise ValueError(f"{name}={value!r} must lie in (0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +110,7 @@ class Layout:
     @property
     def name(self) -> str:
         """Such as "data=4,fsdp=2"; "1 device" if nothing is divided."""
-        axes = [f"{axis}={size}" for axis, size in self.sizes.items() if size > 1]
-        return ",".join(axes) or "1 device"
+        return name_of(self.sizes)
 
     @property
     def share(self) -> float:
@@ -212,6 +154,11 @@ def parse_layouts(text: str) -> list[dict[str, int]]:
             raise ValueError(f"layout {part!r} names an axis twice")
         layouts.append(sizes)
     return layouts
+
+
+def name_of(sizes: dict[str, int]) -> str:
+    """Returns such as "data=4,fsdp=2"; "1 device" if nothing is divided."""
+    return ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "1 device"
 
 
 def layouts_of(num_devices: int) -> list[dict[str, int]]:
@@ -314,7 +261,7 @@ def _compile(
         probability=probability,
         exact=images * exact,
         padded=images * float(padded),
-        compiled=hlo_text.dot_multiply_adds(hlo_text.parse(text)),
+        compiled=hlo_products.multiply_adds(hlo_text.parse(text)),
         xla_flops=float(cost.get("flops", np.nan)),
         argument_bytes=memory.argument_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,

@@ -1,5 +1,6 @@
 """What is measured, from the files of configs: models and tasks without their data."""
 
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +12,12 @@ from jaxtyping import PyTree
 
 from enat_jax.data import clip_tokens, text_tokens
 from enat_jax.inference import clip_model, text_encoder
-from enat_jax.models import clip, clip_names, transformers, vqgan
+from enat_jax.models import clip, clip_names, perceptual, transformers, vqgan
 from enat_jax.models.blocks import Prompt
 from enat_jax.models.transformers import Transformer
 from enat_jax.runtime import numerics
+from enat_jax.training import adversarial, enat_task, optim, vqgan_task
 from enat_jax.training import config as train_config
-from enat_jax.training import enat_task
 
 # What a config may leave to its tokens and captions.
 SIZES = ("num_tokens", "codebook_size", "num_classes")
@@ -24,21 +25,21 @@ CLIP_LAYERS = {512: 12, 768: 12, 1024: 24, 1280: 32}  # of the published text to
 
 
 def load_config(
-    path: str, overrides: Sequence[str] = (), task: str = "enat"
+    path: str, overrides: Sequence[str] = (), task: str | None = "enat"
 ) -> ml_collections.ConfigDict:
     """Returns the complete config of a file with ``overrides`` applied.
 
     Args:
         path: of the file.
         overrides: arguments such as ``--config.model.width=64``.
-        task: that the config must be of.
+        task: that the config must be of; None: any.
 
     Raises:
         FileNotFoundError: there is no such file.
         absl.flags.Error, ValueError: it is of another task, or a setting is unknown or wrong.
     """
     config = train_config.load(path, overrides)
-    if config.task != task:
+    if task is not None and config.task != task:
         raise ValueError(f"{path}: task={config.task!r}, but task={task!r} is needed here")
     return train_config.complete(config)
 
@@ -162,3 +163,41 @@ def make_task(
         tokenizer=no_data,
         text=make_text(model),
     )
+
+
+def make_vqgan_task(config: ml_collections.ConfigDict, batch_size: int) -> vqgan_task.Task:
+    """Returns the training task of a tokenizer's config with all its terms, without its images.
+
+    Weights of the perceptual network are ``jax.ShapeDtypeStruct``.
+
+    Args:
+        config: of the task "vqgan".
+        batch_size: images of a step.
+
+    Raises:
+        ValueError: a setting is wrong, or the size of the images is not set.
+    """
+    config = train_config.complete(config)
+    size, channels = config.data.get("size"), config.model.image_channels
+    if size is None:
+        raise ValueError("config.data.size must be set: there are no images to take it from")
+    height, width = (size, size) if isinstance(size, int) else size
+
+    def judge(
+        settings: adversarial.Perceptual, channels: int, dtype: str
+    ) -> adversarial.PerceptualLoss | None:
+        if settings.kind is None or not settings.weight:
+            return None
+        params = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, dtype), perceptual.shapes(settings.kind)
+        )
+        return adversarial.PerceptualLoss(settings, params, "none")
+
+    shared = {
+        "source": types.SimpleNamespace(image_shape=(height, width, channels)),
+        "held_out": None,
+        "optimizer": optim.Optimizer(**config.optimizer).make(config.train.num_steps),
+        "seed": config.seed,
+        "batch_size": batch_size,
+    }
+    return vqgan_task.assemble(config, shared, judge)

@@ -178,7 +178,9 @@ def time_sampler(
     if batch_size < 1:
         raise ValueError(f"{batch_size=} must be at least 1")
     side = math.isqrt(model.num_tokens)
-    codec_params = {} if codec is None else _init_codec(model, codec, side)
+    codec_params = (
+        {} if codec is None else numerics.jit(functools.partial(init_codec, model, codec))()
+    )
     params = numerics.jit(functools.partial(setup.init_model, model))()
     index = jnp.arange(batch_size, dtype=jnp.int32)
     labels, key = index % max(model.num_classes, 1), numerics.key(0)
@@ -190,12 +192,6 @@ def time_sampler(
         dims, settings.num_steps, guided=guided, counts=settings.counts, batch_size=batch_size
     )
 
-    def sample(static: sampling.Schedule, codec_params: PyTree, *arguments: Any) -> Array:
-        codes = sampling.sample_tokens(model, static, *arguments)
-        if codec is None:
-            return codes
-        return tokenizer.decode(codec, codec_params, codes.reshape(-1, side, side))
-
     def time_segments(num_segments: int) -> Measurement:
         static, inputs = sampling.make_schedule(
             dataclasses.replace(settings, num_segments=num_segments), model
@@ -205,7 +201,7 @@ def time_sampler(
         )
         arguments = (codec_params, inputs, params, labels, index, key, *prompts)
         return time_in_turns(
-            lambda: numerics.jit(functools.partial(sample, static)).lower(*arguments),
+            lambda: numerics.jit(sampling_program(model, codec, static)).lower(*arguments),
             lambda compiled: compiled(*arguments),
             model.dtype,
             **how,
@@ -219,8 +215,33 @@ def time_sampler(
     return [time_segments(count) for count in counts]
 
 
-def _init_codec(model: Transformer, codec: VQGAN, side: int) -> PyTree:
-    """Returns random parameters of a codec that can decode the transformer's tokens."""
+def sampling_program(
+    model: Transformer, codec: VQGAN | None, static: sampling.Schedule
+) -> Callable[..., Array]:
+    """Returns the sampler as a function to be compiled.
+
+    Its arguments are the codec's parameters, {} without one, the inputs of the schedule, the
+    transformer's parameters, labels, numbers of the images and a key, and for a model of texts the
+    prompt and the null prompt. It returns tokens [b, n], or images of the codec.
+    """
+    side = math.isqrt(model.num_tokens)
+
+    def sample(codec_params: PyTree, *arguments: Any) -> Array:
+        codes = sampling.sample_tokens(model, static, *arguments)
+        if codec is None:
+            return codes
+        return tokenizer.decode(codec, codec_params, codes.reshape(-1, side, side))
+
+    return sample
+
+
+def init_codec(model: Transformer, codec: VQGAN) -> PyTree:
+    """Returns random parameters of a codec that can decode the transformer's tokens; pure.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    side = math.isqrt(model.num_tokens)
     if side**2 != model.num_tokens:
         raise ValueError(f"{model.num_tokens=} is not a square: cannot be decoded to an image")
     if codec.codebook_size != model.codebook_size:
@@ -229,8 +250,7 @@ def _init_codec(model: Transformer, codec: VQGAN, side: int) -> PyTree:
             f"{model.codebook_size}: name the tokenizer's config that belongs to it"
         )
     grid = jnp.zeros((1, side, side), jnp.int32)
-    init = numerics.jit(functools.partial(codec.init, method="decode_codes"))
-    return init(numerics.key(0), grid)["params"]
+    return codec.init(numerics.key(0), grid, method="decode_codes")["params"]
 
 
 # --- the training step ----------------------------------------------------------------------

@@ -349,7 +349,23 @@ def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Ta
 
     Raises ValueError, TypeError for settings that do not fit together.
     """
-    shared = image_task.settings(config, batch_size)
+    return assemble(config, image_task.settings(config, batch_size))
+
+
+def assemble(
+    config: ml_collections.ConfigDict,
+    shared: dict[str, Any],
+    judge: Callable[..., adversarial.PerceptualLoss | None] = adversarial.Perceptual.make,
+) -> Task:
+    """The task of a config with its images.
+
+    Args:
+        config: of the task "vqgan".
+        shared: fields of ``image_task.ImageTask``, such as the images.
+        judge: makes the perceptual loss; see ``adversarial.Perceptual.make``, which reads weights.
+
+    Raises ValueError, TypeError for settings that do not fit together.
+    """
     batch_size = shared["batch_size"]
     model = vqgan.VQGAN(**config.model.to_dict())
     height, width, channels = shared["source"].image_shape
@@ -379,8 +395,8 @@ def make(config: ml_collections.ConfigDict, batch_size: int | None = None) -> Ta
     return Task(
         model=model,
         loss=loss,
-        perceptual=adversarial.Perceptual(**config.get("perceptual", {})).make(
-            channels, model.dtype
+        perceptual=judge(
+            adversarial.Perceptual(**config.get("perceptual", {})), channels, model.dtype
         ),
         adversary=adversarial.Discriminator(**config.get("discriminator", {})).make(
             rule, num_steps, (height, width), channels=model.channels, dtype=model.dtype

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import mesh_axes
 import pytest
+import tpu_text
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from enat_jax.profiling import collectives
@@ -198,6 +199,18 @@ def test_asynchronous_forms_count_once():
     )
     assert [dataclasses.replace(x, instruction="r") for x in start] == done
     assert done[0].shape == (16, 6) and done[0].moved_bytes == 3 / 4 * 16 * 6 * 4
+
+
+def test_collectives_of_a_tpu_count_once_and_say_what_they_run_beside():
+    for middle, overlaps in [(tpu_text.IDLE, False), (tpu_text.BUSY, True)]:
+        found = collectives.find(tpu_text.PROGRAM.replace("MIDDLE", middle))
+        there = [x.on_accelerator() for x in found]
+        assert [(x.kind, x.dtype, x.shape, x.count, x.beside) for x in there] == [
+            ("all-gather", "bf16", (256, 384), 5, True),  # three parts, in as many fusions
+            ("all-gather", "f32", (512, 256), 5, False),
+            ("reduce-scatter", "f32", (128, 256), 5, False),
+            ("collective-permute", "f32", (128, 256), 1, overlaps),
+        ]
 
 
 def test_combined_collectives_are_told_apart():

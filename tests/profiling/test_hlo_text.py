@@ -1,10 +1,9 @@
 """The program text of XLA is read for what one device runs, and how often."""
 
-import jax
-import jax.numpy as jnp
 import pytest
+import tpu_text
 
-from enat_jax.profiling import hlo_text
+from enat_jax.profiling import hlo_products, hlo_text
 
 # Shortened from what XLA prints; the loop runs three times, the branch once.
 TEXT = """\
@@ -118,18 +117,24 @@ def test_what_is_no_program_is_refused():
 
 
 def test_products_are_counted_through_loops_and_fusions():
-    assert hlo_text.dot_multiply_adds(hlo_text.parse(TEXT.replace("KNOWN", KNOWN))) == 3 * 4 * 8 * 2
+    module = hlo_text.parse(TEXT.replace("KNOWN", KNOWN))
+    assert hlo_products.multiply_adds(module) == 3 * 4 * 8 * 2
 
 
-def test_products_of_a_compiled_function():
-    def layers(x, kernels):
-        x, _ = jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)
-        return jnp.einsum("bnd,bmd->bnm", x, x).sum()
-
-    x = jax.ShapeDtypeStruct((2, 16, 32), jnp.float32)
-    kernels = jax.ShapeDtypeStruct((5, 32, 32), jnp.float32)
-    text = jax.jit(layers).lower(x, kernels).compile().as_text()
-    exact = 5 * (2 * 16 * 32 * 32) + 2 * 16 * 16 * 32
-    assert hlo_text.dot_multiply_adds(hlo_text.parse(text)) == exact
-    text = jax.jit(jax.grad(layers, argnums=1)).lower(x, kernels).compile().as_text()
-    assert hlo_text.dot_multiply_adds(hlo_text.parse(text)) > 2.5 * exact
+def test_a_counter_says_how_often_a_loop_of_a_tpu_runs():
+    module = hlo_text.parse(tpu_text.PROGRAM.replace("MIDDLE", tpu_text.IDLE))
+    assert module.is_of_tpu and not hlo_text.parse(TEXT.replace(":T(8,128)(2,1)", "")).is_of_tpu
+    (found,) = hlo_text.visits(module, lambda x: x.name == "waited", lambda x: 1)
+    assert found[1] == 5
+    assert found[0].layouts == ("1,0:T(8,128)S(1)",)
+    by_two = tpu_text.PROGRAM.replace("s32[]{:T(128)} constant(1)", "s32[]{:T(128)} constant(2)")
+    module = hlo_text.parse(by_two.replace("MIDDLE", tpu_text.IDLE))
+    assert hlo_text.visits(module, lambda x: x.name == "waited", lambda x: 1)[0][1] == 3
+    for old, new in [
+        ("s32[]{:T(128)} constant(1)", "s32[]{:T(128)} constant(0)"),
+        ("direction=LT", "direction=NE"),
+        ("copy(%none)", "get-tuple-element(%v), index=0"),
+    ]:
+        odd = hlo_text.parse(tpu_text.PROGRAM.replace("MIDDLE", tpu_text.IDLE).replace(old, new))
+        with pytest.raises(ValueError, match="how often the loop layers runs"):
+            hlo_text.visits(odd, lambda x: x.name == "waited", lambda x: 1)
