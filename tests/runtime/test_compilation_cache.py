@@ -112,15 +112,15 @@ def test_what_the_user_tells_jax_wins(user, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("system", "caches", "expected"),
     [
-        ("linux", None, "/home/me/.cache/enat_jax/compiled"),
+        ("linux", None, "/me/.cache/enat_jax/compiled"),
         ("linux", "/fast", "/fast/enat_jax/compiled"),
-        ("linux", "relative", "/home/me/.cache/enat_jax/compiled"),
-        ("darwin", "", "/home/me/Library/Caches/enat_jax/compiled"),
+        ("linux", "relative", "/me/.cache/enat_jax/compiled"),
+        ("darwin", "", "/me/Library/Caches/enat_jax/compiled"),
     ],
 )
 def test_the_folder_is_where_the_system_has_caches(monkeypatch, system, caches, expected):
     monkeypatch.setattr(sys, "platform", system)
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/me")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     if caches is not None:
         monkeypatch.setenv("XDG_CACHE_HOME", caches)
