@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import special
 
 MASKED_RANGES = 3  # of images that keep some of their tokens
 Size = int | Int[np.ndarray, "..."]
@@ -322,6 +321,8 @@ class SplitDistribution:
         edge = (np.arange(num_tokens + 2) - 0.5) / num_tokens
         edge = np.clip(edge, 0.0, 1.0)
         if self.mask_ratio == "beta":
+            from scipy import special  # late: sampling need not wait for it
+
             cdf = special.betainc(self.alpha, self.beta, edge)
         else:
             cdf = 1 - np.arccos(edge) * 2 / np.pi
