@@ -304,7 +304,9 @@ class Generator(model_files.TrainedModel):
         An image's segments depend on nothing that its compiled shape does not depend on: the batch.
         """
         return functools.partial(
-            *(sampling.make_schedule, self.settings, self.model),
+            sampling.make_schedule,
+            self.settings,
+            self.model,
             grid=self.tokenizer.grid,
             num_images=self.planned or batch_size,
         )
