@@ -112,7 +112,7 @@ def get_config() -> ml_collections.ConfigDict:
         "guidance_scale": 2.5,
         "token_temperature": 6.0,
         "mask_temperature": 1.5,
-        "num_segments": 8,  # of this implementation: no padding
+        "num_segments": None,  # of this implementation: by the number of images
     }
     config.train = {
         "batch_size": 2048,  # guess, see the learning rate

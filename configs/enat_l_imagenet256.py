@@ -71,7 +71,7 @@ def get_config(size: str = "L") -> ml_collections.ConfigDict:
         "guidance_scale": 2.5,  # reference
         "token_temperature": 6.0,  # reference: samp_temp
         "mask_temperature": 1.5,  # reference: mask_temp
-        "num_segments": 8,  # of this implementation: no padding
+        "num_segments": None,  # of this implementation: by the number of images
     }
     config.train = {
         "batch_size": 2048,  # paper

@@ -34,6 +34,7 @@ from enat_jax.data import loader
 from enat_jax.runtime import (
     agreement,
     cli,
+    compilation_cache,
     distributed,
     exits,
     files,
@@ -387,11 +388,9 @@ def main(argv: list[str]) -> None:
     for name, level in (("absl", logging.CRITICAL), ("jax", logging.WARNING)):  # as in `cli.run`
         logging.getLogger(name).setLevel(level)
     workdir = paths.local(_WORKDIR.value)
-    options: Any = jax.config  # whose options are added at run time
-    if not options.jax_compilation_cache_dir:
-        cache = workdir.absolute() / "compilation_cache"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
     distributed.initialize(_DISTRIBUTED.value)
+    if jax.process_count() > 1:  # The first process alone writes what all of them can read here.
+        compilation_cache.use(workdir.absolute() / "compilation_cache")
     for sentence in train_config.keep_what_began(workdir):
         _log(sentence)
     train(_CONFIG.value, workdir, from_step=_FROM_STEP.value)

@@ -63,9 +63,6 @@ begin_quickstart() {
   echo "[1/6] Python environment: a minute or two, the first time."
   prepare_environment quickstart
   begun=$SECONDS
-  # What has been compiled once need not be compiled again after an interruption.
-  export JAX_COMPILATION_CACHE_DIR=$dir/compilation_cache
-  export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 }
 
 # stage TITLE RESULT COMMAND...: run unless the result, which each program writes last, is there.

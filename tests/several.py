@@ -20,7 +20,12 @@ def free_port():
 def environment(devices=1, flags="", **more):
     """Variables of a process of its own, without what a cluster may have set for the tests."""
     foreign = ("SLURM_", "JAX_", "TPU_", "MEGASCALE_", "ENAT_JAX_", "XLA_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    ours = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in ours or not name.startswith(foreign)
+    }
     return {
         **kept,
         "JAX_PLATFORMS": "cpu",

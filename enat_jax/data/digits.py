@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from scipy import ndimage
 
 from enat_jax.data import decoding
 from enat_jax.runtime import files
@@ -76,6 +75,8 @@ class Digits:
     @functools.cached_property
     def _splines(self) -> Float[np.ndarray, "n 16 16"]:
         """Cubic spline coefficients of the images in a margin of zeros."""
+        from scipy import ndimage  # late: who only draws images need not wait for it
+
         padded = np.pad(_digits()[0][_split(self.split)], ((0, 0), (4, 4), (4, 4)))
         return np.stack([ndimage.spline_filter(image, order=3) for image in padded])
 
@@ -116,6 +117,8 @@ class Digits:
         self, spline: Float[np.ndarray, "16 16"], draw: Float[np.ndarray, " 6"]
     ) -> UInt8[np.ndarray, "size size 1"]:
         """Returns one image; ``draw`` holds numbers in [-1, 1]."""
+        from scipy import ndimage  # late, as in `_splines`
+
         angle = math.radians(self.rotation) * draw[0]
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         slant = np.array([[1.0, 0.0], [self.shear * draw[1], 1.0]])

@@ -66,6 +66,7 @@ def of_generator(
 ) -> ImageSet:
     """Returns a model's images: image i is of class i mod the number of classes, or of prompt i."""
     classes = 1 if prompts is not None else len(model.class_names)
+    model = dataclasses.replace(model, planned=num)
 
     def load(start: int, stop: int) -> accumulate.Batch:
         if prompts is not None:

@@ -18,9 +18,10 @@ A model directory is all that is needed to draw images:
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Self
 
 import jax
@@ -61,6 +62,9 @@ class Generator(model_files.TrainedModel):
         settings: of the sampler.
         provenance: JSON values that say where the weights come from.
         text: how texts are read; None: the model takes none.
+        planned: images that are going to be drawn in all, in calls with a ``batch_size``: where
+            the settings leave the sampler's segments open, more are compiled for more images.
+            None: those of a batch.
     """
 
     model: transformers.Transformer
@@ -69,6 +73,7 @@ class Generator(model_files.TrainedModel):
     settings: sampling.Settings = sampling.Settings()
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
     text: text_encoder.TextEncoder | None = None
+    planned: int | None = None
 
     def __post_init__(self) -> None:
         rows, columns = self.tokenizer.grid
@@ -270,7 +275,8 @@ class Generator(model_files.TrainedModel):
             raise ValueError(f"{batch_size=} must be at least 1")
         key = numerics.key(seed)
         mesh, params = self.placed
-        static, inputs = sampling.make_schedule(self.settings, self.model, grid=self.tokenizer.grid)
+        make_schedule = self._schedules(batch_size)
+        static, inputs = make_schedule()
         for start in range(0, n, batch_size):
             rows = slice(start, start + batch_size)
             part = wanted.part(rows)
@@ -284,15 +290,26 @@ class Generator(model_files.TrainedModel):
                 ]
                 placed = sampling.Given(*(sharding.place(x, mesh) for x in known))
                 number = np.resize(known[1].sum(axis=1), len(placed.masked))
-                static, inputs = sampling.make_schedule(
-                    self.settings, self.model, number, self.tokenizer.grid
-                )
+                static, inputs = make_schedule(number)
                 texts["given"] = placed
             labels, numbers = (sharding.place(x, mesh) for x in of_batch)
             tokens = sampling.sample_tokens(
                 self.model, static, inputs, params, labels, numbers, key, **texts
             )
             yield len(part.labels), np.asarray(tokens)
+
+    def _schedules(self, batch_size: int) -> Callable[..., Any]:
+        """Returns ``sampling.make_schedule`` for this model, of a number of masked tokens.
+
+        An image's segments depend on nothing that its compiled shape does not depend on: the batch.
+        """
+        return functools.partial(
+            sampling.make_schedule,
+            self.settings,
+            self.model,
+            grid=self.tokenizer.grid,
+            num_images=self.planned or batch_size,
+        )
 
     def _wanted(
         self,
@@ -487,7 +504,7 @@ class Generator(model_files.TrainedModel):
         index = np.arange(n) if index is None else np.asarray(index)
         mesh, params = self.placed
         rows = [sharding.place(x, mesh) for x in (wanted.labels, index.astype(np.int32))]
-        static, inputs = sampling.make_schedule(self.settings, self.model, grid=self.tokenizer.grid)
+        static, inputs = self._schedules(n)()
         texts = wanted.placed(mesh, n)
         key = numerics.key(seed)
         found = sampling.trace_tokens(self.model, static, inputs, params, *rows, key, **texts)

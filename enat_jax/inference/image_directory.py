@@ -292,6 +292,7 @@ def draw(
             raise ValueError(f"{name}={value} must be at least 1")
     if not 0 <= seed < 2**32:
         raise ValueError(f"{seed=} must be a whole number from 0 to 2**32 - 1")
+    model = dataclasses.replace(model, planned=num * len(labels))
     images = Images(model, labels, num, seed, paths.local(out), texts, originals)
     # Not len, which has a limit of its own.
     if num * len(labels) > MAX_IMAGES:

@@ -46,7 +46,8 @@ class Settings:
         mask_temperature: the reference's ``mask_temp``, scale of the Gumbel noise on the
             confidences; falls linearly to 0. 0: no noise.
         num_segments: compiled bodies; 1 compiles fastest and pads most, ``num_steps`` pads
-            nothing. None: ``num_steps``, but no more than 16.
+            nothing. None: what takes least time for the images that are drawn, see
+            ``sampling.make_schedule``, and no more than 16.
         order: in which the tokens of an image are revealed: "confidence", the paper's, the most
             confident first; "halton", the order of ``reveal.halton_order``, the same for all
             images and without noise, so that ``mask_temperature`` has no effect; "random".

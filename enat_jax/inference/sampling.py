@@ -25,6 +25,10 @@ from enat_jax.runtime import numerics
 from enat_jax.schedules import costs, reveal
 
 MAX_BODIES = 16  # compiled without being asked for; more cost more time than padding does
+# Compiling a body takes as long as so many multiply-adds: measured on two CPU cores, which do them
+# in 4 s; assumed of other devices. Constants, so that images do not depend on the machine's load.
+BODY_COSTS = {"cpu": 5e11}
+BODY_COST = 1e15
 
 Settings = sampler_settings.Settings
 
@@ -90,6 +94,7 @@ def make_schedule(
     model: Transformer,
     num_masked: Int[np.ndarray, " b"] | None = None,
     grid: tuple[int, int] | None = None,
+    num_images: int | None = None,
 ) -> tuple[Schedule, StepInputs]:
     """Returns the schedule of ``settings`` for a model; host arithmetic only.
 
@@ -99,6 +104,9 @@ def make_schedule(
         num_masked: tokens to be drawn of each image where others are given, all of one
             ``reveal.masked_range``, for whose numbers there is one schedule. None: all tokens.
         grid: rows and columns of tokens, which Halton's order needs; None: a square.
+        num_images: that are going to be drawn; where ``settings`` leave the number of segments
+            open, compiling and drawing together then take the least time. None: as many segments
+            as steps, but no more than ``MAX_BODIES``.
 
     Raises:
         ValueError: the numbers are of several ranges, or the settings do not suit the model.
@@ -114,8 +122,6 @@ def make_schedule(
         if not np.isin(num_masked, numbers).all():
             raise ValueError(f"{num_masked=} must lie within {numbers[0]} and {numbers[-1]}")
         largest = make_steps(numbers)
-    cost = functools.partial(costs.step_cost, costs.keeping_text(costs.dims_of(model)))
-    segments = reveal.cut_segments(largest, settings.num_segments or min(t, MAX_BODIES), cost)
     s = np.arange(t)
     token_temperature, mask_temperature = settings.temperatures()
     weights = settings.guidance_weights()
@@ -123,6 +129,7 @@ def make_schedule(
     if model.reuse and getattr(model, "project_once", False):
         first = np.zeros_like(steps.num_cached[:1])
         projected = np.concatenate([first, steps.num_cached[:-1]]).astype(np.int32)
+    segments = _segments(settings, costs.dims_of(model), largest, num_images)
     inputs = StepInputs(
         step=s.astype(np.int32),
         **{name: x.astype(np.int32) for name, x in steps._asdict().items()},
@@ -133,13 +140,36 @@ def make_schedule(
     )
     schedule = Schedule(
         segments,
-        guided=tuple(bool(weights[x.start : x.stop].any()) for x in segments),
+        guided=_guided(segments, weights),
         greedy=settings.greedy,
         noisy_order=settings.noisy_order,
         rank=_halton_rank(model.num_tokens, grid) if settings.order == "halton" else None,
         random_order=settings.order == "random",
     )
     return schedule, inputs
+
+
+def _guided(
+    segments: tuple[reveal.Segment, ...], weights: Float[np.ndarray, " t"]
+) -> tuple[bool, ...]:
+    return tuple(bool(weights[x.start : x.stop].any()) for x in segments)
+
+
+def _segments(
+    settings: Settings, dims: costs.Dims, steps: reveal.StepCounts, num_images: int | None
+) -> tuple[reveal.Segment, ...]:
+    """Cuts the steps into as many segments as are asked for, or else as cost the least time."""
+    cost = functools.partial(costs.step_cost, costs.keeping_text(dims))
+    if settings.num_segments is not None or num_images is None:
+        return reveal.cut_segments(steps, settings.num_segments or MAX_BODIES, cost)
+    body = BODY_COSTS.get(jax.default_backend(), BODY_COST)
+    weights = settings.guidance_weights()
+
+    def time_of(segments: tuple[reveal.Segment, ...]) -> float:
+        work = costs.padded_sampling_cost(dims, segments, _guided(segments, weights))
+        return body * len(segments) + num_images * work
+
+    return min(reveal.every_cut(steps, MAX_BODIES, cost), key=time_of)
 
 
 def _halton_rank(num_tokens: int, grid: tuple[int, int] | None) -> tuple[int, ...]:

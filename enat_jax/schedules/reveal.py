@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import special
 
 MAX_REVEALS = 8  # that a training step computes one after the other
 MASKED_RANGES = 3  # of images that keep some of their tokens
@@ -211,16 +210,20 @@ def cut_segments(steps: StepCounts, num_segments: int, cost: Cost) -> tuple[Segm
     Raises:
         ValueError: ``num_segments`` is below 1.
     """
+    return every_cut(steps, num_segments, cost)[-1]
+
+
+def every_cut(steps: StepCounts, num_segments: int, cost: Cost) -> list[tuple[Segment, ...]]:
+    """Returns what ``cut_segments`` does for 1, 2, ... ``num_segments`` runs, but at most t."""
     if num_segments < 1:
         raise ValueError(f"{num_segments=} must be at least 1")
     t, sizes = len(steps.num_masked), steps.sizes
-    num_segments = min(num_segments, t)
     work = np.full((t + 1, t + 1), np.inf)
     for i in range(t):
         covers = (np.maximum.accumulate(x[i:]) for x in sizes)
         work[i, i + 1 :] = np.arange(1, t - i + 1) * cost(*covers)
-    _, runs = best_partition(work, num_segments)
-    return tuple(Segment(i, j, _cover(sizes, i, j)) for i, j in runs)
+    partitions = best_partitions(work, min(num_segments, t))
+    return [tuple(Segment(i, j, _cover(sizes, i, j)) for i, j in runs) for _, runs in partitions]
 
 
 def best_partition(
@@ -235,6 +238,13 @@ def best_partition(
     Returns:
         The total work, and the runs as pairs (i, j).
     """
+    return best_partitions(work, num_parts)[-1]
+
+
+def best_partitions(
+    work: Float[np.ndarray, "t+1 t+1"], num_parts: int
+) -> list[tuple[float, list[tuple[int, int]]]]:
+    """Returns what ``best_partition`` does for 1, 2, ... ``num_parts`` runs."""
     size = len(work)
     best = np.full((num_parts + 1, size), np.inf)
     best[0, 0] = 0.0
@@ -243,12 +253,15 @@ def best_partition(
         total = best[k - 1][:, None] + work
         came_from[k] = total.argmin(axis=0)
         best[k] = total.min(axis=0)
-    runs, end = [], size - 1
-    for k in range(num_parts, 0, -1):
-        start = int(came_from[k, end])
-        runs.append((start, end))
-        end = start
-    return best[num_parts, -1], runs[::-1]
+    found = []
+    for parts in range(1, num_parts + 1):
+        runs, end = [], size - 1
+        for k in range(parts, 0, -1):
+            start = int(came_from[k, end])
+            runs.append((start, end))
+            end = start
+        found.append((best[parts, -1], runs[::-1]))
+    return found
 
 
 # --- training splits ------------------------------------------------------------------------
@@ -341,6 +354,8 @@ class SplitDistribution:
         edge = (np.arange(num_tokens + 2) - 0.5) / num_tokens
         edge = np.clip(edge, 0.0, 1.0)
         if self.mask_ratio == "beta":
+            from scipy import special  # late: sampling need not wait for it
+
             cdf = special.betainc(self.alpha, self.beta, edge)
         else:
             cdf = 1 - np.arccos(edge) * 2 / np.pi

@@ -228,7 +228,7 @@ def _cut_cached(
     work = np.full((len(edges), len(edges)), np.inf)
     upper = np.triu_indices(len(edges) - 1)
     work[upper[0], upper[1] + 1] = part[upper]
-    cuts = (reveal.best_partition(work, k) for k in range(1, min(max_parts, len(edges) - 1) + 1))
+    cuts = reveal.best_partitions(work, min(max_parts, len(edges) - 1))
     return [
         (total, [(int(first[i]), int(last[j - 1])) for i, j in reversed(runs)])
         for total, runs in cuts

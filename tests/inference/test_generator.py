@@ -125,6 +125,27 @@ def test_other_settings_are_a_model_of_its_own(model):
         model.with_settings(guidance_scale=-1)
 
 
+def test_segments_depend_on_the_batch_or_what_is_planned(model, monkeypatch):
+    """Never on how many images a call asks for, as these share a compiled shape."""
+    monkeypatch.setattr(sampling, "BODY_COSTS", {jax.default_backend(): 3e5})
+    model, seen = model.with_settings(num_segments=None), []
+    draw = sampling.sample_tokens
+
+    def drawing(of, static, *more, **named):
+        seen.append(len(static.segments))
+        return draw(of, static, *more, **named)
+
+    monkeypatch.setattr(sampling, "sample_tokens", drawing)
+    few, many = dataclasses.replace(model, planned=1), dataclasses.replace(model, planned=10**9)
+    expected = few.sample_tokens(LABELS[:3], batch_size=3)
+    found = many.sample_tokens(LABELS, batch_size=3)
+    assert np.array_equal(found[:3], expected)
+    assert np.array_equal(model.sample_tokens(LABELS, batch_size=3), found)
+    model.sample_tokens(LABELS[:1], batch_size=3)
+    first, *rest = seen
+    assert first == 1 and rest[:2] == [3, 3] and len(set(rest[2:])) == 1
+
+
 def test_segments_change_no_token(model):
     base = model.sample_tokens(LABELS)
     assert np.array_equal(model.with_settings(num_segments=3).sample_tokens(LABELS), base)

@@ -490,6 +490,27 @@ def test_more_steps_than_tokens_and_what_each_leaves(params):
     assert (tokens[0] != tokens[-1]).any()  # what is masked is only a guess
 
 
+def number_of_segments(num_images, **changes):
+    settings = dataclasses.replace(NOISY, **changes)
+    return len(sampling.make_schedule(settings, SMALL, num_images=num_images)[0].segments)
+
+
+def test_more_images_have_more_segments(monkeypatch):
+    work = [
+        costs.padded_sampling_cost(costs.dims_of(SMALL), plan.segments, plan.guided)
+        for n in (1, 2)
+        for plan, _ in [sampling.make_schedule(dataclasses.replace(NOISY, num_segments=n), SMALL)]
+    ]
+    monkeypatch.setattr(sampling, "BODY_COSTS", {jax.default_backend(): work[0] - work[1]})
+    assert number_of_segments(1) == 1  # as one body costs what it saves
+    assert number_of_segments(2) >= 2
+    monkeypatch.setattr(sampling, "BODY_COSTS", {})
+    assert number_of_segments(1000) == 1
+    assert number_of_segments(10**15) == number_of_segments(None) == 5
+    assert number_of_segments(1000, num_segments=3) == 3
+    assert number_of_segments(10**15, num_steps=40) == 16
+
+
 def test_many_steps_have_few_bodies_unless_asked_for():
     assert len(sampling.make_schedule(sampling.Settings(16), SMALL)[0].segments) == 16
     assert len(sampling.make_schedule(sampling.Settings(40), SMALL)[0].segments) == 16

@@ -76,6 +76,12 @@ def test_segments_cover_the_steps_and_hold_their_windows(num_segments):
             assert all(x[s] <= w for x, w in zip(counts, segment.windows, strict=True))
 
 
+def test_every_cut_is_that_of_its_number():
+    steps, cost = reveal.sampling_steps(256, 8), functools.partial(costs.step_cost, ENAT_L)
+    every = reveal.every_cut(steps, 20, cost)
+    assert every == [reveal.cut_segments(steps, n, cost) for n in range(1, 9)]
+
+
 def test_the_cut_is_the_best_of_all_cuts():
     steps = reveal.sampling_steps(256, 8)
     cost = functools.partial(costs.step_cost, ENAT_L)
