@@ -33,6 +33,7 @@ from enat_jax.checkpoints import best, checkpoint, orbax_paths
 from enat_jax.data import loader
 from enat_jax.runtime import (
     agreement,
+    buckets,
     cli,
     distributed,
     exits,
@@ -72,7 +73,7 @@ def train(
 
     Args:
         config: see ``configs/``.
-        workdir: directory of this run, which all processes share.
+        workdir: directory of this run, which all processes share, or gs://BUCKET/NAME.
         devices: to train on; None: all devices of all processes.
         from_step: of the checkpoint to continue from; None: the last that is not damaged.
 
@@ -84,10 +85,12 @@ def train(
         FileNotFoundError: data that the config names is not there.
         cli.Stop: asked to stop, and saved; or too many steps in a row were not finite.
     """
-    workdir = paths.local(workdir)
+    workdir = paths.place(workdir)
     orbax_paths.of(workdir)  # refuses a name that no checkpoint can have, before there is anything
     built = train_config.build(config)
     with contextlib.ExitStack() as held, numerics.pinned():
+        held.enter_context(buckets.explained(workdir))
+        agreement.broadcast_from_first(functools.partial(buckets.require, workdir))
         # The first process holds the directory for all.
         only_one = functools.partial(held.enter_context, files.lock_directory(workdir))
         agreement.broadcast_from_first(only_one)
@@ -257,6 +260,7 @@ def _loop(
         restored = step == start and not is_new
         if step and not restored:
             with monitor.saving(), watchdog.paused():
+                run.writer.upload()
                 run.checkpointer.save(step, state, run.meta, force=due)
         if due and not (restored and run.checkpointer.is_evaluated(step)):
             with monitor.evaluating(), watchdog.paused():
@@ -305,6 +309,7 @@ def _save_and_stop(run: _Run, state: TrainState, step: int, again: str) -> NoRet
     with run.watchdog.paused():
         if run.monitor.num_steps:
             _log_metrics(run, state, step)
+        run.writer.upload()
         run.checkpointer.save(step, state, run.meta, force=True)
         run.checkpointer.wait()
     raise cli.Stop(f"on request, saved after step {step}; {again}", exits.STOPPED)
@@ -350,6 +355,7 @@ def _evaluate(run: _Run, state: TrainState, step: int) -> None:
             images = dict(run.task.images(state, run.mesh))
             run.writer.images(step, images)
             rehearsal.write_pictures(run.workdir / "pictures", images, step)
+        run.writer.upload()
         run.checkpointer.record(step, found)
 
 
@@ -368,7 +374,7 @@ def _log(message: str) -> None:
 
 
 _CONFIG = train_config.define()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, or gs://BUCKET/NAME.")
 _FROM_STEP = flags.DEFINE_integer(
     "from_step", None, "Step of the checkpoint to continue from; by default the last."
 )
@@ -386,14 +392,15 @@ def main(argv: list[str]) -> None:
         raise ValueError("give --config FILE and --workdir DIR; see --help")
     for name, level in (("absl", logging.CRITICAL), ("jax", logging.WARNING)):  # as in `cli.run`
         logging.getLogger(name).setLevel(level)
-    workdir = paths.local(_WORKDIR.value)
+    workdir = paths.place(_WORKDIR.value)
     options: Any = jax.config  # whose options are added at run time
     if not options.jax_compilation_cache_dir:
-        cache = workdir.absolute() / "compilation_cache"
+        cache = orbax_paths.absolute(workdir) / "compilation_cache"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     distributed.initialize(_DISTRIBUTED.value)
-    for sentence in train_config.keep_what_began(workdir):
-        _log(sentence)
+    with buckets.explained(workdir):
+        for sentence in train_config.keep_what_began(workdir):
+            _log(sentence)
     train(_CONFIG.value, workdir, from_step=_FROM_STEP.value)
 
 
