@@ -308,8 +308,8 @@ class Checkpointer:
     def _unfinished(self) -> list[pathlib.Path]:
         if isinstance(self._directory, pathlib.Path):
             return list(self._directory.glob("*.orbax-checkpoint-tmp"))
-        found = [path for path in self._directory.iterdir() if path.name.isdecimal()]
-        return [path for path in found if not orbax_paths.is_complete(path)]
+        found = self._directory.iterdir() if self._directory.exists() else ()
+        return [x for x in found if x.name.isdecimal() and not orbax_paths.is_complete(x)]
 
     def _steps(self) -> list[int]:
         return sorted(self._manager.all_steps())

@@ -131,7 +131,7 @@ class MetricWriter:
         """
         if self._bucket is None:
             return
-        for path in [*(self._local / x for x in _CARRIED), *(self._local / "events").iterdir()]:
+        for path in [*(self._local / x for x in _CARRIED), *self._local.glob("events.*")]:
             if not path.exists():
                 continue
             name, found = str(path.relative_to(self._local)), path.stat()
