@@ -1,6 +1,5 @@
 """Runs, models and token sets in buckets: whole or not there, fetched once, refused in one line."""
 
-import json
 import os
 import random
 import signal
