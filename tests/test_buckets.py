@@ -238,6 +238,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bits(store, tmp_path):
         assert ours == theirs
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_named(tmp_path):
     """In a process in which gcsfs cannot be imported."""
     program = (
@@ -250,6 +251,4 @@ def test_a_missing_package_is_named(tmp_path):
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert found.returncode == 2, found.stderr
     assert found.stderr.startswith("error: gs://bucket/model needs a package"), found.stderr
-    assert (
-        "pip install 'enat_jax[gcs]'" in found.stderr and json.dumps(found.stderr).count("\\n") == 1
-    )
+    assert "pip install 'enat_jax[gcs]'" in found.stderr and found.stderr.count("\n") == 1
