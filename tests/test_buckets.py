@@ -172,31 +172,37 @@ def test_a_token_set_is_made_there_and_read_from_there(store, tmp_path, capsys):
     chex.assert_trees_all_equal(found.gather(np.arange(4)), here.gather(np.arange(4)))
 
 
-SMALL = {"train.num_steps": 6, "train.save_every": 2, "train.eval_every": 4, "train.pictures": True}
+SMALL = {"train.num_steps": 4, "train.save_every": 2, "train.eval_every": 2, "train.pictures": True}
+
+
+def run(root, workdir, num_steps=4, **named):
+    """The state after so many steps, as numpy arrays."""
+    config = small_config(root, **SMALL | {"train.num_steps": num_steps})
+    config.train.rehearse = num_steps == 2
+    return jax.device_get(train.train(config, workdir, jax.devices()[:1], **named))
 
 
 @pytest.mark.slow
 def test_a_run_in_a_bucket_makes_what_one_on_disk_makes(store, tmp_path, capsys):
     """And it goes on, its model is read from there, and one is exported there."""
     write_data(tmp_path)
-    local = train.train(small_config(tmp_path, **SMALL), tmp_path / "run")
-    config = small_config(tmp_path, **SMALL | {"train.num_steps": 4, "train.rehearse": True})
-    train.train(config, "gs://bucket/first")
-    assert not store.names("first/rehearsal") and store.newest("first") == 4
-    state = train.train(small_config(tmp_path, **SMALL), "gs://bucket/first")
-    chex.assert_trees_all_equal(jax.device_get(state), jax.device_get(local))
-    here = {str(x.relative_to(tmp_path / "run")) for x in (tmp_path / "run" / "model").rglob("*.*")}
-    assert here <= {x.removeprefix("first/") for x in store.names("first/")}
-    assert "first/pictures/samples_0000004.png" in store.names() or store.names("first/pictures/")
-    assert [x["step"] for x in store.lines("first")] == [x["step"] for x in lines(tmp_path / "run")]
-    ours = Generator.load("gs://bucket/first/model").sample([0, 1, 2], seed=0)
-    np.testing.assert_array_equal(ours, Generator.load(tmp_path / "run/model").sample([0, 1, 2]))
-    again = train.train(small_config(tmp_path, **SMALL), "gs://bucket/first", from_step=4)
-    chex.assert_trees_all_equal(jax.device_get(again), jax.device_get(local))
-    assert store.names("first/checkpoints/6.set_aside/")
-    export.main("--workdir gs://bucket/first --step 4 --out gs://bucket/exported".split())
-    assert "[export] gs://bucket/exported: step 4" in capsys.readouterr().out
-    assert Generator.load("gs://bucket/exported").provenance["step"] == 4
+    here = tmp_path / "run"
+    expected = run(tmp_path, here)
+    run(tmp_path, "gs://bucket/run", num_steps=2)
+    assert not store.names("run/rehearsal") and store.newest("run") == 2
+    chex.assert_trees_all_equal(run(tmp_path, "gs://bucket/run"), expected)
+    written = [*(here / "model").rglob("*.json"), *(here / "model").rglob("*.safetensors")]
+    written += [*(here / "pictures").iterdir(), here / "config.json", here / "metrics.jsonl"]
+    names = {str(path.relative_to(here)) for path in written}
+    assert len(names) > 6 and names <= {x.removeprefix("run/") for x in store.names("run/")}
+    assert [x["step"] for x in store.lines("run")] == [x["step"] for x in lines(here)]
+    images = Generator.load("gs://bucket/run/model").sample([0, 1, 2], seed=0)
+    np.testing.assert_array_equal(images, Generator.load(here / "model").sample([0, 1, 2], seed=0))
+    chex.assert_trees_all_equal(run(tmp_path, "gs://bucket/run", from_step=2), expected)
+    assert store.names("run/checkpoints/4.set_aside/")
+    export.main("--workdir gs://bucket/run --step 2 --out gs://bucket/exported".split())
+    assert "[export] gs://bucket/exported: step 2" in capsys.readouterr().out
+    assert Generator.load("gs://bucket/exported").provenance["step"] == 2
     with pytest.raises(ValueError, match="in a bucket nothing is added"):
         export.main("--model gs://bucket/exported --out gs://bucket/exported".split())
 
