@@ -13,13 +13,14 @@ import os
 import pathlib
 import shutil
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import IO, Any
 
 from enat_jax.runtime import exits, files, paths
 
-# Libraries below fsspec, whose errors are of a bucket and no bugs here.
-_LIBRARIES = ("gcsfs", "google", "aiohttp", "s3fs", "botocore", "fsspec")
+# What is raised by these is of a bucket, and no bug here.
+_LIBRARIES = ("etils", "fsspec", "gcsfs", "google", "aiohttp", "s3fs", "botocore")
 
 
 def fetched(path: str | os.PathLike) -> pathlib.Path:
@@ -46,12 +47,12 @@ def fetched(path: str | os.PathLike) -> pathlib.Path:
         found = _objects(system, root)
         if not found:
             raise FileNotFoundError(f"there is nothing at {address}, or this user may not see it")
-        versions = sorted((name, system.ukey(f"{root}/{name}" if name else root)) for name in found)
+        versions = [(name, sorted(about.items())) for name, about in sorted(found.items())]
         version = hashlib.sha256(repr((address, versions)).encode()).hexdigest()[:20]
         copy = paths.cache_directory() / "buckets" / version / root.rpartition("/")[2]
-        missing = {name: size for name, size in found.items() if not (copy / name).is_file()}
+        missing = [name for name in found if not (copy / name).is_file()]
         if missing:
-            size = sum(missing.values()) / 2**20
+            size = sum(found[name]["size"] for name in missing) / 2**20
             print(
                 f"fetching {len(missing)} files, {size:,.1f} MiB, of {address} to {copy}",
                 file=sys.stderr,
@@ -87,21 +88,23 @@ def explained(address: Any) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
+        if not _of_libraries(error):
+            raise
         package = "enat_jax[gcs]" if str(address).startswith(paths.BUCKET) else "what it asks for"
         raise ValueError(
             f"{address} needs a package that is not installed ({exits.one_line(error)}): "
             f"pip install '{package}'"
         ) from error
     except Exception as error:
-        if isinstance(error, OSError) and (error.errno or str(address) in str(error)):
-            raise  # of this machine, or it says what is wrong already
-        if not isinstance(error, OSError) and not _of_libraries(error):
-            raise
+        if not _of_libraries(error) or str(address) in str(error):
+            raise  # it is of something else, or says already where it comes from
         raise OSError(f"{address}: {_reason(error)}") from error
 
 
 def _of_libraries(error: Exception) -> bool:
-    return any(kind.__module__.partition(".")[0] in _LIBRARIES for kind in type(error).__mro__)
+    frames = (frame.f_globals for frame, _ in traceback.walk_tb(error.__traceback__))
+    names = [str(names.get("__name__")) for names in frames] + [type(error).__module__]
+    return any(name.partition(".")[0] in _LIBRARIES for name in names)
 
 
 def _reason(error: Exception) -> str:
@@ -130,8 +133,8 @@ def _file_system(address: str) -> tuple[Any, str]:
     return system, root.rstrip("/")
 
 
-def _objects(system: Any, root: str) -> dict[str, int]:
-    """Returns sizes of the objects by their names below ``root``; of an object itself by ""."""
+def _objects(system: Any, root: str) -> dict[str, dict[str, Any]]:
+    """Returns what is known of objects by their names below ``root``; of an object itself by ""."""
     found = {}
     for path, about in system.find(root, detail=True).items():
         name = path.removeprefix(root).lstrip("/")
@@ -139,11 +142,11 @@ def _objects(system: Any, root: str) -> dict[str, int]:
             continue
         if ".." in name.split("/"):
             raise ValueError(f"{root} has an object of the name {name!r}, which is not copied")
-        found[name] = about["size"]
+        found[name] = about
     twice = tuple(
         name.removesuffix(".safetensors") + "/" for name in found if name.endswith(".safetensors")
     )
-    return {name: size for name, size in found.items() if not name.startswith(twice)}
+    return {name: about for name, about in found.items() if not name.startswith(twice)}
 
 
 def _copy(system: Any, source: str, file: IO[bytes]) -> None:
