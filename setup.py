@@ -30,6 +30,7 @@ INSTALL_REQUIRES = [
     "tqdm>=4.66",  # Reason: the progress bar of the training loop.
 ]
 
+GCSFS = "gcsfs>=2026.9"  # Reason: etils, and so Orbax, reads and writes gs:// by it.
 HUGGINGFACE_HUB = "huggingface_hub>=2.4"  # Reason: load models from there and push them.
 MATPLOTLIB = "matplotlib>=3.11"  # Reason: the plots of enat_jax.analyze.
 OPTUNA = "optuna>=5.0,<6"  # Reason: the search of enat_jax.search.
@@ -40,6 +41,7 @@ NOTEBOOK = ["nbclient>=0.11", "ipykernel>=7.4"]  # Reason: run launch/sampling_c
 EXTRAS_REQUIRE = {
     "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+    "gcs": [GCSFS],
     "torch": ["torch>=2.6"],  # Reason: only to compare with the reference and read odd checkpoints.
     "quickstart": [],  # Reason: its data came with scikit-learn, which is now always installed.
     # Reason: training metrics online, if asked for. The tests use a stand-in: no tested bound.
@@ -58,6 +60,7 @@ EXTRAS_REQUIRE = {
         "pre-commit>=4.0",  # Reason: runs ruff before each commit.
         "mypy>=2.4,<3",  # Reason: checks the types; launch/test.sh runs it.
         "ruff>=0.17,<0.18",  # Reason: linter and formatter; a new minor version formats anew.
+        GCSFS,
         HUGGINGFACE_HUB,
         MATPLOTLIB,
         OPTUNA,

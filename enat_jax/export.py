@@ -32,7 +32,7 @@ import pathlib
 from enat_jax.checkpoints import hub, model_files
 from enat_jax.evaluation import drawing_arguments
 from enat_jax.inference import generator, model_directory, sampler_settings, tokenizer
-from enat_jax.runtime import cli, files, paths
+from enat_jax.runtime import buckets, cli, files, paths
 from enat_jax.training import finished
 
 
@@ -51,6 +51,7 @@ def main(argv: list[str]) -> None:
     if options.push is not None:
         hub.parse(hub.PREFIX + options.push)  # before the work, not after it
     if options.out is not None:
+        buckets.require(options.out)
         if options.workdir is not None:
             model = finished.of_run(options.workdir, options.step)
         else:
@@ -63,15 +64,19 @@ def main(argv: list[str]) -> None:
         model_directory.write(
             model, options.out, options.format, options.dtype, with_text_encoder=with_text_encoder
         )
-        written = [path for path in options.out.rglob("*") if path.is_file()]
-        size = sum(path.stat().st_size for path in written) / 2**20
-        print(f"[export] {options.out}: step {model.provenance.get('step')}, {size:,.1f} MiB")
+        print(f"[export] {options.out}: step {model.provenance.get('step')}{_size(options.out)}")
     if options.push is not None:
-        directory = options.out or options.model
-        files.read_description(
-            pathlib.Path(directory) / "model.json", generator.FORMAT, "push a model directory"
-        )
+        directory = buckets.fetched(options.out or options.model)
+        files.read_description(directory / "model.json", generator.FORMAT, "push a model directory")
         print(f"[export] pushed: {hub.push(directory, hub.PREFIX + options.push)}")
+
+
+def _size(out: pathlib.Path) -> str:
+    """Returns ", 1.5 MiB", or nothing for a directory in a bucket."""
+    if not isinstance(out, pathlib.Path):
+        return ""
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return f", {size / 2**20:,.1f} MiB"
 
 
 def _with_settings(
@@ -114,12 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=cli.path, metavar="RUN", help="of a training run")
+    source.add_argument("--workdir", type=cli.place, metavar="RUN", help="of a training run")
     source.add_argument(
         "--model", type=cli.model, metavar="DIR", help="model directory, or hf://OWNER/NAME"
     )
     add("--step", type=int, help="of the run (default: the newest)")
-    add("--out", type=cli.path, metavar="DIR", help="model directory to write")
+    add("--out", type=cli.place, metavar="DIR", help="model directory, or gs://, to write")
     weights, formats = model_files.WEIGHTS, model_directory.FORMATS
     add(
         "--format",

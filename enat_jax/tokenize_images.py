@@ -23,7 +23,7 @@ import jax
 
 from enat_jax.data import images, tokens
 from enat_jax.inference import token_inspection, tokenization, tokenizer
-from enat_jax.runtime import cli, numerics, paths
+from enat_jax.runtime import buckets, cli, numerics, paths
 
 PIXELS = 1 << 20  # of one call of the tokenizer on one device
 _SETTINGS = {name for settings in images.SETTINGS.values() for name in settings}
@@ -146,7 +146,8 @@ def _arguments_of(differences: list[tuple[str, Any, Any]]) -> list[str]:
 
 def _refuse_within(out: pathlib.Path, source: str) -> None:
     folder = paths.local(source)
-    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+    local = isinstance(out, pathlib.Path)
+    if local and folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
             f"--out {out} lies within --source {source}, where it would be listed with the "
             "pictures: choose a directory outside"
@@ -178,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m enat_jax.tokenize_images", description=(__doc__ or "").split("\n\n")[0]
     )
     add = parser.add_argument
-    add("--model", type=cli.path, required=True, metavar="DIR", help="tokenizer directory")
+    add("--model", type=cli.model, required=True, metavar="DIR", help="tokenizer directory")
     add(
         "--source",
         default="digits",
@@ -202,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
         default="stop",
         help="what to do about an image that cannot be read; skipped ones are listed in the set",
     )
-    add("--out", type=cli.path, required=True, metavar="DIR", help="directory to write")
+    add("--out", type=cli.place, required=True, metavar="DIR", help="directory or gs:// to write")
     add(
         "--set",
         type=cli.name_value,
@@ -225,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--num-hosts", type=cli.at_least_one, help="that share the work (default: jax's)")
     add(
         "--inspect",
-        type=cli.path,
+        type=cli.model,
         metavar="DIR",
         help="make nothing, but show how good a finished token set is; pictures go to --out",
     )
@@ -234,6 +235,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> None:
     flags = _parser().parse_args(arguments)
+    if flags.inspect and not isinstance(flags.out, pathlib.Path):
+        raise ValueError(f"pictures are not written to {flags.out}: name a local directory")
+    buckets.require(flags.out)
     model = tokenizer.Tokenizer.load(flags.model)
     if flags.inspect:
         print(token_inspection.inspect(flags.inspect, model, flags.out))

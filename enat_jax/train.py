@@ -33,6 +33,7 @@ from enat_jax.checkpoints import best, checkpoint, orbax_paths
 from enat_jax.data import loader
 from enat_jax.runtime import (
     agreement,
+    buckets,
     cli,
     compilation_cache,
     distributed,
@@ -73,7 +74,7 @@ def train(
 
     Args:
         config: see ``configs/``.
-        workdir: directory of this run, which all processes share.
+        workdir: directory of this run, which all processes share, or gs://BUCKET/NAME.
         devices: to train on; None: all devices of all processes.
         from_step: of the checkpoint to continue from; None: the last that is not damaged.
 
@@ -85,10 +86,12 @@ def train(
         FileNotFoundError: data that the config names is not there.
         cli.Stop: asked to stop, and saved; or too many steps in a row were not finite.
     """
-    workdir = paths.local(workdir)
+    workdir = paths.place(workdir)
     orbax_paths.of(workdir)  # refuses a name that no checkpoint can have, before there is anything
     built = train_config.build(config)
     with contextlib.ExitStack() as held, numerics.pinned():
+        held.enter_context(buckets.explained(workdir))
+        agreement.broadcast_from_first(functools.partial(buckets.require, workdir))
         # The first process holds the directory for all.
         only_one = functools.partial(held.enter_context, files.lock_directory(workdir))
         agreement.broadcast_from_first(only_one)
@@ -258,6 +261,7 @@ def _loop(
         restored = step == start and not is_new
         if step and not restored:
             with monitor.saving(), watchdog.paused():
+                run.writer.upload()
                 run.checkpointer.save(step, state, run.meta, force=due)
         if due and not (restored and run.checkpointer.is_evaluated(step)):
             with monitor.evaluating(), watchdog.paused():
@@ -306,6 +310,7 @@ def _save_and_stop(run: _Run, state: TrainState, step: int, again: str) -> NoRet
     with run.watchdog.paused():
         if run.monitor.num_steps:
             _log_metrics(run, state, step)
+        run.writer.upload()
         run.checkpointer.save(step, state, run.meta, force=True)
         run.checkpointer.wait()
     raise cli.Stop(f"on request, saved after step {step}; {again}", exits.STOPPED)
@@ -351,6 +356,7 @@ def _evaluate(run: _Run, state: TrainState, step: int) -> None:
             images = dict(run.task.images(state, run.mesh))
             run.writer.images(step, images)
             rehearsal.write_pictures(run.workdir / "pictures", images, step)
+        run.writer.upload()
         run.checkpointer.record(step, found)
 
 
@@ -369,7 +375,7 @@ def _log(message: str) -> None:
 
 
 _CONFIG = train_config.define()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, or gs://BUCKET/NAME.")
 _FROM_STEP = flags.DEFINE_integer(
     "from_step", None, "Step of the checkpoint to continue from; by default the last."
 )
@@ -387,12 +393,14 @@ def main(argv: list[str]) -> None:
         raise ValueError("give --config FILE and --workdir DIR; see --help")
     for name, level in (("absl", logging.CRITICAL), ("jax", logging.WARNING)):  # as in `cli.run`
         logging.getLogger(name).setLevel(level)
-    workdir = paths.local(_WORKDIR.value)
+    workdir = paths.place(_WORKDIR.value)
     distributed.initialize(_DISTRIBUTED.value)
-    if jax.process_count() > 1:  # The first process alone writes what all of them can read here.
+    if jax.process_count() > 1 and isinstance(workdir, pathlib.Path):
+        # The first process alone writes what all of them can read here.
         compilation_cache.use(workdir.absolute() / "compilation_cache")
-    for sentence in train_config.keep_what_began(workdir):
-        _log(sentence)
+    with buckets.explained(workdir):
+        for sentence in train_config.keep_what_began(workdir):
+            _log(sentence)
     train(_CONFIG.value, workdir, from_step=_FROM_STEP.value)
 
 

@@ -6,7 +6,7 @@
 #   export TPU_NAME=enat TPU_ZONE=us-central1-a TPU_TYPE=v5litepod-64
 #   export TPU_VERSION=v2-alpha-tpuv5-lite TPU_SPOT=yes
 #   bash launch/tpu_pod.sh keep-running --config configs/enat_l_imagenet256.py \
-#     --workdir /mnt/runs/enat_l --config.data.tokens=/mnt/data/tokens
+#     --workdir gs://my-bucket/runs/enat_l --config.data.tokens=gs://my-bucket/tokens
 #
 #   create                   create the TPU VM
 #   install                  copy this repository to all workers and install it
@@ -15,8 +15,9 @@
 #                            TPU is taken away, a worker is lost, or somebody asks the run to stop
 #   delete                   delete the TPU VM
 #
-# The working directory must outlive the TPU and be the same on all workers: a directory into which
-# TPU_SETUP mounts a bucket or a shared disk. gs:// addresses do not work.
+# The working directory must outlive the TPU and be the same on all workers: gs://BUCKET/NAME, which
+# the service account of the TPU may write to, or a directory into which TPU_SETUP mounts a shared
+# disk. What is read from gs:// is copied to the disk of each worker.
 #
 # TPU_NAME, TPU_ZONE, TPU_TYPE, TPU_VERSION
 #                name, zone, accelerator type, software     (needed)
@@ -85,7 +86,7 @@ mkdir -p ~/enat_jax && cd ~/enat_jax && tar -xzf ~/enat_jax.tar.gz
 if ! command -v python3.11 >/dev/null; then
   sudo apt-get update -q && sudo apt-get install -q -y python3.11 python3.11-venv
 fi
-PYTHON=python3.11 bash -c "set -e; source launch/environment.sh; prepare_environment tpu"
+PYTHON=python3.11 bash -c "set -e; source launch/environment.sh; prepare_environment tpu,gcs"
 '
 
 install() {

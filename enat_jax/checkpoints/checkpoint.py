@@ -1,6 +1,7 @@
 """Training states on disk, and the parameters of finished models. Orbax does the writing.
 
-A save becomes visible by a rename after its last byte, so a process may be killed at any moment.
+A save becomes visible by a rename after its last byte, in a bucket by a last object, so a process
+may be killed at any moment.
 Every state is stored with a description of itself: what the caller says must match when it is
 restored (``meta``), and the path, shape, dtype and checksum of each array. It is compared before
 and after the arrays are read, so that a checkpoint that does not fit and one that is damaged are
@@ -15,7 +16,6 @@ import functools
 import itertools
 import logging
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -26,7 +26,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from enat_jax.checkpoints import best as best_checkpoint
 from enat_jax.checkpoints import manifest, orbax_paths
-from enat_jax.runtime import agreement, exits, os_errors
+from enat_jax.runtime import agreement, exits, files, os_errors
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Checkpointer:
             raise ValueError(f"{save_every=} and {keep=} must be positive")
         if keep_every is not None and (keep_every < 1 or keep_every % save_every):
             raise ValueError(f"{keep_every=} must be a positive multiple of {save_every=}")
-        self._directory = pathlib.Path(directory).absolute()
+        self._directory = orbax_paths.absolute(directory)
         self._save_every = save_every
         self._complete = complete
         self.best = None if best is None else best_checkpoint.KeepBest(best)
@@ -111,8 +111,8 @@ class Checkpointer:
         if self.best is not None:
             self.best.note(step, {})  # until it is evaluated
         if jax.process_index() == 0:  # what killed or failed saves left would stay for ever
-            for path in self._directory.glob("*.orbax-checkpoint-tmp"):
-                shutil.rmtree(path, ignore_errors=True)
+            for path in self._unfinished():
+                files.remove_tree(path)
         try:
             # The interval was decided above; `force` keeps Orbax from deciding once more.
             return self._manager.save(
@@ -304,6 +304,12 @@ class Checkpointer:
     def _evaluations(self) -> list[tuple[int, dict[str, float | None]]]:
         read = {step: manifest.evaluation(self._directory / str(step)) for step in self._steps()}
         return [(step, found) for step, found in read.items() if found is not None]
+
+    def _unfinished(self) -> list[pathlib.Path]:
+        if isinstance(self._directory, pathlib.Path):
+            return list(self._directory.glob("*.orbax-checkpoint-tmp"))
+        found = self._directory.iterdir() if self._directory.exists() else ()
+        return [x for x in found if x.name.isdecimal() and not orbax_paths.is_complete(x)]
 
     def _steps(self) -> list[int]:
         return sorted(self._manager.all_steps())

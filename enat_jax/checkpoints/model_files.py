@@ -205,9 +205,10 @@ def save_params(directory: str | pathlib.Path, params: PyTree) -> None:
     """
     import orbax.checkpoint as ocp  # late: 290 modules, which safetensors files do not need
 
-    final = pathlib.Path(directory).absolute()
+    final = orbax_paths.absolute(directory)
     orbax_paths.of(final)  # refuses what Orbax cannot use, before there is anything
-    fresh, old = _sibling(final, "new"), _sibling(final, "old")
+    renamed = isinstance(final, pathlib.Path)  # in a bucket what describes the model comes last
+    fresh, old = _sibling(final, "new") if renamed else final, _sibling(final, "old")
     if jax.process_count() > 1:  # arrays that each process has for itself, the first one writes
         params = jax.tree.map(_local_as_numpy, params)
     first = jax.process_index() == 0
@@ -220,7 +221,7 @@ def save_params(directory: str | pathlib.Path, params: PyTree) -> None:
     except Exception as error:  # TensorStore says in a ValueError that the disk is full
         os_errors.pass_on(error, final)
         raise
-    if first:
+    if first and renamed:
         # There is no way to exchange two directories at once: `old` covers the gap.
         if final.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -237,7 +238,7 @@ def load_params(directory: str | pathlib.Path) -> dict[str, Any]:
         FileNotFoundError: if there are no parameters at ``directory``.
         ValueError: if they are damaged.
     """
-    final = pathlib.Path(directory).absolute()
+    final = orbax_paths.absolute(directory)
     source = final if final.is_dir() else _sibling(final, "old")
     if not source.is_dir():
         raise FileNotFoundError(f"no parameters at {final}: not a directory")

@@ -18,7 +18,7 @@ import safetensors.numpy
 from flax import serialization
 
 from enat_jax.checkpoints import pickles, torch_files
-from enat_jax.runtime import exits, files, os_errors
+from enat_jax.runtime import exits, files, os_errors, paths
 
 # What the readers of damaged and hostile files raise, beside ValueError.
 _DAMAGE = (
@@ -98,7 +98,7 @@ def write_safetensors(
         OSError: it cannot be written, or not be read back as it was.
         ValueError: an array is of a type that the format does not have.
     """
-    path = pathlib.Path(path)
+    path = paths.place(path)
     dense = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     try:
         content = safetensors.numpy.save(dense, dict(metadata) if metadata else None)
@@ -108,7 +108,10 @@ def write_safetensors(
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomically(path, content)
     try:
-        found = _read_safetensors(path, None)
+        if isinstance(path, pathlib.Path):
+            found = _read_safetensors(path, None)
+        else:
+            found = safetensors.numpy.load(path.read_bytes())
         same = all(found[name].tobytes() == array.tobytes() for name, array in dense.items())
     except (safetensors.SafetensorError, KeyError):
         same = False

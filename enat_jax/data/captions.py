@@ -27,7 +27,7 @@ from jaxtyping import Bool, Int
 
 from enat_jax.data import records, text_states, text_tokens
 from enat_jax.data.decoding import Batch
-from enat_jax.runtime import files
+from enat_jax.runtime import buckets, files
 
 FORMAT = "enat_jax captions 1"
 MADE_BY = "python -m enat_jax.tokenize_captions"
@@ -267,7 +267,7 @@ class Captions:
             ValueError: they are damaged or of another format.
             OSError: they cannot be read.
         """
-        directory = pathlib.Path(directory)
+        directory = buckets.fetched(directory)
         advice = f"make captions with {MADE_BY}"
         metadata = files.read_description(directory / "metadata.json", FORMAT, advice)
         try:

@@ -224,8 +224,8 @@ class RunPictures:
         new = [{"key": k, "reason": v} for k, v in bad.items() if k not in self._reported]
         if new:
             self._directory.mkdir(parents=True, exist_ok=True)
-            with open(self._directory / "reported.jsonl", "ab") as file:
-                file.write("".join(f"{json.dumps(entry)}\n" for entry in new).encode())
+            lines = "".join(f"{json.dumps(entry)}\n" for entry in new)
+            files.append(self._directory / "reported.jsonl", lines.encode())
             self._reported |= {entry["key"] for entry in new}
 
     def _read_reported(self) -> list[str]:

@@ -28,7 +28,7 @@ from jaxtyping import Int, Shaped
 
 from enat_jax.data import records
 from enat_jax.data.decoding import Batch
-from enat_jax.runtime import files, paths, versions
+from enat_jax.runtime import buckets, files, paths, versions
 
 FORMAT = "enat_jax tokens 3"
 MAX_SHARDS = 128  # of which ``records`` keeps as many open as a process may
@@ -120,7 +120,7 @@ def begin(directory: str | os.PathLike, spec: TokenSetSpec) -> list[int]:
         ValueError: the directory holds something else; the message names what differs.
         OSError: it cannot be written.
     """
-    directory = pathlib.Path(directory)
+    directory = paths.place(directory)
     path = directory / "plan.json"
     wanted = spec.description
     if not path.exists():
@@ -153,7 +153,7 @@ def write_shard(
     Raises:
         OSError: it cannot be written.
     """
-    directory = pathlib.Path(directory)
+    directory = paths.place(directory)
     content = records.npy_bytes(rows.astype(spec.dtype, copy=False))
     items = spec.items(shard)
     description = {
@@ -177,7 +177,7 @@ def finish(directory: str | os.PathLike, spec: TokenSetSpec) -> bool:
         ValueError: no image could be read, or a file is damaged or of another set.
         OSError: it cannot be written.
     """
-    directory = pathlib.Path(directory)
+    directory = paths.place(directory)
     begun = _read_plan(directory, spec.description)
     lengths: list[int] = []
     skipped: dict[int, dict[str, Any]] = {}
@@ -296,12 +296,14 @@ class TokenSet:
     def open(cls, directory: str | os.PathLike) -> "TokenSet":
         """Opens a set; the records stay on disk and are read as they are gathered.
 
+        Of a set in a bucket, they are fetched first, see ``buckets.fetched``.
+
         Raises:
             FileNotFoundError: there is no token set.
             OSError: it cannot be read.
             ValueError: it is unfinished, damaged or of another format.
         """
-        directory = paths.local(directory)
+        directory = buckets.fetched(directory)
         metadata = read_metadata(directory)
         try:
             grid = tuple(metadata["grid"])
@@ -338,7 +340,7 @@ class TokenSet:
             FileNotFoundError: there is no such file.
             ValueError: it is no such file, or its tokens are no square grid.
         """
-        rows = records.Reference(paths.local(path), codebook_size, len(class_names))
+        rows = records.Reference(buckets.fetched(path), codebook_size, len(class_names))
         side = math.isqrt(rows.num_tokens)
         if side * side != rows.num_tokens:
             raise ValueError(f"{path}: {rows.num_tokens} tokens an image are no square grid")
@@ -364,7 +366,7 @@ def image_keys(directory: str | os.PathLike) -> list[str]:
         FileNotFoundError: there is no token set.
         ValueError: it is unfinished or damaged.
     """
-    directory = paths.local(directory)
+    directory = buckets.fetched(directory)
     metadata = read_metadata(directory)
     keys: dict[int, str] = {}
     num_shards = len(metadata["shards"])
@@ -388,7 +390,7 @@ def image_keys(directory: str | os.PathLike) -> list[str]:
 
 def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
     """Returns the metadata of a finished token set; raises as ``TokenSet.open`` does."""
-    directory = paths.local(directory)
+    directory = buckets.fetched(directory)
     path = directory / "metadata.json"
     try:
         metadata = files.read_json(path, f"start {MADE_BY} again, it writes this file anew")

@@ -26,7 +26,7 @@ from enat_jax.checkpoints import model_files
 from enat_jax.evaluation import inception_weights, perceptual_weights
 from enat_jax.evaluation.feature_network import BATCH_SIZE, Features
 from enat_jax.models import classifier, inception, lite0, perceptual
-from enat_jax.runtime import files, os_errors, paths
+from enat_jax.runtime import buckets, files, os_errors, paths
 
 FORMAT = "enat_jax features 1"
 DOWNLOAD = "download"  # in place of the path of Inception's weights
@@ -87,7 +87,7 @@ def _open_inception(resize: str, weights: str | os.PathLike | None, batch_size: 
             "--config.evaluation.inception"
         )
     if weights == DOWNLOAD:
-        weights = inception_weights.download(inception_weights.cache_directory())
+        weights = inception_weights.download(paths.cache_directory())
     params, origin = inception_weights.read(weights)
     return of_inception(params, resize, origin, batch_size)
 
@@ -230,7 +230,7 @@ def save_trained(
         trained_on: name of its data, for people.
         provenance: JSON values.
     """
-    directory = pathlib.Path(directory)
+    directory = paths.place(directory)
     model_files.save_params(directory / "params", params)
     description = {
         "format": FORMAT,
@@ -251,7 +251,7 @@ def load_trained(directory: str | os.PathLike, batch_size: int = BATCH_SIZE) -> 
         FileNotFoundError: if ``directory`` has no feature network.
         ValueError: if it is damaged.
     """
-    directory = pathlib.Path(directory)
+    directory = buckets.fetched(directory)
     path = directory / "features.json"
     advice = "train a feature network, see configs/digits_features.py"
     saved = files.read_description(path, FORMAT, advice)

@@ -118,11 +118,6 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     return found, {"file": path.name, "sha256": sha256, "published": sha256 == SHA256}
 
 
-def cache_directory() -> pathlib.Path:
-    """Returns where downloads are kept: ``enat_jax`` in $XDG_CACHE_HOME, or in ~/.cache."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "enat_jax"
-
-
 def download(
     directory: pathlib.Path, url: str = URL, sha256: str = SHA256, timeout: float = 60.0
 ) -> pathlib.Path:

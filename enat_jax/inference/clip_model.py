@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Float16, Float32, Int, PyTree, Shaped
 from enat_jax.checkpoints import model_files
 from enat_jax.data import records, text_tokens
 from enat_jax.models import clip
-from enat_jax.runtime import files, numerics, paths, sharding
+from enat_jax.runtime import buckets, files, numerics, paths, sharding
 
 FORMAT = "enat_jax text encoder 1"
 NULL = "null_text.npy"
@@ -117,7 +117,7 @@ class ClipText(model_files.TrainedModel):
             ValueError: the weights were loaded in another dtype than they were saved in.
             OSError: it cannot be written.
         """
-        directory = paths.local(directory)
+        directory = paths.place(directory)
         self.save_weights(directory / "text", formats, FORMAT)
         if jax.process_index() == 0:
             null = records.npy_bytes(self.null_states)
@@ -153,7 +153,7 @@ class ClipText(model_files.TrainedModel):
             FileNotFoundError: there is no encoder in the directory.
             ValueError: it is damaged or not an encoder of ours.
         """
-        directory = paths.local(directory)
+        directory = buckets.fetched(directory)
         path = directory / "encoder.json"
         description = files.read_description(path, FORMAT, f"make one with {MADE_BY}")
         with model_files.parsing(path):

@@ -19,7 +19,7 @@ from PIL import Image
 from enat_jax.checkpoints import model_files
 from enat_jax.inference import clip_model
 from enat_jax.models import clip
-from enat_jax.runtime import files, numerics, paths
+from enat_jax.runtime import buckets, files, numerics, paths
 
 # Of the pixels of CLIP's training, in [0, 1].
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -106,7 +106,7 @@ class Clip:
         self, directory: str | os.PathLike, formats: Collection[str] = model_files.WEIGHTS
     ) -> None:
         """Writes a directory, which ``ClipText.load`` reads, too; raises as ``ClipText.save``."""
-        directory = paths.local(directory)
+        directory = paths.place(directory)
         if self.vision is not None:
             self.vision.save_weights(directory / "vision", formats, clip_model.FORMAT)
         self.text.save(directory, formats)
@@ -121,7 +121,7 @@ class Clip:
         devices: Sequence[jax.Device] | None = None,
     ) -> Self:
         """Reads what ``save`` wrote; arguments and errors are those of ``ClipText.load``."""
-        directory = paths.local(directory)
+        directory = buckets.fetched(directory)
         text = clip_model.ClipText.load(directory, dtype, devices)
         path = directory / "encoder.json"
         described = files.read_description(path, clip_model.FORMAT, clip_model.MADE_BY)

@@ -40,7 +40,7 @@ from enat_jax.inference import (
 )
 from enat_jax.inference.conditions import Prompts
 from enat_jax.models import nat, transformers
-from enat_jax.runtime import files, numerics, paths, sharding
+from enat_jax.runtime import buckets, files, numerics, paths, sharding
 from enat_jax.schedules import reveal
 
 FORMAT = "enat_jax model 2"
@@ -389,7 +389,7 @@ class Generator(model_files.TrainedModel):
                 is no text encoder at hand.
             OSError: it cannot be written.
         """
-        directory = paths.local(directory)
+        directory = paths.place(directory)
         self.save_weights(directory / "transformer", formats, FORMAT)
         self.tokenizer.save(directory / "tokenizer", formats)
         if with_text_encoder:
@@ -421,7 +421,7 @@ class Generator(model_files.TrainedModel):
     def write_readme(self, directory: str | os.PathLike, compiled: bool = False) -> None:
         """Writes ``README.md``; ``compiled``: whether the directory has a compiled sampler."""
         size = sum(x.size for x in jax.tree.leaves(self.params))
-        directory = pathlib.Path(directory)
+        directory = paths.place(directory)
         inside = (directory / text_encoder.FOLDER / "encoder.json").is_file()
         about = self.description, self.tokenizer.image_size, size
         text = model_card.text(*about, compiled, with_text_encoder=inside)
@@ -439,7 +439,7 @@ class Generator(model_files.TrainedModel):
 
         Args:
             directory: path, or "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION" of the Hugging
-                Face Hub.
+                Face Hub, or the address of a bucket, see ``buckets.fetched``.
             dtype: of weights and computation, "float32" or "bfloat16"; None: weights in float32
                 and the computation as trained.
             devices: of this process, to divide images over; None: all.
@@ -452,7 +452,7 @@ class Generator(model_files.TrainedModel):
         """
         if hub.is_address(directory):
             directory = hub.download(directory)
-        directory = paths.local(directory)
+        directory = buckets.fetched(directory)
         description = _description(directory)
         with model_files.parsing(directory / "model.json"):
             model = transformers.MODELS[description["kind"]](

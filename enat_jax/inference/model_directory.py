@@ -15,7 +15,7 @@ from enat_jax.inference import (
     reference_weights,
     tokenizer,
 )
-from enat_jax.runtime import files, paths
+from enat_jax.runtime import buckets, files
 
 FORMATS = (*model_files.WEIGHTS, "compiled", "reference")
 
@@ -31,7 +31,9 @@ def load(directory: str | os.PathLike) -> generator.Generator | tokenizer.Tokeni
         ValueError: it is damaged.
     """
     devices = jax.local_devices()[:1]
-    if not hub.is_address(directory) and (paths.local(directory) / "tokenizer.json").is_file():
+    if not hub.is_address(directory):
+        directory = buckets.fetched(directory)
+    if (pathlib.Path(directory) / "tokenizer.json").is_file():
         return tokenizer.Tokenizer.load(directory, devices=devices)
     return generator.Generator.load(directory, devices=devices)
 
@@ -85,7 +87,11 @@ def write(
         raise ValueError("a text encoder has weights: add safetensors or orbax to --format")
     if "orbax" in formats:
         orbax_paths.of(out)  # refuses a name that Orbax cannot use, and not that of ``directory``
-    with files.new_directory(out) if new else contextlib.nullcontext(out) as directory:
+    description = "model.json" if isinstance(model, generator.Generator) else "tokenizer.json"
+    if not new and not isinstance(out, pathlib.Path):
+        raise ValueError(f"{out} is there: in a bucket nothing is added to a model, name a new one")
+    made = files.new_directory(out, description) if new else contextlib.nullcontext(out)
+    with made as directory:
         if with_text_encoder and isinstance(model, generator.Generator):
             model.reading_texts().save_encoder(directory, weights)
         if weights:

@@ -10,7 +10,7 @@ import numpy as np
 from enat_jax.data import images, records, tokens
 from enat_jax.inference import tokenizer
 from enat_jax.models import vqgan
-from enat_jax.runtime import files, png
+from enat_jax.runtime import buckets, files, png
 
 CHUNK = 65_536  # records in memory at a time
 MEASURED = 256  # images whose reconstruction error is measured
@@ -89,7 +89,7 @@ def inspect(
     Raises:
         ValueError: a byte of the set is damaged, or it is of another tokenizer.
     """
-    directory, out = pathlib.Path(directory), pathlib.Path(out)
+    directory, out = buckets.fetched(directory), pathlib.Path(out)
     files.require_writable(out)
     metadata = tokens.read_metadata(directory)
     token_set = tokens.TokenSet.open(directory)

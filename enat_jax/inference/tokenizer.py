@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 
 from enat_jax.checkpoints import model_files
 from enat_jax.models import vqgan
-from enat_jax.runtime import files, numerics, paths, sharding
+from enat_jax.runtime import buckets, files, numerics, paths, sharding
 
 FORMAT = "enat_jax tokenizer 1"
 BATCH_SIZE = 64  # images per call of the network and device
@@ -119,7 +119,7 @@ class Tokenizer(model_files.TrainedModel):
             ValueError: the weights were loaded in another dtype than they were saved in.
             OSError: it cannot be written.
         """
-        directory = paths.local(directory)
+        directory = paths.place(directory)
         self.save_weights(directory / "params", formats, FORMAT)
         if jax.process_index() == 0:
             files.write_json(directory / "tokenizer.json", self.description)
@@ -154,7 +154,7 @@ class Tokenizer(model_files.TrainedModel):
             FileNotFoundError: there is no tokenizer in the directory.
             ValueError: it is damaged or not a tokenizer of ours.
         """
-        directory = paths.local(directory)
+        directory = buckets.fetched(directory)
         advice = "train one with python -m enat_jax.train"
         if (directory / "model.json").is_file():
             advice = f"this is a whole model, its tokenizer is {directory / 'tokenizer'}"

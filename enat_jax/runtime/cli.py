@@ -145,9 +145,20 @@ def path(text: str) -> pathlib.Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def place(text: str) -> pathlib.Path:
+    """Reads a path, or an address in a bucket, see ``paths.place``."""
+    try:
+        return paths.place(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def model(text: str) -> str | pathlib.Path:
-    """Reads the path of a model directory, or its address hf://OWNER/NAME, which stays a text."""
-    return text if text.startswith("hf://") else path(text)
+    """Reads the path of a directory, or its address, such as hf://OWNER/NAME, which stays a text.
+
+    What reads it fetches it from there: see ``hub.download`` and ``buckets.fetched``.
+    """
+    return text if paths.address(text) else path(text)
 
 
 def at_least_one(text: str) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from enat_jax.runtime import exits, files, os_errors
+from enat_jax.runtime import exits, files, os_errors, paths
 
 MAX_BYTES = 2 * 2**30  # of all entries when a program starts
 _SUFFIX = "-cache"  # of JAX's files, whose names are PROGRAM-HASH-cache
@@ -43,15 +43,8 @@ _ours = _Ours()
 
 
 def folder() -> pathlib.Path:
-    """Returns the user's folder for compiled programs, which need not be there yet.
-
-    Raises:
-        RuntimeError: the user has no home.
-    """
-    given = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not given.is_absolute():  # which says nothing, by the convention of the variable
-        given = pathlib.Path("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
-    return given.expanduser() / "enat_jax" / "compiled"
+    """Returns the user's folder for compiled programs; raises as ``paths.cache_directory`` does."""
+    return paths.cache_directory() / "compiled"
 
 
 def use(place: pathlib.Path | None = None) -> pathlib.Path | None:

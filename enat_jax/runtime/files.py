@@ -1,4 +1,8 @@
-"""Files written whole or not at all, locks of directories, and JSON."""
+"""Files written whole or not at all, locks of directories, and JSON.
+
+What takes a path takes what acts like one in a bucket, see ``paths.place``, too, unless it says
+otherwise. An object appears there whole, by itself; and nothing there can be locked.
+"""
 
 import contextlib
 import errno
@@ -17,6 +21,8 @@ from typing import IO, Any, Self
 import numpy as np
 from jaxtyping import Float
 
+from enat_jax.runtime import paths
+
 _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]+\.unfinished")
 
 
@@ -34,6 +40,13 @@ def write_atomically(
     Raises:
         OSError: the file cannot be written; the error names ``path``.
     """
+    if not isinstance(path, pathlib.Path):  # in a bucket
+        if callable(content):
+            buffer = io.BytesIO()
+            content(buffer)
+            content = buffer.getvalue()
+        path.write_bytes(content)
+        return
     temporary = _temporary(path)
     with naming(path):
         try:
@@ -62,6 +75,11 @@ def naming(path: pathlib.Path) -> Iterator[None]:
 
 def require_writable(path: pathlib.Path) -> None:
     """Raises an OSError if no files can be made in ``path``, which need not be there yet."""
+    if not isinstance(path, pathlib.Path):
+        probe = path / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+        return
     place = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
     with naming(place), tempfile.TemporaryFile(dir=place):
         pass
@@ -72,11 +90,14 @@ def lock_directory(directory: pathlib.Path) -> Iterator[None]:
     """Within, ``directory`` belongs to this process; it is created if missing.
 
     The system lets go of it when the process ends, however that happens. On a file system without
-    locks nothing is held.
+    locks, and in a bucket, nothing is held.
 
     Raises:
         ValueError: another process has it.
     """
+    if not isinstance(directory, pathlib.Path):
+        yield
+        return
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / ".lock", "w") as file:
         try:
@@ -92,12 +113,20 @@ def lock_directory(directory: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def new_directory(out: pathlib.Path) -> Iterator[pathlib.Path]:
+def new_directory(out: pathlib.Path, last: str = "") -> Iterator[pathlib.Path]:
     """Gives an empty directory that becomes ``out`` at the end, or is gone if an error comes first.
 
     Args:
         out: what is not there yet, or an empty directory; its parents are created.
+        last: name of the file that is copied to a bucket after all others.
     """
+    if not isinstance(out, pathlib.Path):
+        with tempfile.TemporaryDirectory() as temporary:
+            yield pathlib.Path(temporary)
+            found = [x for x in pathlib.Path(temporary).rglob("*") if x.is_file()]
+            for path in sorted(found, key=lambda path: path.name == last):
+                (out / path.relative_to(temporary)).write_bytes(path.read_bytes())
+        return
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _temporary(out)
@@ -107,6 +136,23 @@ def new_directory(out: pathlib.Path) -> Iterator[pathlib.Path]:
         unfinished.replace(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_tree(directory: pathlib.Path) -> None:
+    """Removes a directory with all that is in it, as far as that can be done."""
+    if isinstance(directory, pathlib.Path):
+        shutil.rmtree(directory, ignore_errors=True)
+    else:
+        directory.rmtree(missing_ok=True)
+
+
+def append(path: pathlib.Path, content: bytes) -> None:
+    """Adds to the end of a file; in a bucket, the file is written anew."""
+    if isinstance(path, pathlib.Path):
+        with open(path, "ab") as file:
+            file.write(content)
+    else:
+        path.write_bytes((path.read_bytes() if path.exists() else b"") + content)
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:
@@ -129,7 +175,7 @@ def write_json(path: str | os.PathLike, values: Any, sort_keys: bool = True) -> 
         values: to be written.
         sort_keys: whether the keys are sorted, so that files are easily compared.
     """
-    path = pathlib.Path(path)
+    path = paths.place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json_bytes(values, sort_keys))
 
@@ -191,7 +237,7 @@ def read_description(path: str | os.PathLike, expected_format: str, advice: str)
         OSError: it cannot be read.
         ValueError: it is not JSON, or of another format.
     """
-    path = pathlib.Path(path)
+    path = paths.place(path)
     try:
         values = read_json(path, advice)
     except (FileNotFoundError, NotADirectoryError) as error:

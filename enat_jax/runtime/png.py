@@ -3,14 +3,13 @@
 import functools
 import io
 import os
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, PngImagePlugin
 
-from enat_jax.runtime import files
+from enat_jax.runtime import files, paths
 
 
 def grid(
@@ -60,7 +59,7 @@ def write_png(
     for key, value in (text or {}).items():
         chunks.add_text(key, value)
     Image.fromarray(as_pillow(checked(image))).save(content, "PNG", pnginfo=chunks)
-    path = pathlib.Path(path)
+    path = paths.place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Thousands of pictures would feel waiting for the disk.
     files.write_atomically(path, content.getvalue(), sync=False)

@@ -88,7 +88,7 @@ def of_run(
         OSError: this is no run's directory, or it has no checkpoint yet.
         ValueError: there is no such step, or it is damaged.
     """
-    workdir = paths.local(workdir)
+    workdir = paths.place(workdir)
     steps = _steps(workdir)
     for name in ("model.json", "tokenizer.json"):
         if (workdir / name).is_file():
@@ -106,7 +106,8 @@ def _steps(workdir: pathlib.Path) -> list[int]:
     """Returns the steps of the checkpoints, in order."""
     directory = workdir / "checkpoints"
     found = directory.iterdir() if directory.is_dir() else ()
-    return sorted(int(path.name) for path in found if path.name.isdecimal())
+    complete = (path for path in found if path.name.isdecimal() and orbax_paths.is_complete(path))
+    return sorted(int(path.name) for path in complete)
 
 
 def _of_checkpoint(

@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import secrets
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +19,9 @@ import numpy as np
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from enat_jax.runtime import files, png
+from enat_jax.runtime import files, paths, png
+
+_CARRIED = ("metrics.jsonl", "wandb_run_id")  # that a run which goes on needs
 
 _log = logging.getLogger(__name__)
 
@@ -30,8 +33,11 @@ class MetricWriter:
     time in seconds since 1970; a value that is not finite becomes null. Each line is on disk when
     the call returns.
 
+    Of a run in a bucket all of this is written to a directory of this machine, and to the bucket
+    by ``upload``: an object cannot be added to.
+
     Args:
-        workdir: created if missing.
+        workdir: created if missing; it may be in a bucket.
         resume_step: the step from which the run goes on. What an interrupted run wrote beyond it is
             dropped from ``metrics.jsonl`` and hidden in TensorBoard, and what is already in
             ``metrics.jsonl`` at this very step is not written again. None starts anew: earlier
@@ -54,9 +60,11 @@ class MetricWriter:
         self._active = jax.process_index() == 0
         self._written: set[str] = set()  # at the step from which the run goes on
         self._resume_step = resume_step
+        self._bucket: Any = None  # the directory of the run, if it is there
+        self._uploaded: dict[str, tuple[int, int]] = {}  # sizes and times by name
         if not self._active:
             return
-        workdir = pathlib.Path(workdir)
+        workdir = self._in_bucket(paths.place(workdir))
         workdir.mkdir(parents=True, exist_ok=True)
         # First: what fails here must leave the files of an earlier run alone.
         self._wandb = None if wandb is None else _WandbRun(workdir, wandb, resume_step is not None)
@@ -116,6 +124,22 @@ class MetricWriter:
         if self._wandb is not None:
             self._wandb.images(int(step), pictures)
 
+    def upload(self) -> None:
+        """Of a run in a bucket, writes there what is new.
+
+        To be called before each checkpoint: what was logged before it is then there with it.
+        """
+        if self._bucket is None:
+            return
+        for path in [*(self._local / x for x in _CARRIED), *self._local.glob("events.*")]:
+            if not path.exists():
+                continue
+            name, found = str(path.relative_to(self._local)), path.stat()
+            state = found.st_size, found.st_mtime_ns
+            if self._uploaded.get(name) != state:
+                files.write_atomically(self._bucket / name, path.read_bytes())
+                self._uploaded[name] = state
+
     def close(self, failed: bool = False) -> None:
         """Puts everything on disk and closes the files; ``failed`` marks the run at W&B."""
         if self._active:
@@ -123,6 +147,19 @@ class MetricWriter:
             self._events.close()
             if self._wandb is not None:
                 self._wandb.finish(exit_code=int(failed))
+            self.upload()
+            if self._bucket is not None:
+                files.remove_tree(self._local)
+
+    def _in_bucket(self, workdir: Any) -> pathlib.Path:
+        """Returns where files are written that cannot be added to in a bucket: beside it, here."""
+        if isinstance(workdir, pathlib.Path):
+            return workdir
+        self._bucket, self._local = workdir, pathlib.Path(tempfile.mkdtemp(prefix="enat_jax-"))
+        for name in _CARRIED:
+            if (workdir / name).exists():
+                files.write_atomically(self._local / name, (workdir / name).read_bytes())
+        return self._local
 
     def _event(self, step: int, **content: Any) -> None:
         self._events.write_event(event_pb2.Event(step=int(step), wall_time=time.time(), **content))

@@ -7,7 +7,6 @@ is there, and what is written is read back and removed. Nothing of the run chang
 import contextlib
 import json
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -66,7 +65,7 @@ def rehearse(
         ValueError: something does not fit.
     """
     directory = workdir / DIRECTORY
-    agreement.broadcast_from_first(lambda: shutil.rmtree(directory, ignore_errors=True))
+    agreement.broadcast_from_first(lambda: files.remove_tree(directory))
     try:
         with told(_FAILED.format("evaluation")):
             found = dict(task.evaluate(state, mesh, few=True))
@@ -88,7 +87,7 @@ def rehearse(
                 state = checkpointer.read_back(0, state, {})
     finally:
         if jax.process_index() == 0:
-            shutil.rmtree(directory, ignore_errors=True)
+            files.remove_tree(directory)
     return state
 
 

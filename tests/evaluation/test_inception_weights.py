@@ -11,6 +11,7 @@ import pytest
 
 from enat_jax.checkpoints import weight_files
 from enat_jax.evaluation import inception_weights
+from enat_jax.runtime import paths
 
 CONTENT = b"weights of a network" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -171,10 +172,10 @@ def test_without_a_server_it_says_what_to_do(tmp_path):
 
 def test_the_cache_is_where_the_desktop_says(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert inception_weights.cache_directory() == tmp_path / "enat_jax"
+    assert paths.cache_directory() == tmp_path / "enat_jax"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
-    assert inception_weights.cache_directory() == tmp_path / "me" / ".cache" / "enat_jax"
+    assert paths.cache_directory() == tmp_path / "me" / ".cache" / "enat_jax"
 
 
 def test_the_published_file_carries_its_checksum_in_its_name():

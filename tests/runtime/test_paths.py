@@ -52,16 +52,18 @@ COMMANDS = {
     "analyze": (analyze.main, "costs"),
     "evaluate": (evaluate.main, "--model M --reference digits"),
 }
+TO_BUCKETS = ("export", "tokenize_images")  # see test_buckets.py
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_program_writes_to_an_address(name, tmp_path, monkeypatch, capsys):
     main, arguments = COMMANDS[name]
+    scheme = "s3" if name in TO_BUCKETS else "gs"
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
-        cli.run(main, [*arguments.split(), "--out", "gs://bucket/x"])
+        cli.run(main, [*arguments.split(), "--out", f"{scheme}://bucket/x"])
     assert end.value.code == 2 and not list(tmp_path.iterdir())
-    assert "gs://bucket/x is an address" in capsys.readouterr().err.splitlines()[-1]
+    assert f"{scheme}://bucket/x is an address" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_no_library_call_writes_to_an_address_or_into_a_folder_of_tildes(monkeypatch, tmp_path):
@@ -70,8 +72,6 @@ def test_no_library_call_writes_to_an_address_or_into_a_folder_of_tildes(monkeyp
     model = tiny.make_generator()
     with pytest.raises(ValueError, match="s3://bucket/x is an address"):
         model.save("s3://bucket/x")
-    with pytest.raises(ValueError, match="s3://bucket/x is an address"):
-        Generator.load("s3://bucket/x")
     model.save("~/model", ["safetensors"])
     assert Generator.load("~/model").fingerprint == model.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
@@ -93,13 +93,7 @@ def test_paths_in_a_config_have_homes(monkeypatch, tmp_path):
     assert len(token_data.open_tokens("~/set", {}, found)) == 3
     np.save(tmp_path / "set.npy", np.zeros((5, 1 + tiny.NUM_TOKENS), np.int64))
     assert len(token_data.open_tokens("~/set.npy", {"num_classes": 3}, found)) == 5
-    calls = (
-        lambda path: token_data.open_tokens(path, {}, found),
-        tokenizer.Tokenizer.load,
-        lambda path: images.open_source(path, "train"),
-        statistics.Statistics.load,
-    )
-    for call in calls:
+    for call in (lambda path: images.open_source(path, "train"), statistics.Statistics.load):
         with pytest.raises(ValueError, match="^gs://bucket/x is an address"):
             call("gs://bucket/x")
 
