@@ -151,6 +151,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(store, monkeypatch, c
     assert not store.names("run") and not store.names("tokens") and not store.names("model")
 
 
+@pytest.mark.slow
 def test_a_token_set_is_made_there_and_read_from_there(store, tmp_path, capsys):
     made = tiny.token_set(
         np.arange(64).reshape(4, 16) % 20,

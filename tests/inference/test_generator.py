@@ -125,6 +125,7 @@ def test_other_settings_are_a_model_of_its_own(model):
         model.with_settings(guidance_scale=-1)
 
 
+@pytest.mark.slow
 def test_segments_depend_on_the_batch_or_what_is_planned(model, monkeypatch):
     """Never on how many images a call asks for, as these share a compiled shape."""
     monkeypatch.setattr(sampling, "BODY_COSTS", {jax.default_backend(): 3e5})

@@ -151,6 +151,7 @@ def test_a_damaged_entry_is_replaced(user, events, capsys):
     assert events["cache_hits"] == events["compile_requests_use_cache"] > 0
 
 
+@pytest.mark.slow
 def test_a_folder_that_fails_later_costs_one_line(user, capsys):
     compilation_cache.use()
     user.rmdir()

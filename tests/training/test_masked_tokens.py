@@ -123,7 +123,7 @@ def test_the_cache_comes_from_the_ema_model_and_has_no_gradient():
     assert loss != gradients(params, params)[0]
 
 
-@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("once", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_cache_of_several_reveals_is_made_as_the_sampler_makes_it(once):
     """Of tokens 0, 1 to 3 and 4 in turn, each reveal projecting what was cached before."""
     model = dataclasses.replace(MODEL, project_once=once)
