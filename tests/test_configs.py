@@ -13,7 +13,7 @@ from absl import flags
 
 from enat_jax.data import image_data, token_data
 from enat_jax.evaluation import during_training
-from enat_jax.inference import sampling
+from enat_jax.inference import sampler_schedule, sampling
 from enat_jax.models import classifier, enat, nat, transformers, vqgan
 from enat_jax.profiling import setup, timing
 from enat_jax.runtime import sharding
@@ -76,7 +76,7 @@ def test_config_builds(path):
     splits = reveal.SplitDistribution(**config.mask.to_dict())
     model = transformers.MODELS[settings.pop("kind")](**settings)
     assert model.reuse or not splits.reuse_probability
-    sampling.make_schedule(sampler, model)
+    sampler_schedule.make(sampler, model)
     ids = jnp.zeros((1, model.num_tokens), jnp.int32)
     count = parameters(model, ids, jnp.zeros((1,), jnp.int32))
     if path.stem in MILLIONS:

@@ -98,7 +98,7 @@ def test_the_generator_is_light(statement):
     assert {room(name) for name in ours - {"enat_jax"}} <= {None, "inference", *ROOMS["inference"]}
     for library in HEAVY:
         assert not [name for name in found if within(name, library)], library
-    assert len(ours) <= 48, sorted(ours)
+    assert len(ours) <= 50, sorted(ours)
     assert len(found) <= 480, len(found)  # 383 with jax 0.10, 438 with jax 0.12; 47 are ours
 
 

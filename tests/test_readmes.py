@@ -73,6 +73,7 @@ BEFORE = (
 )
 # Commands of ours that only their parsers read here, by words that they have, and why.
 READ = {
+    "enat_jax. gs://": "needs a bucket; test_buckets.py has a stand-in for the store",
     "enat_jax.train --help": "a test of its own",
     "enat_jax.train config.evaluation": "tests/evaluation/test_during_training.py trains so",
     "enat_jax.train perceptual.weights": "needs LPIPS; test_adversarial.py has random weights",

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int8, PyTree
 
-from enat_jax.inference import sampling, windows
+from enat_jax.inference import sampler_schedule, sampling, windows
 from enat_jax.models import nat
 from enat_jax.models.transformers import Transformer
 from enat_jax.runtime import numerics
@@ -78,12 +78,12 @@ def draw(
     seed: int,
     grid: tuple[int, int] | None = None,
 ) -> tuple[Int[np.ndarray, "b l"], Int[np.ndarray, "b l"]]:
-    """Draws tokens as the sampler does; ``grid``: as for ``sampling.make_schedule``.
+    """Draws tokens as the sampler does; ``grid``: as for ``sampler_schedule.make``.
 
     Returns:
         The tokens, and the step (from 0) that revealed each of them, in raster order.
     """
-    static, inputs = sampling.make_schedule(settings, model, grid=grid)
+    static, inputs = sampler_schedule.make(settings, model, grid=grid)
     trace = sampling.trace_tokens(
         model, static, inputs, params, labels, image_index, numerics.key(seed)
     )

@@ -19,7 +19,7 @@ from flax import traverse_util
 from jax import export
 from jaxtyping import Array, Float, Int, PyTree, UInt8, UInt32
 
-from enat_jax.inference import sampling, tokenizer
+from enat_jax.inference import sampler_schedule, sampling, tokenizer
 from enat_jax.inference.generator import Generator
 from enat_jax.models.blocks import Prompt
 from enat_jax.runtime import files, numerics
@@ -63,7 +63,7 @@ def make(generator: Generator) -> tuple[bytes, dict[str, Any]]:
     codec = generator.tokenizer
     kept = {"transformer": generator.params, "tokenizer": codec.params}
     kept = {k: _shapes(traverse_util.flatten_dict(v, sep="/")) for k, v in kept.items()}
-    static, inputs = sampling.make_schedule(generator.settings, generator.model, grid=codec.grid)
+    static, inputs = sampler_schedule.make(generator.settings, generator.model, grid=codec.grid)
     model = generator.model.clone(attention="xla")  # cuDNN's kernels are of one platform alone
     rows, columns = codec.grid
 

@@ -34,6 +34,7 @@ from enat_jax.inference import (
     editing,
     masked_scores,
     model_card,
+    sampler_schedule,
     sampling,
     text_encoder,
     tokenizer,
@@ -299,12 +300,12 @@ class Generator(model_files.TrainedModel):
             yield len(part.labels), np.asarray(tokens)
 
     def _schedules(self, batch_size: int) -> Callable[..., Any]:
-        """Returns ``sampling.make_schedule`` for this model, of a number of masked tokens.
+        """Returns ``sampler_schedule.make`` for this model, of a number of masked tokens.
 
         An image's segments depend on nothing that its compiled shape does not depend on: the batch.
         """
         return functools.partial(
-            sampling.make_schedule,
+            sampler_schedule.make,
             self.settings,
             self.model,
             grid=self.tokenizer.grid,

@@ -47,7 +47,7 @@ class Settings:
             confidences; falls linearly to 0. 0: no noise.
         num_segments: compiled bodies; 1 compiles fastest and pads most, ``num_steps`` pads
             nothing. None: what takes least time for the images that are drawn, see
-            ``sampling.make_schedule``, and no more than 16.
+            ``sampler_schedule.make``, and no more than 16.
         order: in which the tokens of an image are revealed: "confidence", the paper's, the most
             confident first; "halton", the order of ``reveal.halton_order``, the same for all
             images and without noise, so that ``mask_temperature`` has no effect; "random".

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from enat_jax.inference import sampling, tokenizer
+from enat_jax.inference import sampler_schedule, sampling, tokenizer
 from enat_jax.models.transformers import Transformer
 from enat_jax.models.vqgan import VQGAN
 from enat_jax.profiling import setup
@@ -193,7 +193,7 @@ def time_sampler(
     )
 
     def time_segments(num_segments: int) -> Measurement:
-        static, inputs = sampling.make_schedule(
+        static, inputs = sampler_schedule.make(
             dataclasses.replace(settings, num_segments=num_segments), model
         )
         padded = costs.padded_sampling_cost(
@@ -216,7 +216,7 @@ def time_sampler(
 
 
 def sampling_program(
-    model: Transformer, codec: VQGAN | None, static: sampling.Schedule
+    model: Transformer, codec: VQGAN | None, static: sampler_schedule.Schedule
 ) -> Callable[..., Array]:
     """Returns the sampler as a function to be compiled.
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from enat_jax.inference import sampling
+from enat_jax.inference import sampler_schedule, sampling
 from enat_jax.models.transformers import Transformer
 from enat_jax.models.vqgan import VQGAN
 from enat_jax.profiling import (
@@ -442,7 +442,7 @@ def sampler(
     batch_size: int,
 ) -> Found:
     """Compiles the sampler, with the image decoder of ``codec`` unless it is None."""
-    static, inputs = sampling.make_schedule(settings, model)
+    static, inputs = sampler_schedule.make(settings, model)
     whole, divided = sharding.replicated(mesh), sharding.of_batch(mesh)
 
     def place(tree: Any, where: Any) -> Any:

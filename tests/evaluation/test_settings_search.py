@@ -173,7 +173,7 @@ def arguments(places, out, *more):
 def test_program_claims_its_directory_and_writes_what_others_take(
     optuna, places, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(search, "_measure", lambda options, model: Measure())
+    monkeypatch.setattr(settings_search, "make_measure", lambda *a, **k: Measure())
     search.main(arguments(places, tmp_path / "out", "--trials", 12))
     printed = capsys.readouterr()
     assert "[search] trial 12 of 12: distance" in printed.err

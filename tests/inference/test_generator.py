@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from enat_jax.checkpoints import model_files
-from enat_jax.inference import sampling
+from enat_jax.inference import sampler_schedule, sampling
 from enat_jax.inference.generator import Generator
 from enat_jax.models.blocks import Prompt
 
@@ -128,7 +128,7 @@ def test_other_settings_are_a_model_of_its_own(model):
 @pytest.mark.slow
 def test_segments_depend_on_the_batch_or_what_is_planned(model, monkeypatch):
     """Never on how many images a call asks for, as these share a compiled shape."""
-    monkeypatch.setattr(sampling, "BODY_COSTS", {jax.default_backend(): 3e5})
+    monkeypatch.setattr(sampler_schedule, "BODY_COSTS", {jax.default_backend(): 3e5})
     model, seen = model.with_settings(num_segments=None), []
     draw = sampling.sample_tokens
 

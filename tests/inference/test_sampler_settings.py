@@ -12,7 +12,13 @@ import safetensors.numpy
 import tiny
 
 from enat_jax import export, sample
-from enat_jax.inference import compiled_sampler, generator, sampler_settings, sampling
+from enat_jax.inference import (
+    compiled_sampler,
+    generator,
+    sampler_schedule,
+    sampler_settings,
+    sampling,
+)
 from enat_jax.inference.sampler_settings import Settings
 from enat_jax.schedules import reveal
 from enat_jax.training import config as train_config
@@ -92,7 +98,7 @@ def test_halton_visits_masked_tokens_alone():
     rng = np.random.default_rng(0)
     masked = rng.permuted(np.tile(np.arange(16), (4, 1)), axis=1) < numbers[:, None]
     given = sampling.Given(rng.integers(0, tiny.CODES, (4, 16)), masked)
-    static, inputs = sampling.make_schedule(HALTON, model.model, numbers)
+    static, inputs = sampler_schedule.make(HALTON, model.model, numbers)
     rows = LABELS, np.arange(4, dtype=np.int32), jax.random.key(0)
     trace = sampling.trace_tokens(model.model, static, inputs, model.params, *rows, given=given)
     visible = np.asarray(trace.visible)
@@ -130,9 +136,9 @@ def test_values_of_single_steps_equal_those_that_settings_make():
         token_temperature=0.0,
         mask_temperature=0.0,
     )
-    schedules = [sampling.make_schedule(s, model.model) for s in (settings, listed)]
+    schedules = [sampler_schedule.make(s, model.model) for s in (settings, listed)]
     assert schedules[0][0] == schedules[1][0]
-    for a, b in zip(schedules[0][1], schedules[1][1], strict=True):
+    for a, b in zip(*(jax.tree.leaves(inputs) for _, inputs in schedules), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
     expected = model.sample_tokens(LABELS, seed=5)
@@ -145,10 +151,10 @@ def test_counts_are_what_each_step_reveals():
     visible = model.trace(LABELS).visible
     np.testing.assert_array_equal(visible.sum(-1), np.repeat([[2], [7], [16]], 4, axis=1))
     # In editing in proportion: of 8 tokens 8 - 8 * 14 // 16 = 1, then 3.5, and the rest.
-    static, inputs = sampling.make_schedule(OF_STEPS, model.model, np.array([8, 10]))
+    static, inputs = sampler_schedule.make(OF_STEPS, model.model, np.array([8, 10]))
     np.testing.assert_array_equal(inputs.num_left, [[7, 8], [4, 5], [0, 0]])
     assert len(
-        {sampling.make_schedule(OF_STEPS, model.model, np.array([m]))[0] for m in range(1, 17)}
+        {sampler_schedule.make(OF_STEPS, model.model, np.array([m]))[0] for m in range(1, 17)}
     ) == 4  # fmt: skip
 
 
@@ -179,11 +185,11 @@ def test_counts_must_suit_the_model_and_halton_the_grid():
     with pytest.raises(ValueError, match="counts reveal 15 tokens in all, .* add up to 16"):
         dataclasses.replace(model, settings=wrong)
     with pytest.raises(ValueError, match="add up to 16"):
-        sampling.make_schedule(wrong, model.model)
+        sampler_schedule.make(wrong, model.model)
     other = model.model.clone(num_tokens=12)
     with pytest.raises(ValueError, match="needs the grid of the 12 tokens"):
-        sampling.make_schedule(HALTON, other)
-    static, _ = sampling.make_schedule(HALTON, other, grid=(3, 4))
+        sampler_schedule.make(HALTON, other)
+    static, _ = sampler_schedule.make(HALTON, other, grid=(3, 4))
     assert sorted(static.rank) == list(range(12))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from references import Golden, perturbed
 
-from enat_jax.inference import sampling
+from enat_jax.inference import sampler_schedule, sampling
 from enat_jax.models import enat, nat
 from enat_jax.models.blocks import Prompt
 from enat_jax.schedules import costs
@@ -223,26 +223,32 @@ def plain(params, settings, label, index, given=(), once=False):
     return np.array([ids[p] for p in range(l)])
 
 
+ONCE = dataclasses.replace(SMALL, project_once=True)
+
+
 def test_features_pass_through_the_projection_once_if_so_set(params):
-    model = dataclasses.replace(SMALL, project_once=True)
-    labels = [2, 0, 1, 3]
-    settings = dataclasses.replace(NOISY, guidance_schedule="constant", num_segments=2)
-    expected = np.stack([plain(params, settings, y, i, once=True) for i, y in enumerate(labels)])
-    found = generate(model, params, settings, labels)
-    np.testing.assert_array_equal(found, expected)
-    assert (found != generate(SMALL, params, settings, labels)).any()
-    # Given tokens: images of one batch differ in how many are cached, and so projected.
+    settings = dataclasses.replace(NOISY, num_steps=4, guidance_schedule="constant", num_segments=1)
+    found = generate(ONCE, params, settings, [0, 1, 2])
+    assert np.array_equal(found[2], plain(params, settings, 2, 2, once=True))
+    assert (found != generate(SMALL, params, settings, [0, 1, 2])).any()
+
+
+@pytest.mark.slow
+def test_features_of_given_tokens_pass_through_the_projection_once(params):
+    """Images of one batch differ in how many are cached, and so in how many are projected."""
+    settings = dataclasses.replace(NOISY, num_steps=3, guidance_schedule="constant", num_segments=2)
     tokens, masked = masks_of(6, 9, 10)
-    few = dataclasses.replace(settings, num_steps=3)
-    found = generate_given(model, params, few, labels[:3], tokens, masked)
-    given = {p: tokens[1, p] for p in np.flatnonzero(~masked[1])}
-    np.testing.assert_array_equal(found[1], plain(params, few, 0, 1, given, once=True))
+    found = generate_given(ONCE, params, settings, [2, 0, 1], tokens, masked)
+    for row, label in enumerate([2, 0, 1]):
+        given = {p: tokens[row, p] for p in np.flatnonzero(~masked[row])}
+        expected = plain(params, settings, label, row, given, once=True)
+        np.testing.assert_array_equal(found[row], expected)
 
 
 def generate_given(model, params, settings, labels, tokens, masked, index=None, prompts=()):
     """Images of one range of numbers of masked tokens."""
     index = np.arange(len(labels)) if index is None else index
-    static, inputs = sampling.make_schedule(settings, model, masked.sum(axis=1))
+    static, inputs = sampler_schedule.make(settings, model, masked.sum(axis=1))
     rows = np.asarray(labels, np.int32), np.asarray(index), jax.random.key(0), *prompts
     given = sampling.Given(tokens, masked)
     return np.asarray(sampling.sample_tokens(model, static, inputs, params, *rows, given=given))
@@ -325,7 +331,7 @@ def test_given_tokens_and_texts(prompts):
 def test_what_each_step_leaves_of_given_tokens(params):
     settings = dataclasses.replace(NOISY, num_segments=1)
     tokens, masked = masks_of(1, 5)
-    static, inputs = sampling.make_schedule(settings, SMALL, np.array([1, 5]))
+    static, inputs = sampler_schedule.make(settings, SMALL, np.array([1, 5]))
     rows = np.array([0, 3], np.int32), np.array([0, 1]), jax.random.key(0)
     given = sampling.Given(tokens, masked)
     trace = sampling.trace_tokens(SMALL, static, inputs, params, *rows, given=given)
@@ -337,13 +343,13 @@ def test_what_each_step_leaves_of_given_tokens(params):
 
 
 def test_masks_of_all_sizes_share_four_schedules():
-    schedules = {sampling.make_schedule(NOISY, SMALL, np.array([m]))[0] for m in range(1, 17)}
+    schedules = {sampler_schedule.make(NOISY, SMALL, np.array([m]))[0] for m in range(1, 17)}
     assert len(schedules) == 4
     with pytest.raises(ValueError, match="must lie within 1 and 5"):
-        sampling.make_schedule(NOISY, SMALL, np.array([1, 6]))
+        sampler_schedule.make(NOISY, SMALL, np.array([1, 6]))
     for wrong in (0, 17):
         with pytest.raises(ValueError, match="must both be at least 1|must be at most"):
-            sampling.make_schedule(NOISY, SMALL, np.array([wrong]))
+            sampler_schedule.make(NOISY, SMALL, np.array([wrong]))
 
 
 def test_tokens_follow_the_predicted_distribution():
@@ -352,7 +358,7 @@ def test_tokens_follow_the_predicted_distribution():
     n, tau = 3000, 1.5
     # The first of two steps has remaining = 1/2.
     settings = sampling.Settings(2, 0.0, token_temperature=2 * tau, mask_temperature=0.0)
-    static, inputs = sampling.make_schedule(settings, SMALL)
+    static, inputs = sampler_schedule.make(settings, SMALL)
     modulation = SMALL.apply({"params": params}, jnp.array([1]), method="condition")
     logits = SMALL.apply(
         {"params": params}, jnp.arange(16)[None], modulation, jnp.zeros((1, 0, 16)),
@@ -451,7 +457,7 @@ def test_guidance_schedules(schedule, weights):
         4, 2.0, guidance_schedule=schedule, guidance_interval=[0.25, 0.75], num_segments=4
     )
     assert hash(settings) == hash(dataclasses.replace(settings, guidance_interval=(0.25, 0.75)))
-    static, inputs = sampling.make_schedule(settings, SMALL)
+    static, inputs = sampler_schedule.make(settings, SMALL)
     np.testing.assert_allclose(inputs.guidance, weights, rtol=1e-6)
     assert static.guided == tuple(weight > 0 for weight in weights)
     # Nothing is padded here, so this is counted exactly.
@@ -467,13 +473,13 @@ def test_unguided_segments_change_no_token(params):
     settings = dataclasses.replace(NOISY, num_steps=3, num_segments=1, **interval)
     expected = generate(SMALL, params, settings, [0, 1, 2])
     settings = dataclasses.replace(settings, num_segments=3)
-    assert sampling.make_schedule(settings, SMALL)[0].guided == (False, True, False)
+    assert sampler_schedule.make(settings, SMALL)[0].guided == (False, True, False)
     np.testing.assert_array_equal(generate(SMALL, params, settings, [0, 1, 2]), expected)
 
 
 def test_more_steps_than_tokens_and_what_each_leaves(params):
     settings = dataclasses.replace(NOISY, num_steps=20, num_segments=2)
-    static, inputs = sampling.make_schedule(settings, SMALL)
+    static, inputs = sampler_schedule.make(settings, SMALL)
     labels, index = np.array([0, 3], np.int32), np.array([0, 1])
     trace = sampling.trace_tokens(SMALL, static, inputs, params, labels, index, jax.random.key(0))
     tokens, visible = np.asarray(trace.tokens), np.asarray(trace.visible)
@@ -492,19 +498,19 @@ def test_more_steps_than_tokens_and_what_each_leaves(params):
 
 def number_of_segments(num_images, **changes):
     settings = dataclasses.replace(NOISY, **changes)
-    return len(sampling.make_schedule(settings, SMALL, num_images=num_images)[0].segments)
+    return len(sampler_schedule.make(settings, SMALL, num_images=num_images)[0].segments)
 
 
 def test_more_images_have_more_segments(monkeypatch):
     work = [
         costs.padded_sampling_cost(costs.dims_of(SMALL), plan.segments, plan.guided)
         for n in (1, 2)
-        for plan, _ in [sampling.make_schedule(dataclasses.replace(NOISY, num_segments=n), SMALL)]
+        for plan, _ in [sampler_schedule.make(dataclasses.replace(NOISY, num_segments=n), SMALL)]
     ]
-    monkeypatch.setattr(sampling, "BODY_COSTS", {jax.default_backend(): work[0] - work[1]})
+    monkeypatch.setattr(sampler_schedule, "BODY_COSTS", {jax.default_backend(): work[0] - work[1]})
     assert number_of_segments(1) == 1  # as one body costs what it saves
     assert number_of_segments(2) >= 2
-    monkeypatch.setattr(sampling, "BODY_COSTS", {})
+    monkeypatch.setattr(sampler_schedule, "BODY_COSTS", {})
     assert number_of_segments(1000) == 1
     assert number_of_segments(10**15) == number_of_segments(None) == 5
     assert number_of_segments(1000, num_segments=3) == 3
@@ -512,13 +518,13 @@ def test_more_images_have_more_segments(monkeypatch):
 
 
 def test_many_steps_have_few_bodies_unless_asked_for():
-    assert len(sampling.make_schedule(sampling.Settings(16), SMALL)[0].segments) == 16
-    assert len(sampling.make_schedule(sampling.Settings(40), SMALL)[0].segments) == 16
+    assert len(sampler_schedule.make(sampling.Settings(16), SMALL)[0].segments) == 16
+    assert len(sampler_schedule.make(sampling.Settings(40), SMALL)[0].segments) == 16
     assert (
-        len(sampling.make_schedule(sampling.Settings(40, num_segments=40), SMALL)[0].segments) == 40
+        len(sampler_schedule.make(sampling.Settings(40, num_segments=40), SMALL)[0].segments) == 40
     )
     before = time.process_time()
-    sampling.make_schedule(sampling.Settings(1000), SMALL)
+    sampler_schedule.make(sampling.Settings(1000), SMALL)
     assert time.process_time() - before < 10  # one by one, its 500,000 runs take a minute
 
 

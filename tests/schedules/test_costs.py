@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from enat_jax.inference import sampling
+from enat_jax.inference import sampler_schedule, sampling
 from enat_jax.models import enat, nat, vqgan
 from enat_jax.models.blocks import Prompt
 from enat_jax.schedules import costs, reveal
@@ -161,7 +161,7 @@ def test_without_guidance_one_branch_is_counted(model):
 )
 def test_the_padded_count_is_what_the_sampler_computes(model, num_segments):
     settings = sampling.Settings(num_steps=6, num_segments=num_segments)
-    plan, _ = sampling.make_schedule(settings, model)
+    plan, _ = sampler_schedule.make(settings, model)
     sampler = sampling.make(model, settings)
     labels = jnp.zeros(2, int)
     counted = multiply_adds(sampler, small_params(model), labels, labels, jax.random.key(0))
