@@ -85,6 +85,7 @@ READ = {
     "enat_jax.sample models/enat_l": "needs the released weights; test_import_torch.py has others",
     "enat_jax.import_torch": "needs the released weights; test_import_torch.py has others",
     "enat_jax.evaluate inception": "needs Inception's weights; test_features.py has random ones",
+    "enat_jax.evaluate --fill-centres": "needs CIFAR-10; test_evaluate.py has small pictures",
     "enat_jax.export --push": "needs a login; tests/checkpoints/test_hub.py has a local server",
     "enat_jax.demo": "serves until it is interrupted; test_demo.py has a browser",
     "enat_jax.search": "needs Optuna; tests/evaluation/test_settings_search.py has small ones",
