@@ -13,7 +13,7 @@ import os
 import pathlib
 import resource
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO
 
 import numpy as np
@@ -217,3 +217,13 @@ class Reference:
         out = np.zeros(len(rows), dtype(self.num_tokens, self._codebook_size))
         out["label"], out["tokens"], out["image"] = rows[:, 0], rows[:, 1:], indices
         return out
+
+
+def equal_batches(num: int, batch_size: int) -> Iterator[tuple[slice, int]]:
+    """Yields batches of one size of ``num`` records, so that one compiled program serves them all.
+
+    The last one reaches back: with each comes how many of its first records were in the one before.
+    """
+    for start in range(0, num, batch_size):
+        first = max(0, min(start, num - batch_size))
+        yield slice(first, first + batch_size), start - first

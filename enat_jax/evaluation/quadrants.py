@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from enat_jax.data import records
 from enat_jax.evaluation import means
 from enat_jax.inference import generator, masked_scores
 from enat_jax.models import nat
@@ -55,18 +56,15 @@ def losses(
     for disabled in ("none", *nat.QUADRANTS):
         cut = dataclasses.replace(model, model=network.clone(disabled_attention=disabled))
         batches = []
-        for start in range(0, len(codes), batch_size):
-            # One batch size, one compilation: the last batch reaches back.
-            first = max(0, min(start, len(codes) - batch_size))
-            part = slice(first, first + batch_size)
+        for part, known in records.equal_batches(len(codes), batch_size):
             scores = [
                 cut.masked_scores(
-                    codes[part], labels[part], round(network.num_tokens * share), seed + first
+                    codes[part], labels[part], round(network.num_tokens * share), seed + part.start
                 )[0]
                 for share in masked_scores.VISIBLE_SHARES
             ]
             of_images = np.stack([np.asarray(x, np.float64).mean(axis=1) for x in scores], axis=1)
-            batches.append(of_images[start - first :])
+            batches.append(of_images[known:])
             done += 1
             progress(done)
         found[disabled] = np.concatenate(batches)

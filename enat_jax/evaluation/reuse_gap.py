@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from enat_jax.data import records
 from enat_jax.evaluation import means, settings_search
 from enat_jax.inference import generator, masked_scores, windows
 from enat_jax.models import enat, losses
@@ -71,21 +72,23 @@ def measure(
     counts = reveal.sampling_steps(network.num_tokens, settings.num_steps, revealed=settings.counts)
     if not counts.num_cached.any():
         raise ValueError(f"{settings.num_steps} steps reuse no features: take three at least")
-    num_cached, num_visible = (x.astype(np.int32) for x in (counts.num_cached, counts.num_visible))
+    num_cached, num_visible, num_projected = (
+        x.astype(np.int32) for x in (counts.num_cached, counts.num_visible, counts.num_projected)
+    )
     mesh, params = model.placed
     batches = []
-    for done, start in enumerate(range(0, len(codes), batch_size), start=1):
-        # One batch size, one compilation: the last batch reaches back.
-        first = max(0, min(start, len(codes) - batch_size))
-        rows = codes[first : first + batch_size].astype(np.int32)
-        order = masked_scores.random_order(numerics.key(seed + first), rows.shape)
+    batched = records.equal_batches(len(codes), batch_size)
+    for done, (part, known) in enumerate(batched, start=1):
+        rows = codes[part].astype(np.int32)
+        order = masked_scores.random_order(numerics.key(seed + part.start), rows.shape)
         placed = [
             sharding.place(np.asarray(x), mesh)
-            for x in (rows, labels[first : first + batch_size].astype(np.int32), order)
+            for x in (rows, labels[part].astype(np.int32), order)
         ]
         most_new = int(counts.num_new.max())
-        found = _losses(network, params, *placed, (num_cached, num_visible), most_new)
-        batches.append(np.asarray(found, np.float64)[..., start - first : len(rows)])
+        steps = num_cached, num_visible, num_projected
+        found = _losses(network, params, *placed, steps, most_new)
+        batches.append(np.asarray(found, np.float64)[..., known : len(rows)])
         progress(done)
     reusing = np.flatnonzero(num_cached)
     of_kinds = np.concatenate(batches, axis=-1)[:, reusing]
@@ -109,7 +112,7 @@ def _losses(
     ids: Int[Array, "b l"],
     labels: Int[Array, " b"],
     order: Int[Array, "b l"],
-    counts: tuple[Int[Array, " t"], Int[Array, " t"]],
+    counts: tuple[Int[Array, " t"], Int[Array, " t"], Int[Array, " t"]],
     most_new: int,
 ) -> Float[Array, "k t b"]:
     """Returns the mean loss of an image's masked tokens by kind and step.
@@ -150,9 +153,7 @@ def _losses(
         return (once, every_step), jnp.stack([loss(step, cache) for cache in kinds])
 
     empty = jnp.zeros((*ids.shape, model.width), jnp.dtype(model.dtype))
-    cached, visible = counts
-    projected = jnp.concatenate([jnp.zeros_like(cached[:1]), cached[:-1]])
-    _, found = jax.lax.scan(body, (empty, empty), (cached, visible, projected))
+    _, found = jax.lax.scan(body, (empty, empty), counts)
     return found.swapaxes(0, 1)
 
 

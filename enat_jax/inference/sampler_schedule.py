@@ -105,8 +105,7 @@ def make(
     weights = settings.guidance_weights()
     projected = None
     if model.reuse and getattr(model, "project_once", False):
-        first = np.zeros_like(steps.num_cached[:1])
-        projected = np.concatenate([first, steps.num_cached[:-1]]).astype(np.int32)
+        projected = steps.num_projected.astype(np.int32)
     segments = _segments(settings, costs.dims_of(model), largest, num_images)
     inputs = StepInputs(
         step=s.astype(np.int32),

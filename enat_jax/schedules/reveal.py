@@ -76,6 +76,11 @@ class StepCounts(NamedTuple):
         return self.num_cached + self.num_new
 
     @property
+    def num_projected(self) -> Int[np.ndarray, "t ..."]:
+        """Of the cached tokens those that were cached in the step before, too."""
+        return np.concatenate([np.zeros_like(self.num_cached[:1]), self.num_cached[:-1]])
+
+    @property
     def sizes(self) -> tuple[Int[np.ndarray, " t"], ...]:
         """The sizes of the windows that the largest image needs, in the order of ``Windows``."""
         counts = self.num_cached, self.num_new, self.num_visible, self.num_masked
