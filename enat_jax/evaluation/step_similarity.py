@@ -121,7 +121,8 @@ def similarities_of_passes(
     if np.any(np.take_along_axis(np.asarray(step), order, axis=1) != revealed):
         raise ValueError(f"these tokens were not revealed in {num_steps} steps")
     ids = np.take_along_axis(np.asarray(tokens, np.int32), order, axis=1)
-    counts = np.stack([steps.num_cached, steps.num_visible], axis=1).astype(np.int32)
+    counts = np.stack([steps.num_cached, steps.num_visible, steps.num_projected], axis=1)
+    counts = counts.astype(np.int32)
     found = _compare_passes(
         model, int(steps.num_new.max()), params, ids, order, np.asarray(labels, np.int32), counts
     )
@@ -159,7 +160,8 @@ def _compare_passes(
         ids: codes in reveal order.
         order: raster positions in reveal order.
         labels: of the images.
-        counts: tokens visible in the pass before and in this one.
+        counts: tokens visible in the pass before and in this one, and of the former those that
+            have been projected.
     """
     apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
     modulation = apply(labels, method="condition")
@@ -208,9 +210,7 @@ def _compare_passes(
 
     empty = jnp.zeros((*ids.shape, model.width), jnp.dtype(model.dtype))
     before: Any = (empty, empty if model.reuse else None)
-    cached, visible = counts.T
-    projected = jnp.concatenate([jnp.zeros_like(cached[:1]), cached[:-1]])
-    _, found = jax.lax.scan(compare, before, (cached, visible, projected))
+    _, found = jax.lax.scan(compare, before, tuple(counts.T))
     return found
 
 

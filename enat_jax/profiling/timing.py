@@ -177,7 +177,6 @@ def time_sampler(
     """
     if batch_size < 1:
         raise ValueError(f"{batch_size=} must be at least 1")
-    side = math.isqrt(model.num_tokens)
     codec_params = (
         {} if codec is None else numerics.jit(functools.partial(init_codec, model, codec))()
     )
@@ -186,11 +185,7 @@ def time_sampler(
     labels, key = index % max(model.num_classes, 1), numerics.key(0)
     prompts = [setup.make_prompt(model, rows) for rows in (batch_size, 1)]  # and the null prompt
     dims = costs.dims_of(model)
-    decoded = 0 if codec is None else batch_size * costs.image_decoder_cost(codec, side, side)
-    guided = settings.guidance_weights() > 0
-    exact = costs.exact_sampling_cost(
-        dims, settings.num_steps, guided=guided, counts=settings.counts, batch_size=batch_size
-    )
+    exact, decoded = exact_sampling_work(model, codec, settings, batch_size)
 
     def time_segments(num_segments: int) -> Measurement:
         static, inputs = sampler_schedule.make(
@@ -213,6 +208,23 @@ def time_sampler(
 
     counts = dict.fromkeys(min(count, settings.num_steps) for count in segments)
     return [time_segments(count) for count in counts]
+
+
+def exact_sampling_work(
+    model: Transformer, codec: VQGAN | None, settings: sampling.Settings, batch_size: int
+) -> tuple[int, int]:
+    """Returns the exact multiply-adds of drawing tokens, and those of decoding them to images."""
+    guided = settings.guidance_weights() > 0
+    drawn = costs.exact_sampling_cost(
+        costs.dims_of(model),
+        settings.num_steps,
+        guided=guided,
+        counts=settings.counts,
+        batch_size=batch_size,
+    )
+    side = math.isqrt(model.num_tokens)
+    decoded = 0 if codec is None else batch_size * costs.image_decoder_cost(codec, side, side)
+    return drawn, decoded
 
 
 def sampling_program(

@@ -30,7 +30,7 @@ from enat_jax.profiling import (
 )
 from enat_jax.profiling.accelerators import Assumptions, Hardware, Topology
 from enat_jax.runtime import numerics, sharding
-from enat_jax.schedules import costs, shape_buckets
+from enat_jax.schedules import shape_buckets
 from enat_jax.training import enat_task, train_step, vqgan_task
 
 MOST_TRIES = 6  # batches that are compiled to find the largest that fits
@@ -461,16 +461,7 @@ def sampler(
     key = numerics.eval_shape(functools.partial(numerics.key, 0))
     arguments = (*place((of_codec, inputs, params), whole), numbers, numbers, place(key, whole))
     program = numerics.jit(timing.sampling_program(model, codec, static))
-    side = math.isqrt(model.num_tokens)
-    exact = costs.exact_sampling_cost(
-        costs.dims_of(model),
-        settings.num_steps,
-        guided=settings.guidance_weights() > 0,
-        counts=settings.counts,
-        batch_size=batch_size,
-    )
-    if codec is not None:
-        exact += batch_size * costs.image_decoder_cost(codec, side, side)
+    exact = sum(timing.exact_sampling_work(model, codec, settings, batch_size))
     return compile_program(
         functools.partial(program.lower, *arguments, *prompts),
         topology,
