@@ -1,12 +1,60 @@
-"""Memory of the process and of its devices: what was used at most, and what is free."""
+"""Memory of the process and of its devices: what was used at most, what is free, what is kept."""
 
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
 import pathlib
+import pkgutil
 import resource
 import sys
+from typing import Any
 
 import jax
 
 CPU_SHARE = 0.8  # of the memory available: what jax does not count needs some, and so do others
+MAX_KEPT = 2**30  # bytes at the end of the heap that are free, and not given back
+# Parameters of glibc's mallopt, from malloc.h.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+_TOP_PAD_BYTES = 2**26
+
+
+def keep_freed() -> bool:
+    """Lets this process keep memory that it frees, up to ``MAX_KEPT``, where it computes on CPUs.
+
+    Every call of a compiled program allocates its buffers and frees them at the end. glibc asks the
+    system for each large one anew, and the system fills it with zeros a page at a time, which took
+    a third of the time of a step of configs/digits.py. To be called before threads are started.
+    Whoever sets one of glibc's variables (``MALLOC_ARENA_MAX`` and others) chooses for himself.
+
+    Returns:
+        Whether it does; not without glibc, nor where JAX has an accelerator to compute on.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    chosen = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    if mallopt is None or chosen or _may_have_accelerator():
+        return False
+    settings = {
+        _TRIM_THRESHOLD: MAX_KEPT,
+        _TOP_PAD: _TOP_PAD_BYTES,
+        _MMAP_MAX: 0,  # not even large buffers are asked for apart from the heap
+        _ARENA_MAX: 1,  # those of threads keep nothing
+    }
+    return all([mallopt(name, value) for name, value in settings.items()])
+
+
+def _may_have_accelerator() -> bool:
+    """Whether JAX may find a GPU or TPU; its backends cannot be asked before all hosts have met."""
+    options: Any = jax.config  # whose options are added at run time
+    platforms = options.jax_platforms
+    if platforms:
+        return platforms != "cpu"
+    if importlib.util.find_spec("libtpu") is not None:
+        return True
+    if importlib.metadata.entry_points(group="jax_plugins"):
+        return True
+    found = importlib.util.find_spec("jax_plugins")
+    return found is not None and any(pkgutil.iter_modules(found.submodule_search_locations))
 
 
 def device_peak() -> int | None:
