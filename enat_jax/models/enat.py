@@ -24,14 +24,15 @@ from enat_jax.models import blocks, layers, shapes
 from enat_jax.models.blocks import Count, Prompt, Text
 
 TEXT_ENCODINGS = ("once", "every_step", "never")
-REUSE_PROJECTIONS = ("mlp", "linear")
+REUSE_PROJECTIONS = ("mlp", "linear", "none")
 
 
 class ReuseProjection(nn.Module):
     """The paper's f, applied to cached features whenever they are reused.
 
     Attributes:
-        kind: "mlp", ``z + MLP(LN(z))``, as the reference has it; "linear", one dense layer.
+        kind: "mlp", ``z + MLP(LN(z))``, as the reference has it; "linear", one dense layer; "none",
+            features as they are, the paper's ablation of f.
         mlp_ratio: width of the MLP's hidden layer, in d.
         dtype: of the computation.
     """
@@ -43,6 +44,8 @@ class ReuseProjection(nn.Module):
     @nn.compact
     def __call__(self, z: Float[Array, "b p d"]) -> Float[Array, "b p d"]:
         """Returns the projected features."""
+        if self.kind == "none":
+            return z
         if self.kind == "linear":
             return layers.Dense((z.shape[-1],), self.dtype, (None, None), name="dense")(z)
         y = layers.LayerNorm(layers.BLOCK_EPS, name="norm")(z)

@@ -34,7 +34,7 @@ class Dims:
         codebook_size: v.
         mlp_ratio: hidden width of the MLPs over d.
         reuse: whether features are cached between steps and go through the projection f.
-        reuse_projection: of f, "mlp" or "linear", see ``enat.ReuseProjection``.
+        reuse_projection: of f, "mlp", "linear" or "none", see ``enat.ReuseProjection``.
         labels: whether modulation vectors are made from class labels and not constants.
         text_tokens: p, of every text, its padding included; 0: no text.
         text_width: e, of the states that a text is made from; 0: words of a table, which cost none.
@@ -106,7 +106,9 @@ def _mlp(dims: Dims, tokens: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
 
 def _projection(dims: Dims, tokens: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
     """Counts f on cached tokens."""
-    return _mlp(dims, tokens) if dims.reuse_projection == "mlp" else dims.width**2 * tokens
+    if dims.reuse_projection == "mlp":
+        return _mlp(dims, tokens)
+    return (dims.width**2 if dims.reuse_projection == "linear" else 0) * tokens
 
 
 def _block(

@@ -251,6 +251,13 @@ def test_the_projection_may_be_one_layer():
     close(second[:, :4], first)
 
 
+def test_features_may_be_reused_as_they_are():
+    model = small(reuse_projection="none")
+    assert "project" not in parameters(model)
+    (first, _), (second, _) = steps(model, states())
+    np.testing.assert_array_equal(second[:, :4], first)
+
+
 SIZES = dict(
     num_tokens=256, codebook_size=1024, num_classes=0, width=768, num_heads=8, encoder_layers=15,
     decoder_layers=1, text_width=768, text_tokens=77, shared_key_value=True,
@@ -279,7 +286,7 @@ def test_sizes_of_the_paper_s_model_of_text(changes, millions):
     "changes, message",
     [
         (dict(text_encoding="twice"), "text_encoding='twice' is unknown"),
-        (dict(reuse_projection="none"), "reuse_projection='none' is unknown"),
+        (dict(reuse_projection="two"), "reuse_projection='two' is unknown"),
         (dict(text_vocabulary=3), "not both"),
         (dict(text_tokens=0), "needs text_tokens"),
     ],

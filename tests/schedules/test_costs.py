@@ -198,7 +198,7 @@ def test_the_image_decoder_count_is_what_the_vqgan_computes():
         small_text(),
         small_text(text_encoding="every_step", shared_key_value=True),
         small_text(text_encoding="never", reuse_projection="linear", num_classes=5),
-        small_text(text_width=None, text_vocabulary=9),
+        small_text(text_width=None, text_vocabulary=9, reuse_projection="none"),
     ],
     ids=["labels", "once", "every_step", "never", "words"],
 )
