@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from enat_jax.evaluation import ablation_tables
+from enat_jax.evaluation.ablation import LARGE, STEPS
 from enat_jax.evaluation.step_similarity import GROUPS
 from enat_jax.runtime import files
 
@@ -26,6 +28,20 @@ COUNTS = (
     ("recount", "recounted", "#0072b2"),
     ("exact", "exact, here", "#009e73"),
 )
+# Of the ablations, colour and marker; those without one quadrant have a panel of their own.
+MODELS = {
+    "nat": ("#7f7f7f", "s"),
+    "disentangled_4_4": ("#e69f00", "v"),
+    "disentangled_7_1": ("#d55e00", "^"),
+    "enat": ("#0072b2", "o"),
+    "enat_without_f": ("#56b4e9", "X"),
+    "enat_project_once": ("#009e73", "D"),
+    "enat_reveals_4": ("#cc79a7", "P"),
+    "nat_without_visible_from_visible": ("#0072b2", "o"),
+    "nat_without_visible_from_masked": ("#009e73", "D"),
+    "nat_without_masked_from_visible": ("#d55e00", "^"),
+    "nat_without_masked_from_masked": ("#cc79a7", "P"),
+}
 
 
 def require() -> Any:
@@ -210,3 +226,69 @@ def costs(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8, loc="upper left")  # the last, which has room
     _write(path, figure)
+
+
+def ablation(path: str | os.PathLike, result: Mapping[str, Any]) -> None:
+    """Draws distance against multiply-adds, and losses by share visible beside those of the NAT.
+
+    Args:
+        path: of the PNG file.
+        result: see ``ablation.gather``.
+    """
+    figure = _figure(15, 5)
+    left, middle, right = figure.subplots(1, 3)
+    for name, model in result["models"].items():
+        if ablation_tables.CUT in name:
+            continue
+        counts, values = [], []
+        for t, count in model["multiply_adds_as_drawn"].items():
+            of = ablation_tables.measured("frechet_distance", t)
+            if (found := ablation_tables.of_model(result, name, of)).num:
+                counts.append(count / 1e6)
+                values.append(found)
+        if counts:
+            _summaries(left, counts, values, name, _style(name))
+    left.set(xlabel="multiply-adds an image, millions", ylabel="Fréchet distance", xscale="log")
+    left.set_title(f"Samples in {', '.join(map(str, STEPS))} steps")
+    left.xaxis.set_major_formatter("{x:.0f}")
+    left.xaxis.set_minor_formatter("{x:.0f}")
+    shares = result["common"].get("visible_shares", [])
+    for name in result["models"]:
+        if name == "nat" or name.endswith(LARGE):
+            continue
+        found = [
+            ablation_tables.difference(result, [name], "nat", ablation_tables.loss(i))
+            for i in range(len(shares))
+        ]
+        if found and all(x.num for x in found):
+            axes = right if ablation_tables.CUT in name else middle
+            _summaries(axes, shares, found, name, _style(name))
+    middle.set_title("Held-out loss, less that of nat (nats)")
+    right.set_title("Without one quadrant of attention (Figure 2)")
+    for axes in (middle, right):
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_xlabel("share of tokens visible")
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    figure.supxlabel(
+        "bars: two standard errors, over trainings where there are several", fontsize=8
+    )
+    _write(path, figure)
+
+
+def _style(name: str) -> dict[str, Any]:
+    """Returns how a model of the ablations is drawn: the larger size dashed, in the same colour."""
+    colour, marker = MODELS.get(name.removesuffix(LARGE), ("black", "."))
+    large = name.endswith(LARGE)
+    style = {"color": colour, "marker": marker, "linestyle": "--" if large else "-"}
+    return style | {"markerfacecolor": "white" if large else colour}
+
+
+def _summaries(
+    axes: "Axes", x: Sequence[float], found: Sequence[Any], label: str, style: Mapping[str, Any]
+) -> None:
+    """Draws a line of ``ablation_tables.Summary`` with bars of two standard errors."""
+    errors = [2 * one.error for one in found]
+    axes.errorbar(x, [one.mean for one in found], yerr=errors, label=label, capsize=2, **style)
