@@ -4,7 +4,8 @@
 configs/cifar10_ablation.py, a seed S of its training and T sampling steps,
 
     NAME/seed_S/run/                      the training
-    NAME/steps_T/settings.json            settings that ``search`` found for the model of seed 0
+    NAME/steps_T/settings.json            settings that ``search`` found for the model of seed 0,
+    NAME/steps_T/report.json              and what its budget was
     NAME/seed_S/steps_T/card.json         ``evaluate`` with these settings
     NAME/seed_S/loss.json                 ``analyze loss``
     NAME/seed_S/reuse/reuse.json          ``analyze reuse``, of models that reuse features
@@ -64,7 +65,7 @@ SAME = {  # of all cards, or their numbers do not compare
     "seed": lambda card: card["images"]["seed"],
 }
 
-Result = dict[str, Any]
+Result = dict[str, Any]  # JSON values
 
 
 def gather(runs: pathlib.Path) -> tuple[Result, list[str]]:
@@ -87,8 +88,8 @@ def gather(runs: pathlib.Path) -> tuple[Result, list[str]]:
     if not there:
         raise ValueError(f"{runs} has no NAME/seed_S: name the directory of the ablations")
     known = [*MODELS, *(f"{name}{LARGE}" for name in COMPARED)]
-    missing, models = [], {}
-    common: dict[str, Any] = {}
+    missing: list[str] = []
+    models, common = Result(), Result()
     for name in [*known, *sorted(there - set(known))]:
         found = _of_model(runs / name, common, missing)
         if found is not None:
@@ -105,9 +106,10 @@ def read(path: pathlib.Path) -> Result:
 
 
 def json_bytes(result: Result) -> bytes:
-    """Returns a result as JSON with the innermost lists and objects on a line each."""
+    """Returns a result as JSON with all of a seed on one line, and the settings of a model."""
     text = json.dumps(result, indent=1, ensure_ascii=False)
-    text = re.sub(r"\{[^{}[\]]*\}|\[[^{}[\]]*\]", lambda x: " ".join(x[0].split()), text)
+    text = re.sub(r"(?<=[\[{])\n {5,}|\n {4,}(?=[\]}])", "", text)
+    text = re.sub(r"\n {5,}", " ", text)
     return f"{text}\n".encode()
 
 
@@ -171,6 +173,8 @@ def _of_model(directory: pathlib.Path, common: Result, missing: list[str]) -> Re
     searched = {t: x.described() for t, x in settings.items() if _file(directory, t).is_file()}
     if absent := [f"steps_{t}" for t in STEPS if t not in searched]:
         missing.append(f"{directory}: no settings.json in {', '.join(absent)}")
+    for t in searched:
+        _check_budget(_file(directory, t).with_name("report.json"), common, missing)
     return _sizes(network, first) | {
         "multiply_adds": {
             str(t): costs.exact_sampling_cost(costs.dims_of(network), t) for t in STEPS
@@ -186,6 +190,17 @@ def _of_model(directory: pathlib.Path, common: Result, missing: list[str]) -> Re
         "settings": {str(t): _changes(x, own.described()) for t, x in searched.items()},
         "seeds": seeds,
     }
+
+
+def _check_budget(path: pathlib.Path, common: Result, missing: list[str]) -> None:
+    """Checks that a search had the budget of all others."""
+    if not path.is_file():
+        missing.append(f"{path.parent}: no {path.name}")
+        return
+    report = files.read_json(path, "search again")
+    with model_files.parsing(path):
+        _agree(common, "search_trials", report["trials"], str(path))
+        _agree(common, "search_images", report["measure"]["num"], str(path))
 
 
 def _file(directory: pathlib.Path, num_steps: int) -> pathlib.Path:

@@ -1,210 +1,27 @@
-"""The tables of the ablations, and what becomes of the paper's claims, from ``ablation``'s result.
-
-Errors are rounded up and values to the last digit of their error; nothing else is done to a number.
-"""
+"""The tables of the ablations, from ``ablation``'s result."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy import special
 
 from enat_jax.evaluation import ablation, reuse_gap
+from enat_jax.evaluation.ablation_claims import (
+    CLAIMS,
+    NUM_OF_PAPER,
+    RULE,
+    SHOWN,
+    Of,
+    difference,
+    loss,
+    measured,
+    of_model,
+    summary,
+    verdict,
+)
 from enat_jax.runtime.markdown import table as markdown_table
 
-Pair = Sequence[float]  # a value and its standard error
-Of = Callable[[Mapping[str, Any]], Pair | None]  # of one training; None: not measured
-
 MARKERS = "<!-- ablation.md begins -->\n", "<!-- ablation.md ends -->\n"
-MARGIN = 0.05  # of the distance, within which quality is called kept
-SHOWN = "8"  # steps of the claims, as in the paper
-ENOUGH = 3  # trainings of both models, below which nothing is decided
-CUT = "nat_without_"
-
-
-class Summary(NamedTuple):
-    """Number of trainings, their mean, and its standard error.
-
-    The error is that over trainings, of one training that over its images.
-    """
-
-    num: int
-    mean: float
-    error: float
-
-    def text(self, sign: str = "", expected: int | None = None) -> str:
-        """Returns mean ± error, blank where nothing was measured.
-
-        An asterisk marks one training, and a number in brackets another one than is ``expected``.
-        """
-        if not self.num:
-            return ""
-        number = "" if expected in (None, self.num) else f" ({self.num})"
-        return rounded(self.mean, self.error, sign) + " *" * (self.num == 1) + number
-
-
-class Claim(NamedTuple):
-    """That ``lower`` has a lower distance and loss than ``higher``, or within ``margin`` of it.
-
-    Of several models the worst of each seed counts. ``paper``: what the paper says of it.
-    """
-
-    text: str
-    paper: str
-    lower: tuple[str, ...]
-    higher: str
-    margin: float = 0.0
-
-
-CLAIMS = (
-    Claim(
-        "Visible tokens encoded apart from masked ones help at equal cost",
-        "FID 6.54 to 4.78",
-        ("disentangled_7_1",),
-        "nat",
-    ),
-    Claim("The same with an even split of the layers", "", ("disentangled_4_4",), "nat"),
-    Claim(
-        "A deep encoder and a shallow decoder beat an even split",
-        "yes (Table 1)",
-        ("disentangled_7_1",),
-        "disentangled_4_4",
-    ),
-    Claim(
-        "Reused features keep the quality, within 5%",
-        "FID 4.78 to 4.97, 39.8 to 22.6 G",
-        ("enat",),
-        "disentangled_7_1",
-        MARGIN,
-    ),
-    Claim(
-        "The projection f is needed",
-        "FID 4.97 with it, 5.96 without",
-        ("enat",),
-        "enat_without_f",
-    ),
-    Claim(
-        "Masked tokens must see visible ones",
-        "yes (Figure 2)",
-        ("nat",),
-        f"{CUT}masked_from_visible",
-    ),
-    Claim(
-        "Of the four cuts this one hurts most",
-        "yes (Figure 2)",
-        tuple(
-            f"{CUT}{x}"
-            for x in ("visible_from_visible", "visible_from_masked", "masked_from_masked")
-        ),
-        f"{CUT}masked_from_visible",
-    ),
-    Claim(
-        "Visible tokens need not see masked ones, within 5%",
-        "yes (Figure 2)",
-        (f"{CUT}visible_from_masked",),
-        "nat",
-        MARGIN,
-    ),
-    Claim("f once for each token is better", "not asked", ("enat_project_once",), "enat"),
-    Claim("A cache made in up to 4 reveals is better", "not asked", ("enat_reveals_4",), "enat"),
-)
-NUM_OF_PAPER = 4  # claims that are measured in both sizes, the first ones
-
-RULE = (
-    "Differences are paired by seed: the same splits, batches and noise. One rule decides: a claim "
-    "*holds here* if the 95% interval of the mean difference over seeds (Student's t, so 4.3 "
-    "standard errors of three seeds) lies below 0, or below 5% of the compared value where the "
-    "claim says so; it *fails here* if the interval lies above; else, and always with fewer than "
-    "three seeds, it is *undecided*. Losses are of features that are computed anew in one pass; "
-    "what reuse adds in sampling is in the next table. Of losses the rule has no margin."
-)
-
-
-# --- numbers --------------------------------------------------------------------------------
-
-
-def rounded(value: float, error: float, sign: str = "") -> str:
-    """Returns ``value ± error``, the error rounded up to one digit, or to two below 3."""
-    if error < 1e-9 * max(1, abs(value)):  # what floats make of 0
-        return f"{value:{sign}z.4g} ± 0"
-    place = math.floor(math.log10(error))
-    place -= round(error / 10.0**place, 6) < 3
-    unit = 10.0**place
-    decimals = max(0, -place)
-    error = math.ceil(error / unit - 1e-9) * unit
-    return f"{round(value / unit) * unit:{sign}z.{decimals}f} ± {error:.{decimals}f}"
-
-
-def loss(share: int | None) -> Of:
-    """Returns what reads the loss of a training at a share visible; None: the mean of shares."""
-
-    def of(seed: Mapping[str, Any]) -> Pair | None:
-        if "loss" not in seed:
-            return None
-        of_shares, overall = seed["loss"]
-        return overall if share is None else [of_shares[0][share], of_shares[1][share]]
-
-    return of
-
-
-def measured(name: str, num_steps: str) -> Of:
-    """Returns what reads a measure of a training's card of so many steps."""
-    return lambda seed: seed.get("cards", {}).get(num_steps, {}).get(name)
-
-
-def summary(found: Sequence[Pair]) -> Summary:
-    """Summarises the pairs of some trainings."""
-    if not found:
-        return Summary(0, math.nan, math.nan)
-    values = np.array([x[0] for x in found], float)
-    if len(found) == 1:
-        return Summary(1, float(values[0]), float(found[0][1]))
-    return Summary(
-        len(found), float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(found)))
-    )
-
-
-def of_model(result: ablation.Result, name: str, of: Of) -> Summary:
-    """Summarises a measure over the trainings of a model."""
-    return summary(list(_by_seed(result, name, of).values()))
-
-
-def _by_seed(result: ablation.Result, name: str, of: Of) -> dict[str, Pair]:
-    seeds = result["models"].get(name, {}).get("seeds", {})
-    return {seed: found for seed, x in seeds.items() if (found := of(x)) is not None}
-
-
-def difference(
-    result: ablation.Result, lower: Sequence[str], higher: str, of: Of, margin: float = 0.0
-) -> Summary:
-    """Summarises the worst of ``lower`` less ``(1 + margin)`` times ``higher``, paired by seed.
-
-    The error of one seed adds those of its two values, as if they were independent.
-    """
-    ours, theirs = ([_by_seed(result, x, of) for x in names] for names in (lower, [higher]))
-    seeds = set.intersection(*(set(x) for x in [*ours, *theirs]))
-    pairs = []
-    for seed in sorted(seeds, key=int):
-        worst = max((x[seed] for x in ours), key=lambda pair: pair[0])
-        other = theirs[0][seed]
-        pairs.append([worst[0] - (1 + margin) * other[0], math.hypot(worst[1], other[1])])
-    return summary(pairs)
-
-
-def verdict(found: Summary) -> str:
-    """Says what becomes of the claim that a difference is below 0, see ``RULE``."""
-    if not found.num:
-        return ""
-    if found.num < ENOUGH:
-        return "undecided"
-    half = float(special.stdtrit(found.num - 1, 0.975)) * found.error
-    if found.mean + half < 0:
-        return "**holds here**"
-    return "**fails here**" if found.mean - half > 0 else "undecided"
-
-
-# --- tables ---------------------------------------------------------------------------------
 
 
 def markdown(result: ablation.Result) -> str:
@@ -260,15 +77,15 @@ def _models(result: ablation.Result) -> str:
             ]
         )
     titles = ["model", "layers", "width", "parameters"]
-    titles += [f"M, {t} steps" for t in ablation.STEPS]
-    titles += ["M, training", "images/s, training", "ms an image, 8 steps"]
+    titles += [f"sampling, {t} steps (M)" for t in ablation.STEPS]
+    titles += ["training (M)", "training, images/s", f"sampling, {SHOWN} steps (ms)"]
     return (
         f"{markdown_table(titles, rows, 'lr' + 'r' * 8)}\n\n"
-        "M: millions of multiply-adds, exact: of drawing the tokens of an image with guidance, by "
-        "the cosine schedule and without the image decoder; and of an image in a training step, "
-        "forward and backward and the cache, mean of the steps of a run. Layers: of the encoder "
-        "and the decoder, or of the one stack. Images a second in training are without compiling "
-        "and evaluating, mean of the runs. Milliseconds an image: median of all timings, with the "
+        "Layers: of the encoder and the decoder, or of the one stack. M: exact multiply-adds in "
+        "millions, of drawing the tokens of an image with guidance, by the cosine schedule and "
+        "without the image decoder, and of an image of a training step, forward, backward and its "
+        "cache, mean of the steps of a run. Images a second are without compiling and evaluating, "
+        "mean of the runs. Milliseconds are those of an image's tokens: median of all timings, the "
         "least and the most."
     )
 
@@ -307,16 +124,23 @@ def _quality(result: ablation.Result) -> str:
             for measure in ablation.MEASURES
             for t in ablation.STEPS
         ]
-        rows.append([name, num, *(x.text(expected=num) for x in found)])
+        drawn = _millions(model["multiply_adds_as_drawn"][SHOWN])
+        rows.append([name, num, *(x.text(expected=num) for x in found), drawn])
     names = "distance", "precision", "recall"
     titles = ["model", "trainings", *(f"{x}, {t} steps" for x in names for t in ablation.STEPS)]
+    titles.append(f"as drawn, {SHOWN} steps (M)")
     common = result["common"]
     about = ""
     if "images" in common:
         about = (
             f"{common['features']} (no FID) of {common['images']:,} samples to "
-            f"{common['reference_images']:,} pictures of the split {common['reference_split']}, "
-            "with the settings that a search of equal budget found for the model of seed 0. "
+            f"{common['reference_images']:,} pictures of the split {common['reference_split']}. "
+        )
+    if "search_trials" in common:
+        about += (
+            f"The settings of the sampler are those that a search of {common['search_trials']} "
+            f"trials of {common['search_images']} images found for the model of seed 0; as drawn: "
+            "exact multiply-adds with them. "
         )
     return f"{markdown_table(titles, rows, 'lr' + 'r' * (len(titles) - 2))}\n\n{about}{ERRORS}"
 
@@ -330,7 +154,7 @@ def _claims(result: ablation.Result) -> str:
         tested = difference(result, *what, distance, claim.margin)
         text = claim.text
         if claim.higher == "disentangled_7_1" and (times := _times(result, *what)):
-            text += f", at {times:.2f} times less cost"
+            text += ", at {:.2f} times less cost ({:.2f} as drawn)".format(*times)
         names = claim.lower[0] if len(claim.lower) == 1 else "the worst of the other three"
         rows.append(
             [
@@ -348,13 +172,17 @@ def _claims(result: ablation.Result) -> str:
 ONE_SEED = "the error is that over images, as if the two were independent."
 
 
-def _times(result: ablation.Result, lower: Sequence[str], higher: str) -> float | None:
-    """Returns how many times less the first model costs to sample, rounded down."""
+def _times(result: ablation.Result, lower: Sequence[str], higher: str) -> list[float]:
+    """Returns how many times less the first model costs to sample, rounded down.
+
+    By the cosine schedule, and with the settings of its samples; empty where a model is missing.
+    """
     models = result["models"]
     if lower[0] not in models or higher not in models:
-        return None
-    ours, theirs = (models[x]["multiply_adds"][SHOWN] for x in (lower[0], higher))
-    return math.floor(100 * theirs / ours) / 100
+        return []
+    kinds = "multiply_adds", "multiply_adds_as_drawn"
+    pairs = [(models[higher][kind][SHOWN], models[lower[0]][kind][SHOWN]) for kind in kinds]
+    return [math.floor(100 * theirs / ours) / 100 for theirs, ours in pairs]
 
 
 def _reuse(result: ablation.Result) -> str:
@@ -395,17 +223,21 @@ def _change(result: ablation.Result) -> str:
             pairs.append([means[known].mean(), float(np.linalg.norm(errors[known]) / known.sum())])
         share, tokens = summary(pairs), found[0]["tokens"]
         less = share._replace(mean=0.5 - share.mean)
-        least, most = np.nanmin(np.array(found[0]["change"][0], float)), max(tokens)
         rows.append(
             [
-                *(name, share.num, f"{min(tokens):.3f} to {most:.3f}", f"{np.mean(tokens):.3f}"),
-                *(share.text(), f"{least:.3f}", verdict(less)),
+                *(
+                    name,
+                    share.num,
+                    f"{min(tokens):.3f} to {max(tokens):.3f}",
+                    f"{np.mean(tokens):.3f}",
+                ),
+                *(share.text(), verdict(less)),
             ]
         )
     titles = ["model", "trainings", "newly revealed, by step", "mean"]
-    titles += ["their share of the change, mean of steps", "least, of the first seed", "verdict"]
+    titles += ["their share of the change, mean of steps", "verdict"]
     return (
-        f"{markdown_table(titles, rows, 'lrrrrrl')}\n\n"
+        f"{markdown_table(titles, rows, 'lrrrrl')}\n\n"
         "Newly revealed tokens as a share of all, and their share of the change of features from "
         "step to step. The claim: it is more than half; decided by the same rule."
     )

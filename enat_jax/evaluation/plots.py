@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from enat_jax.evaluation import ablation_tables
+from enat_jax.evaluation import ablation_claims
 from enat_jax.evaluation.ablation import LARGE, STEPS
+from enat_jax.evaluation.ablation_claims import CUT
 from enat_jax.evaluation.step_similarity import GROUPS
 from enat_jax.runtime import files
 
@@ -37,10 +38,10 @@ MODELS = {
     "enat_without_f": ("#56b4e9", "X"),
     "enat_project_once": ("#009e73", "D"),
     "enat_reveals_4": ("#cc79a7", "P"),
-    "nat_without_visible_from_visible": ("#0072b2", "o"),
-    "nat_without_visible_from_masked": ("#009e73", "D"),
-    "nat_without_masked_from_visible": ("#d55e00", "^"),
-    "nat_without_masked_from_masked": ("#cc79a7", "P"),
+    "nat_without_visible_from_visible": ("#332288", "<"),
+    "nat_without_visible_from_masked": ("#117733", ">"),
+    "nat_without_masked_from_visible": ("#882255", "*"),
+    "nat_without_masked_from_masked": ("#999933", "h"),
 }
 
 
@@ -228,54 +229,63 @@ def costs(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
     _write(path, figure)
 
 
-def ablation(path: str | os.PathLike, result: Mapping[str, Any]) -> None:
-    """Draws distance against multiply-adds, and losses by share visible beside those of the NAT.
+def ablation(path: str | os.PathLike, result: dict[str, Any]) -> None:
+    """Draws distance against multiply-adds, and losses by share visible, less those of the NAT.
 
     Args:
         path: of the PNG file.
         result: see ``ablation.gather``.
     """
-    figure = _figure(15, 5)
+    figure = _figure(15, 5.6)
     left, middle, right = figure.subplots(1, 3)
     for name, model in result["models"].items():
-        if ablation_tables.CUT in name:
+        if name.startswith(CUT):
             continue
-        counts, values = [], []
+        points = []
         for t, count in model["multiply_adds_as_drawn"].items():
-            of = ablation_tables.measured("frechet_distance", t)
-            if (found := ablation_tables.of_model(result, name, of)).num:
-                counts.append(count / 1e6)
-                values.append(found)
-        if counts:
-            _summaries(left, counts, values, name, _style(name))
-    left.set(xlabel="multiply-adds an image, millions", ylabel="Fréchet distance", xscale="log")
-    left.set_title(f"Samples in {', '.join(map(str, STEPS))} steps")
-    left.xaxis.set_major_formatter("{x:.0f}")
-    left.xaxis.set_minor_formatter("{x:.0f}")
+            of = ablation_claims.measured("frechet_distance", t)
+            if (found := ablation_claims.of_model(result, name, of)).num:
+                points.append((count / 1e6, found))
+        _summaries(left, points, name)
+    left.set(xlabel="multiply-adds of an image, millions", ylabel="Fréchet distance")
+    steps = ", ".join(map(str, STEPS))
+    left.set_title(f"Samples in {steps} steps, from left to right", fontsize=11)
+    _log_scale(left)
     shares = result["common"].get("visible_shares", [])
     for name in result["models"]:
-        if name == "nat" or name.endswith(LARGE):
-            continue
-        found = [
-            ablation_tables.difference(result, [name], "nat", ablation_tables.loss(i))
-            for i in range(len(shares))
-        ]
-        if found and all(x.num for x in found):
-            axes = right if ablation_tables.CUT in name else middle
-            _summaries(axes, shares, found, name, _style(name))
-    middle.set_title("Held-out loss, less that of nat (nats)")
-    right.set_title("Without one quadrant of attention (Figure 2)")
+        if name != "nat" and not name.endswith(LARGE):
+            points = []
+            for i, share in enumerate(shares):
+                of = ablation_claims.loss(i)
+                if (found := ablation_claims.difference(result, [name], "nat", of)).num:
+                    points.append((share, found))
+            _summaries(right if name.startswith(CUT) else middle, points, name)
+    middle.set_title("Held-out loss, less that of nat", fontsize=11)
+    right.set_title("The same, nat without one quadrant of attention", fontsize=11)
     for axes in (middle, right):
-        axes.axhline(0, color="black", linewidth=0.8)
-        axes.set_xlabel("share of tokens visible")
+        axes.axhline(0, color=MODELS["nat"][0], linewidth=1)
+        axes.set(xlabel="share of tokens visible", ylabel="nats")
+    shown: dict[str, Any] = {}
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
-    figure.supxlabel(
-        "bars: two standard errors, over trainings where there are several", fontsize=8
-    )
+        handles, labels = axes.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    if shown:
+        style: dict[str, Any] = {"ncols": 5, "fontsize": 8, "frameon": False}
+        figure.legend(list(shown.values()), list(shown), loc="outside lower center", **style)
+    text = "bars: two standard errors, over trainings or, of one training, over images"
+    figure.suptitle(text, fontsize=9)
     _write(path, figure)
+
+
+def _log_scale(axes: "Axes") -> None:
+    """Gives the x axis a logarithmic scale with few, whole numbers."""
+    from matplotlib import ticker
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
 
 
 def _style(name: str) -> dict[str, Any]:
@@ -286,9 +296,10 @@ def _style(name: str) -> dict[str, Any]:
     return style | {"markerfacecolor": "white" if large else colour}
 
 
-def _summaries(
-    axes: "Axes", x: Sequence[float], found: Sequence[Any], label: str, style: Mapping[str, Any]
-) -> None:
-    """Draws a line of ``ablation_tables.Summary`` with bars of two standard errors."""
-    errors = [2 * one.error for one in found]
-    axes.errorbar(x, [one.mean for one in found], yerr=errors, label=label, capsize=2, **style)
+def _summaries(axes: "Axes", points: Sequence[tuple[float, Any]], name: str) -> None:
+    """Draws a line of ``ablation_claims.Summary`` with bars of two standard errors."""
+    if points:
+        x, found = zip(*points, strict=True)
+        errors = [2 * one.error for one in found]
+        means = [one.mean for one in found]
+        axes.errorbar(x, means, yerr=errors, label=name, capsize=2, **_style(name))

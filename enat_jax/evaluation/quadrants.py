@@ -53,12 +53,12 @@ def losses(
     found = {}
     for i, disabled in enumerate(("none", *nat.QUADRANTS)):
         cut = dataclasses.replace(model, model=network.clone(disabled_attention=disabled))
-        before = i * -(-len(codes) // batch_size)
+
+        def report(done: int, before: int = i * -(-len(codes) // batch_size)) -> None:
+            progress(before + done)
+
         found[disabled] = losses_of_images(
-            *(cut, codes, labels),
-            seed=seed,
-            batch_size=batch_size,
-            progress=lambda done, before=before: progress(before + done),
+            cut, codes, labels, seed=seed, batch_size=batch_size, progress=report
         )
     return {
         name: {

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from enat_jax import analyze
-from enat_jax.evaluation import ablation, ablation_tables, reuse_gap
+from enat_jax.evaluation import ablation, ablation_claims, ablation_tables, reuse_gap
 from enat_jax.inference import generator, masked_scores
 from enat_jax.schedules import costs
 
@@ -106,6 +106,8 @@ def runs(tmp_path):
         for steps in ablation.STEPS:
             settings = {"sampler": card(name, 0, steps)["sampler"]}
             write(tmp_path / name / f"steps_{steps}" / "settings.json", settings)
+            report = {"trials": 16, "measure": {"num": 500}}
+            write(tmp_path / name / f"steps_{steps}" / "report.json", report)
     first = tmp_path / "enat" / "seed_0"
     kinds = {
         kind: {"increase": pair([0.0, 0.02], [0, 0.002]), "all": {"increase": pair(0.01)}}
@@ -157,18 +159,18 @@ def test_blank_cells_are_those_of_missing_files(runs):
 def test_claims_are_decided_by_their_interval(runs):
     """By hand: 7 + 1 less nat is -10, -9.5, -10.1; enat less 7 + 1 is 2, 0.8, 1.1."""
     result = ablation.gather(runs)[0]
-    of = ablation_tables.measured("frechet_distance", "8")
-    found = ablation_tables.difference(result, ["disentangled_7_1"], "nat", of)
+    of = ablation_claims.measured("frechet_distance", "8")
+    found = ablation_claims.difference(result, ["disentangled_7_1"], "nat", of)
     assert found.num == 3 and found.mean == pytest.approx(-29.6 / 3)
     assert found.error == pytest.approx(np.std([-10, -9.5, -10.1], ddof=1) / 3**0.5)
     rows = [x for x in ablation_tables.markdown(result).splitlines() if " less " in x]
     apart, _, _, reuse, *_ = rows
     assert "| 3 | -9.87 ± 0.19 | **holds here** | -0.1 ± 0 | **holds here** |" in apart
-    assert "times less cost |" in reuse and "| +1.3 ± 0.4 | **holds here** | +0.01" in reuse
-    assert ablation_tables.verdict(ablation_tables.Summary(3, 1.3, 0.36)) == "undecided"
-    assert ablation_tables.verdict(ablation_tables.Summary(3, 1.3, 0.3)) == "**fails here**"
-    assert ablation_tables.verdict(ablation_tables.Summary(2, -9.0, 0.01)) == "undecided"
-    assert ablation_tables.verdict(ablation_tables.summary([])) == ""
+    assert "times less cost (" in reuse and "| +1.3 ± 0.4 | **holds here** | +0.01" in reuse
+    assert ablation_claims.verdict(ablation_claims.Summary(3, 1.3, 0.36)) == "undecided"
+    assert ablation_claims.verdict(ablation_claims.Summary(3, 1.3, 0.3)) == "**fails here**"
+    assert ablation_claims.verdict(ablation_claims.Summary(2, -9.0, 0.01)) == "undecided"
+    assert ablation_claims.verdict(ablation_claims.summary([])) == ""
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def test_claims_are_decided_by_their_interval(runs):
     ],
 )
 def test_errors_are_rounded_up_and_values_to_their_digit(value, error, text):
-    assert ablation_tables.rounded(value, error).replace("70.0 ±", "70 ±") == text
+    assert ablation_claims.rounded(value, error).replace("70.0 ±", "70 ±") == text
 
 
 def test_the_program_makes_the_same_tables_of_its_numbers(runs, tmp_path, capsys):
@@ -218,6 +220,7 @@ def test_what_does_not_belong_together_is_refused(runs):
     first = runs / "nat" / "seed_1"
     refused(first / "loss.json", "is of another model than .*run", transformer="x")
     refused(first / "steps_4" / "card.json", "images 50, and .* 5000", images={"num": 50})
+    refused(runs / "nat" / "steps_8" / "report.json", "search_trials 8, and .* 16", trials=8)
     other = card("nat", 1, 4)["sampler"] | {"guidance_scale": 9}
     refused(first / "steps_4" / "card.json", "was not drawn with .*steps_4.settings", sampler=other)
     refused(first / "steps_4" / "card.json", "is damaged: KeyError", metrics={})
