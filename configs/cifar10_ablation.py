@@ -56,5 +56,4 @@ def get_config(name: str = "enat") -> ml_collections.ConfigDict:
     config.mask.update(mask)
     if not model.get("reuse", model["kind"] == "enat"):
         config.mask.reuse_probability = 0.0
-    config.loss.max_shapes = 12  # they are compiled once for all seeds
     return config

@@ -31,6 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
         "position_init": "sincos",
         "word_std": 0.2,
         "gate_bias": 0.3,
+        "unroll": 2,  # all layers: a step takes 29 ms on two CPU cores instead of 34
     }
     config.data = {
         "tokens": "runs/digits/tokens",
