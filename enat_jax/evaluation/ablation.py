@@ -32,7 +32,7 @@ import numpy as np
 from enat_jax.checkpoints import model_files
 from enat_jax.evaluation import reuse_gap, scene_pictures
 from enat_jax.inference import generator, sampler_settings, sampling
-from enat_jax.models import transformers
+from enat_jax.models import nat, transformers
 from enat_jax.models.transformers import Transformer
 from enat_jax.runtime import files, numerics
 from enat_jax.schedules import costs, reveal
@@ -42,18 +42,11 @@ ADVICE = "make it again with python -m enat_jax.analyze ablation --runs DIR"
 STEPS = 4, 8, 12
 SEEDS = 3  # of the small size; of the larger one there is one
 LARGE = "_large"
+CUT = "nat_without_"  # models that are measured by their loss alone, unless they have cards
+QUADRANTS = tuple(f"{CUT}{x}" for x in nat.QUADRANTS)
 MODELS = (
-    "nat",
-    "nat_without_visible_from_visible",
-    "nat_without_visible_from_masked",
-    "nat_without_masked_from_visible",
-    "nat_without_masked_from_masked",
-    "disentangled_4_4",
-    "disentangled_7_1",
-    "enat",
-    "enat_without_f",
-    "enat_project_once",
-    "enat_reveals_4",
+    *("nat", *QUADRANTS, "disentangled_4_4", "disentangled_7_1"),
+    *("enat", "enat_without_f", "enat_project_once", "enat_reveals_4"),
 )
 COMPARED = ("nat", "disentangled_4_4", "disentangled_7_1", "enat")  # in both sizes
 MEASURES = ("frechet_distance", "precision", "recall")
@@ -171,7 +164,8 @@ def _of_model(directory: pathlib.Path, common: Result, missing: list[str]) -> Re
     own = sampling.Settings(**model_files.settings_from(first["sampler"]))
     settings = {t: _settings(own, directory, t) for t in STEPS}
     searched = {t: x.described() for t, x in settings.items() if _file(directory, t).is_file()}
-    if absent := [f"steps_{t}" for t in STEPS if t not in searched]:
+    absent = [f"steps_{t}" for t in STEPS if t not in searched]
+    if absent and not directory.name.startswith(CUT):
         missing.append(f"{directory}: no settings.json in {', '.join(absent)}")
     for t in searched:
         _check_budget(_file(directory, t).with_name("report.json"), common, missing)
@@ -245,8 +239,8 @@ def _of_seed(
     place: pathlib.Path, model: Mapping[str, Any], common: Result, missing: list[str]
 ) -> Result:
     """Returns what was measured of one trained model."""
-    transformer, absent = model["fingerprint"]["transformer"], []
-    result = _training(place / "run", model["provenance"])
+    absent: list[str] = []
+    result = _training(place / "run", model["provenance"], absent)
 
     def add(name: str, of: Any, needed: bool = True) -> None:
         path = place / name
@@ -255,60 +249,68 @@ def _of_seed(
             return
         values = files.read_json(path, "make it again")
         with model_files.parsing(path):
-            made_of = values.get("transformer", values.get("model"))
-            if isinstance(made_of, dict):
-                made_of = made_of.get("fingerprint", {}).get("transformer")
-            if made_of not in (None, transformer):
+            if not _is_of(values, model):
                 raise ValueError(f"{path} is of another model than {place / 'run'}: make it again")
             result.update(of(path, values))
 
-    reuses = model["model"].get("reuse", False)
+    reuses, cut = model["model"].get("reuse", False), place.parent.name.startswith(CUT)
     add("machine.json", lambda path, x: {"machine": _machine(x["machine"])})
     add("loss.json", lambda path, x: _loss(x, common))
     add("reuse/reuse.json", lambda path, x: {"reuse": _reuse(x)}, reuses)
     add("similarity/similarity.json", lambda path, x: {"similarity": _similarity(x)}, False)
     for t in STEPS:
-        add(f"steps_{t}/card.json", lambda path, x: _card(path, x, common, result, place.parent))
+        of = lambda path, x: _card(path, x, common, result, place.parent)  # noqa: E731
+        add(f"steps_{t}/card.json", of, not cut)
     timed = sorted(place.glob("speed*.json"))
     for path in timed:
         add(path.name, lambda path, x: {"speed": [*result.get("speed", []), *_timings(x)]})
-    if absent:
-        missing.append(f"{place}: no {', '.join(absent)}")
     if timed:
         times = result["speed"]
         result["speed"] = [statistics.median(times), min(times), max(times), len(times)]
     elif place.name == "seed_0":
-        missing.append(f"{place}: no speed.json")
+        absent.append("speed.json")
+    if absent:
+        missing.append(f"{place}: no {', '.join(absent)}")
     return result
 
 
-def _training(run: pathlib.Path, provenance: Mapping[str, Any]) -> Result:
+def _is_of(values: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
+    """Says whether a file is of a model, or of its sizes, or names none."""
+    of = values.get("transformer", values.get("model", {}))
+    if isinstance(of, Mapping) and "fingerprint" in of:
+        of = of["fingerprint"]["transformer"]
+    if isinstance(of, Mapping):  # of the benchmark, whose weights are random
+        sizes = model["model"] | {"kind": model["kind"]}
+        return all(sizes.get(name, x) == x for name, x in of.items())
+    return bool(of == model["fingerprint"]["transformer"])
+
+
+def _training(run: pathlib.Path, provenance: Mapping[str, Any], absent: list[str]) -> Result:
     """Returns steps, images, seconds and end of a training, without compiling and evaluating."""
-    text = (run / "metrics.jsonl").read_text(encoding="utf-8")
-    rows = {x["step"]: x for x in map(json.loads, text.splitlines()) if "seconds_per_step" in x}
+    path = run / "metrics.jsonl"
+    result: Result = {"steps": provenance["step"], "jax": provenance["versions"]["jax"]}
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    try:
+        found = [x for x in map(json.loads, text.splitlines()) if "seconds_per_step" in x]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete what is no JSON") from error
+    rows = {row["step"]: row for row in found}
+    if not rows:
+        absent.append("run/metrics.jsonl")
+        return result
     steps = sorted(rows)
     seconds = sum(
-        rows[b]["seconds_per_step"] * (b - a) for a, b in zip([0, *steps], steps, strict=False)
+        rows[b]["seconds_per_step"] * (b - a) for a, b in zip([0, *steps[:-1]], steps, strict=True)
     )
     end = datetime.datetime.fromtimestamp(rows[steps[-1]]["time"], datetime.UTC)
-    return {
-        "steps": provenance["step"],
-        "images": steps[-1] * provenance["config"]["train"]["batch_size"],
-        "seconds": seconds,
-        "date": end.date().isoformat(),
-        "jax": provenance["versions"]["jax"],
-    }
+    images = steps[-1] * provenance["config"]["train"]["batch_size"]
+    return result | {"images": images, "seconds": seconds, "date": end.date().isoformat()}
 
 
 def _machine(of: Mapping[str, Any]) -> str:
-    """Returns a machine as ``benchmark`` describes it, in words."""
-    return f"{of['device']}, {of['cpus']} CPUs"
-
-
-def _host(of: Mapping[str, Any]) -> str:
-    """Returns a machine as ``cards.hardware`` describes it, in words."""
-    name = of["cpu"] if of["device"] == "cpu" else of["device"]
-    return _machine({"device": name, "cpus": of["num_cpus"]})
+    """Returns a machine as ``benchmark`` and cards describe it, in words."""
+    name = of.get("cpu", "cpu") if of["device"] == "cpu" else of["device"]
+    return f"{name}, {of['cpus'] if 'cpus' in of else of['num_cpus']} CPUs"
 
 
 def _loss(found: Mapping[str, Any], common: Result) -> Result:
@@ -316,9 +318,8 @@ def _loss(found: Mapping[str, Any], common: Result) -> Result:
     same = {"visible_shares": found["visible_shares"], "held_out_images": found["num_images"]}
     for name, value in same.items():
         _agree(common, name, value, "loss.json")
-    parts = found["loss"], found["all"]
-    made = [_host(found["hardware"]), found["date"]]
-    return {"loss": list(map(_pairs, parts)), "loss_made": made}
+    made = [_machine(found["hardware"]), found["date"]]
+    return {"loss": [_pairs(found["loss"]), _pairs(found["all"])], "loss_made": made}
 
 
 def _pairs(mean: Mapping[str, Any]) -> list[Any]:
@@ -364,7 +365,7 @@ def _card(
         wanted = files.read_json(settings, "search again")["sampler"]
         if wanted != card["sampler"]:
             raise ValueError(f"{path} was not drawn with {settings}: make it again")
-    about = {"date": card["date"], "machine": _host(card["hardware"])}
+    about = {"date": card["date"], "machine": _machine(card["hardware"])}
     numbers = {
         name: [card["metrics"][name][x] for x in ("value", "standard_error")] for name in MEASURES
     }

@@ -15,10 +15,9 @@ from enat_jax.evaluation import ablation
 Pair = Sequence[float]  # a value and its standard error
 Of = Callable[[Mapping[str, Any]], Pair | None]  # of one training; None: not measured
 
-MARGIN = 0.05  # of the distance, within which quality is called kept
+MARGIN = 0.05  # within which quality is called kept, see ``RULE``
 SHOWN = "8"  # steps of the claims, as in the paper
 ENOUGH = 3  # trainings of both models, below which nothing is decided
-CUT = "nat_without_"
 
 
 class Summary(NamedTuple):
@@ -86,21 +85,21 @@ CLAIMS = (
         "Masked tokens must see visible ones",
         "yes (Figure 2)",
         ("nat",),
-        f"{CUT}masked_from_visible",
+        f"{ablation.CUT}masked_from_visible",
     ),
     Claim(
         "Of the four cuts this one hurts most",
         "yes (Figure 2)",
         tuple(
-            f"{CUT}{x}"
+            f"{ablation.CUT}{x}"
             for x in ("visible_from_visible", "visible_from_masked", "masked_from_masked")
         ),
-        f"{CUT}masked_from_visible",
+        f"{ablation.CUT}masked_from_visible",
     ),
     Claim(
         "Visible tokens need not see masked ones, within 5%",
         "yes (Figure 2)",
-        (f"{CUT}visible_from_masked",),
+        (f"{ablation.CUT}visible_from_masked",),
         "nat",
         MARGIN,
     ),
@@ -112,11 +111,11 @@ NUM_OF_PAPER = 4  # claims that are measured in both sizes, the first ones
 RULE = (
     "Differences are paired by seed, which sets batches, visible tokens and noise. One rule "
     "decides: a claim *holds here* if the 95% interval of the mean difference over seeds "
-    "(Student's t, so 4.3 standard errors of three seeds) lies below 0, or below 5% of the other "
-    "value where the claim says so; it *fails here* if the interval lies above; else, and always "
-    "with fewer than three seeds, it is *undecided*. Losses are of features that are computed anew "
-    "in one pass; what reuse adds in sampling is in the next table. Of losses the rule has no "
-    "margin."
+    "(Student's t, so 4.3 standard errors of three seeds) lies below 0, or where the claim says so "
+    "below 5% of the other model's distance, and of what its loss falls from the least visible to "
+    "the most; it *fails here* if the interval lies above; else, and always with fewer than three "
+    "seeds, it is *undecided*. Losses are of features that are computed anew in one pass; what "
+    "reuse adds in sampling is in the next table."
 )
 
 
@@ -142,6 +141,14 @@ def loss(share: int | None) -> Of:
         return overall if share is None else [of_shares[0][share], of_shares[1][share]]
 
     return of
+
+
+def context(seed: Mapping[str, Any]) -> Pair | None:
+    """Returns by how much the loss of a training falls from the least visible share to the most."""
+    if "loss" not in seed:
+        return None
+    means, _ = seed["loss"][0]
+    return [means[0] - means[-1], 0.0]
 
 
 def measured(name: str, num_steps: str) -> Of:
@@ -172,19 +179,31 @@ def _by_seed(result: ablation.Result, name: str, of: Of) -> dict[str, Pair]:
 
 
 def difference(
-    result: ablation.Result, lower: Sequence[str], higher: str, of: Of, margin: float = 0.0
+    result: ablation.Result,
+    lower: Sequence[str],
+    higher: str,
+    of: Of,
+    margin: tuple[float, Of] | None = None,
 ) -> Summary:
-    """Summarises the worst of ``lower`` less ``(1 + margin)`` times ``higher``, paired by seed.
+    """Summarises the worst of ``lower`` less ``higher``, paired by seed.
 
-    The error of one seed adds those of its two values, as if they were independent.
+    Args:
+        result: of ``ablation.gather``.
+        lower: models.
+        higher: model that they are compared with.
+        of: what is compared. The error of one seed adds those of its two values, as if they were
+            independent.
+        margin: a share, and of what measure of ``higher``: is subtracted, too.
     """
     ours, theirs = ([_by_seed(result, x, of) for x in names] for names in (lower, [higher]))
     seeds = set.intersection(*(set(x) for x in [*ours, *theirs]))
     pairs = []
     for seed in sorted(seeds, key=int):
         worst = max((x[seed] for x in ours), key=lambda pair: pair[0])
-        other = theirs[0][seed]
-        pairs.append([worst[0] - (1 + margin) * other[0], math.hypot(worst[1], other[1])])
+        less = worst[0] - theirs[0][seed][0]
+        if margin is not None:
+            less -= margin[0] * _by_seed(result, higher, margin[1])[seed][0]
+        pairs.append([less, math.hypot(worst[1], theirs[0][seed][1])])
     return summary(pairs)
 
 

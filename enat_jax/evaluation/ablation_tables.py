@@ -1,5 +1,6 @@
 """The tables of the ablations, from ``ablation``'s result."""
 
+import collections
 import math
 from collections.abc import Iterator, Sequence
 
@@ -12,6 +13,7 @@ from enat_jax.evaluation.ablation_claims import (
     RULE,
     SHOWN,
     Of,
+    context,
     difference,
     loss,
     measured,
@@ -64,7 +66,7 @@ def _models(result: ablation.Result) -> str:
     rows = []
     for name, model in result["models"].items():
         seeds = list(model["seeds"].values())
-        rate = summary([[x["images"] / x["seconds"], math.nan] for x in seeds])
+        rate = summary([[x["images"] / x["seconds"], 0.0] for x in seeds if "seconds" in x])
         speed = next((x["speed"] for x in seeds if "speed" in x), None)
         rows.append(
             [
@@ -72,7 +74,7 @@ def _models(result: ablation.Result) -> str:
                 f"{model['parameters']:,}",
                 *(_millions(model["multiply_adds"][str(t)]) for t in ablation.STEPS),
                 _millions(model["training_multiply_adds"]),
-                f"{rate.mean:.0f}",
+                f"{rate.mean:.0f}" if rate.num else "",
                 "" if speed is None else f"{speed[0]:.2f} ({speed[1]:.2f} to {speed[2]:.2f})",
             ]
         )
@@ -151,7 +153,12 @@ def _claims(result: ablation.Result) -> str:
         what = (claim.lower, claim.higher)
         distance, losses = measured("frechet_distance", SHOWN), loss(None)
         first, second = (difference(result, *what, of) for of in (distance, losses))
-        tested = difference(result, *what, distance, claim.margin)
+        tested = first, second
+        if claim.margin:
+            tested = (
+                difference(result, *what, distance, (claim.margin, distance)),
+                difference(result, *what, losses, (claim.margin, context)),
+            )
         text = claim.text
         if claim.higher == "disentangled_7_1" and (times := _times(result, *what)):
             text += ", at {:.2f} times less cost ({:.2f} as drawn)".format(*times)
@@ -160,8 +167,8 @@ def _claims(result: ablation.Result) -> str:
             [
                 *(text, claim.paper, f"{names} less {claim.higher}"),
                 max(first.num, second.num),
-                *(first.text("+"), verdict(tested), second.text("+")),
-                "" if claim.margin else verdict(second),
+                *(first.text("+"), verdict(tested[0])),
+                *(second.text("+"), verdict(tested[1])),
             ]
         )
     titles = ["claim", "the paper", "difference", "seeds", f"distance, {SHOWN} steps", "verdict"]
@@ -260,26 +267,34 @@ def _larger(result: ablation.Result) -> str:
 
 # --- how ------------------------------------------------------------------------------------
 
-COMMANDS = {
+MODEL = "--model DIR/NAME/seed_S/run/model"
+COMMANDS = {  # numbers that files record stand there in their place
     "training": "train --config configs/cifar10_ablation.py:NAME --workdir DIR/NAME/seed_S/run "
-    "--config.seed=S",
-    "settings": "search --model DIR/NAME/seed_0/run/model --steps T --out DIR/NAME/steps_T",
-    "distance, precision, recall": "evaluate --model DIR/NAME/seed_S/run/model --settings "
-    "DIR/NAME/steps_T/settings.json --out DIR/NAME/seed_S/steps_T",
-    "held-out loss": "analyze loss --model DIR/NAME/seed_S/run/model --tokens DIR/tokens_held_out "
+    "--config.seed=S --config.data.tokens=DIR/tokens --config.data.held_out_tokens="
+    "DIR/tokens_held_out --config.data.tokenizer=TOKENIZER",
+    "settings": "search --model DIR/NAME/seed_0/run/model --reference DIR/reference.npz --features "
+    "FEATURES --num {search_images} --trials {search_trials} --steps T --out DIR/NAME/steps_T",
+    "distance, precision, recall": f"evaluate {MODEL} --reference DIR/reference.npz --features "
+    "FEATURES --num {images} --seed {seed} --settings DIR/NAME/steps_T/settings.json --out "
+    "DIR/NAME/seed_S/steps_T",
+    "held-out loss": f"analyze loss {MODEL} --tokens DIR/tokens_held_out --num {{held_out_images}} "
     "--out DIR/NAME/seed_S",
-    "what reuse costs": "analyze reuse --model DIR/NAME/seed_S/run/model --tokens "
-    "DIR/tokens_held_out --out DIR/NAME/seed_S/reuse",
-    "Figure 5": "analyze similarity --model DIR/NAME/seed_S/run/model --out "
-    "DIR/NAME/seed_S/similarity",
-    "ms an image": "benchmark sampler --config configs/cifar10_ablation.py:NAME --steps 8 --json "
-    "DIR/NAME/seed_0/speed.json",
-    "all else": "analyze ablation --runs DIR --out DIR",
+    "what reuse costs": f"analyze reuse {MODEL} --tokens DIR/tokens_held_out --reference "
+    "DIR/reference.npz --features FEATURES --out DIR/NAME/seed_S/reuse",
+    "Figure 5": f"analyze similarity {MODEL} --out DIR/NAME/seed_S/similarity",
+    "sampling (ms)": "benchmark sampler --config configs/cifar10_ablation.py:NAME --batch 64 "
+    "--steps 8 --segments 2 --json DIR/NAME/seed_0/speed.json",
+    "machine of a training": "benchmark machine --dtype float32 --json "
+    "DIR/NAME/seed_S/machine.json",
+    "all else": "analyze ablation --runs DIR --out DIR/report",
 }
 
 
 def _how(result: ablation.Result) -> str:
-    commands = [[what, f"`python -m enat_jax.{x}`"] for what, x in COMMANDS.items()]
+    known = collections.defaultdict(lambda: "N", result["common"])
+    commands = [
+        [what, f"`python -m enat_jax.{x.format_map(known)}`"] for what, x in COMMANDS.items()
+    ]
     places: dict[tuple[str, str], list[str]] = {}
     for what, machine, date in _made(result):
         places.setdefault((what, machine), []).append(date)
@@ -303,7 +318,7 @@ def _made(result: ablation.Result) -> Iterator[tuple[str, str, str]]:
         size = "large" if name.endswith(ablation.LARGE) else "small"
         for seed in model["seeds"].values():
             about = f"trainings, {size}, {seed['steps']:,} steps, jax {seed['jax']}"
-            yield about, seed.get("machine", "not recorded"), seed["date"]
+            yield about, seed.get("machine", "not recorded"), seed.get("date", "")
             for card in seed.get("cards", {}).values():
                 yield "cards", card["machine"], card["date"]
             if "loss_made" in seed:

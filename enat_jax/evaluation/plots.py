@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from enat_jax.evaluation import ablation_claims
-from enat_jax.evaluation.ablation import LARGE, STEPS
-from enat_jax.evaluation.ablation_claims import CUT
+from enat_jax.evaluation.ablation import CUT, LARGE, STEPS
 from enat_jax.evaluation.step_similarity import GROUPS
 from enat_jax.runtime import files
 

@@ -120,7 +120,10 @@ def runs(tmp_path):
     more = {"num_tokens": 16, "tokens": tokens, "change_share": pair([0.6, 0.8], [0.01, 0.01])}
     write(first / "similarity" / "similarity.json", of_images("enat", 0, **more))
     for i in (1, 2):
-        timed = {"rows": [{"images": 10, "seconds": [0.02 * i, 0.05]}], "model": {"sizes": 1}}
+        timed = {
+            "rows": [{"images": 10, "seconds": [0.02 * i, 0.05]}],
+            "model": {"kind": "enat", "width": 8},
+        }
         write(first / f"speed_{i}.json", timed)
     return tmp_path
 
@@ -146,10 +149,12 @@ def test_what_is_there_becomes_numbers_and_what_is_not_a_line(runs):
 def test_blank_cells_are_those_of_missing_files(runs):
     (runs / "nat" / "seed_1" / "steps_8" / "card.json").unlink()
     (runs / "nat" / "seed_2" / "run" / "model" / "model.json").unlink()
+    (runs / "nat" / "seed_0" / "run" / "metrics.jsonl").unlink()
     for seed in range(3):
         (runs / "enat" / f"seed_{seed}" / "loss.json").unlink()
     result, missing = ablation.gather(runs)
     assert f"{runs / 'nat' / 'seed_1'}: no steps_8/card.json" in missing
+    assert f"{runs / 'nat' / 'seed_0'}: no run/metrics.jsonl, speed.json" in missing
     text = ablation_tables.markdown(result)
     assert "| nat | 2 | 84.5 ± 0.5 | 80.0 ± 0.6 * (1) | 76.5 ± 0.5 |" in text
     assert "| enat | 3 | | | | | |" in text
@@ -166,7 +171,10 @@ def test_claims_are_decided_by_their_interval(runs):
     rows = [x for x in ablation_tables.markdown(result).splitlines() if " less " in x]
     apart, _, _, reuse, *_ = rows
     assert "| 3 | -9.87 ± 0.19 | **holds here** | -0.1 ± 0 | **holds here** |" in apart
-    assert "times less cost (" in reuse and "| +1.3 ± 0.4 | **holds here** | +0.01" in reuse
+    assert (
+        "times less cost (" in reuse
+        and "| +1.3 ± 0.4 | **holds here** | +0.01 ± 0 | **holds here** |" in reuse
+    )
     assert ablation_claims.verdict(ablation_claims.Summary(3, 1.3, 0.36)) == "undecided"
     assert ablation_claims.verdict(ablation_claims.Summary(3, 1.3, 0.3)) == "**fails here**"
     assert ablation_claims.verdict(ablation_claims.Summary(2, -9.0, 0.01)) == "undecided"
@@ -225,6 +233,11 @@ def test_what_does_not_belong_together_is_refused(runs):
     refused(first / "steps_4" / "card.json", "was not drawn with .*steps_4.settings", sampler=other)
     refused(first / "steps_4" / "card.json", "is damaged: KeyError", metrics={})
     refused(first / "run" / "model" / "model.json", "not the model of the other seeds", model={})
+    timed = runs / "enat" / "seed_0" / "speed_2.json"
+    refused(timed, "is of another model than", model={"width": 8, "encoder_layers": 3})
+    (first / "run" / "metrics.jsonl").write_text("{")
+    with pytest.raises(ValueError, match=r"metrics.jsonl is damaged .*: delete what is no JSON"):
+        ablation.gather(runs)
     with pytest.raises(ValueError, match="has no NAME/seed_S"):
         ablation.gather(runs / "nat")
 
@@ -252,21 +265,29 @@ def test_samples_of_all_models_have_a_row_each(runs, monkeypatch):
         ablation.draw(runs, {"enat_large": None}, 5, 8, 7)
 
 
-def test_the_losses_of_a_model_are_written(tmp_path, monkeypatch, capsys):
+def test_the_losses_of_a_model_are_written(tmp_path, monkeypatch):
+    """Image i has a loss of i, and of 0.1 less with every further visible token."""
     model = tiny.make_generator()
-    codes = np.random.default_rng(0).integers(0, tiny.CODES, (3, 16))
-    more = {"codebook_size": tiny.CODES, "class_names": tiny.CLASSES}
-    made = tiny.token_set(codes, np.arange(3), **more, tokenizer=model.tokenizer.fingerprint)
-    tiny.write_tokens(tmp_path / "tokens", made)
+
+    def scores(self, codes, labels, num_visible, seed):
+        loss = np.repeat(np.asarray(labels)[:, None] - num_visible / 10, 16 - num_visible, axis=1)
+        return loss, loss > 0
+
     monkeypatch.setattr(generator.Generator, "load", lambda directory: model)
-    monkeypatch.setattr(masked_scores, "VISIBLE_SHARES", (1 / 4,))
+    monkeypatch.setattr(generator.Generator, "masked_scores", scores)
+    codes, labels = np.zeros((3, 16), int), np.arange(3)
+    more = {"codebook_size": tiny.CODES, "class_names": tiny.CLASSES}
+    made = tiny.token_set(codes, labels, **more, tokenizer=model.tokenizer.fingerprint)
+    tiny.write_tokens(tmp_path / "tokens", made)
     arguments = ["--tokens", str(tmp_path / "tokens"), "--out", str(tmp_path / "out")]
-    analyze.main(["loss", "--model", str(tmp_path), *arguments])
+    analyze.main(["loss", "--model", str(tmp_path), *arguments, "--batch-size", "2"])
     found = json.loads((tmp_path / "out" / "loss.json").read_text())
-    assert np.mean(found["loss"]["mean"]) == pytest.approx(found["all"]["mean"])
-    scores = model.masked_scores(codes, np.arange(3), 4, 0)[0]
-    assert found["loss"]["mean"][0] == pytest.approx(float(np.mean(scores)), abs=1e-5)
+    assert found["loss"]["mean"] == pytest.approx([0.9, 0.6, 0.2, -0.2])
+    assert found["all"]["mean"] == pytest.approx(0.375)
+    assert found["all"]["standard_error"] == pytest.approx(1 / 3**0.5)
     assert found["transformer"] == model.fingerprint and found["num_images"] == 3
+    text = (tmp_path / "out" / "loss.md").read_text()
+    assert "| 0.9000 ± 0.5774 | 0.6000 ± 0.5774 | 0.2000" in text
 
 
 def test_the_models_are_those_of_the_config():
