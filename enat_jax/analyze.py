@@ -40,6 +40,7 @@ from typing import Any
 
 import numpy as np
 
+from enat_jax.checkpoints import model_files
 from enat_jax.data import records, tokens
 from enat_jax.evaluation import (
     ablation,
@@ -184,6 +185,8 @@ def run_ablation(options: argparse.Namespace) -> None:
         raise ValueError("--draw needs the models of --runs, and --json has none")
     else:
         result = ablation.read(options.json)
+        with model_files.parsing(options.json):
+            ablation_tables.markdown(result)
     text = ablation_tables.markdown(result)
     options.out.mkdir(parents=True, exist_ok=True)
     files.write_atomically(options.out / "ablation.json", ablation.json_bytes(result))

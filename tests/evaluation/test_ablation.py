@@ -204,6 +204,11 @@ def test_the_program_makes_the_same_tables_of_its_numbers(runs, tmp_path, capsys
     assert f"missing: {runs / 'nat' / 'seed_0'}: no speed.json" in printed.err
     analyze.main(["ablation", "--json", str(out / "ablation.json"), "--out", str(again)])
     assert not capsys.readouterr().err
+    with pytest.raises(ValueError, match="--draw needs the models of --runs"):
+        analyze.main(["ablation", "--json", "a.json", "--draw", "3", "--out", str(again)])
+    write(tmp_path / "damaged.json", {"format": ablation.FORMAT})
+    with pytest.raises(ValueError, match=r"damaged.json is damaged: KeyError\('models'\)"):
+        analyze.main(["ablation", "--json", str(tmp_path / "damaged.json"), "--out", str(again)])
     for name in ("ablation.json", "ablation.md", "ablation.png"):
         assert (out / name).read_bytes() == (again / name).read_bytes()
     text = (out / "ablation.md").read_text()
@@ -288,6 +293,16 @@ def test_the_losses_of_a_model_are_written(tmp_path, monkeypatch):
     assert found["transformer"] == model.fingerprint and found["num_images"] == 3
     text = (tmp_path / "out" / "loss.md").read_text()
     assert "| 0.9000 ± 0.5774 | 0.6000 ± 0.5774 | 0.2000" in text
+
+
+NUMBERS = ROOT / "configs" / "ablation.json"
+
+
+@pytest.mark.skipif(not NUMBERS.is_file(), reason="the ablations have not been measured yet")
+def test_the_page_has_the_tables_of_its_numbers():
+    page = (ROOT / "configs" / "ablation.md").read_text(encoding="utf-8")
+    assert ablation_tables.of_page(page) == ablation_tables.markdown(ablation.read(NUMBERS))
+    assert NUMBERS.stat().st_size < 60_000
 
 
 def test_the_models_are_those_of_the_config():
