@@ -1,9 +1,11 @@
-"""The paper's analyses, of one's own model.
+"""The paper's analyses, of one's own model, and its claims, of the runs of launch/ablation.sh.
 
     python -m enat_jax.analyze similarity --model MODEL_DIR --out runs/similarity
     python -m enat_jax.analyze quadrants --model NAT_DIR --tokens HELD_OUT_DIR --out runs/quadrants
     python -m enat_jax.analyze reuse --model MODEL_DIR --tokens HELD_OUT_DIR --out runs/reuse
+    python -m enat_jax.analyze loss --model MODEL_DIR --tokens HELD_OUT_DIR --out runs/loss
     python -m enat_jax.analyze costs --out runs/costs
+    python -m enat_jax.analyze ablation --runs runs/ablation --out runs/ablation
 
 similarity: how much token features change between sampling steps (paper Figure 5;
 evaluation/step_similarity.py says what is compared), averaged over samples of all classes:
@@ -17,8 +19,15 @@ reuse: what it costs by sampling step that features are reused, and what part of
 projection f has (evaluation/reuse_gap.py says what is compared): `reuse.json` and `reuse.md`. With
 --reference and --features, as for `search`, images are drawn and measured, too.
 
+loss: of masked tokens by share visible, of a transformer of either kind: `loss.json`, `loss.md`.
+
 costs: the paper's multiply-adds (Tables 1, 2 and 6) beside ours: `costs.json`, `costs.md`,
 `costs.png`.
+
+ablation: the models of configs/cifar10_ablation.py side by side, and what becomes of the paper's
+claims: `ablation.json`, `ablation.md`, `ablation.png` and, with --draw, `samples.png`.
+evaluation/ablation.py says which files below --runs are read. What is missing leaves cells blank
+and is named. --json makes tables and plot anew of an `ablation.json`, without the runs.
 
 Plots need matplotlib: pip install 'enat_jax[analyze]'
 """
@@ -31,9 +40,14 @@ from typing import Any
 
 import numpy as np
 
+from enat_jax.checkpoints import model_files
 from enat_jax.data import records, tokens
 from enat_jax.evaluation import (
+    ablation,
+    ablation_tables,
+    cards,
     image_sets,
+    means,
     paper_costs,
     plots,
     quadrants,
@@ -43,7 +57,8 @@ from enat_jax.evaluation import (
 )
 from enat_jax.inference import generator, masked_scores
 from enat_jax.models import nat
-from enat_jax.runtime import cli, files, progress
+from enat_jax.runtime import cli, files, png, progress
+from enat_jax.runtime.markdown import table as markdown_table
 
 MAX_MAPS = 16  # samples that one plot has room for
 
@@ -129,6 +144,62 @@ def run_reuse(options: argparse.Namespace) -> None:
     _write(options.out, "reuse", result, reuse_gap.markdown(result))
 
 
+def run_loss(options: argparse.Namespace) -> None:
+    """Measures the loss of masked tokens, and writes and prints it."""
+    model = _load(options.model)
+    if getattr(model.model, "takes_text", False):
+        raise ValueError(f"{options.model} takes texts: this is the loss of a model of classes")
+    batch = _held_out(model, options.tokens, options.num)
+    total = -(-len(batch["labels"]) // options.batch_size)
+    with progress.Progress(total, options.batch_size, unit="batch") as bar:
+        found = quadrants.losses_of_images(
+            *(model, batch["tokens"], batch["labels"]),
+            seed=options.seed,
+            batch_size=options.batch_size,
+            progress=bar.update,
+        )
+    result = _about(model, batch, options.seed) | {
+        "visible_shares": masked_scores.VISIBLE_SHARES,
+        "loss": means.mean_and_error(found),
+        "all": means.mean_and_error(found.mean(axis=1)),
+        "date": cards.today(),
+        "hardware": cards.hardware(),
+    }
+    cells = [means.text(result["loss"], i) for i in range(found.shape[1])]
+    titles = [f"{share:.4g} visible" for share in masked_scores.VISIBLE_SHARES]
+    text = (
+        f"{markdown_table([*titles, 'mean'], [[*cells, means.text(result['all'])]])}\n\n"
+        f"Loss (nats) of masked tokens of {len(found)} images; mean ± standard error over images.\n"
+    )
+    _write(options.out, "loss", result, text)
+
+
+def run_ablation(options: argparse.Namespace) -> None:
+    """Writes and prints the tables of the ablations, and draws their plot and samples."""
+    plots.require()
+    if options.json is None:
+        result, missing = ablation.gather(options.runs)
+        for line in missing:
+            print(f"missing: {line}", file=sys.stderr)
+    elif options.draw:
+        raise ValueError("--draw needs the models of --runs, and --json has none")
+    else:
+        result = ablation.read(options.json)
+        with model_files.parsing(options.json):
+            ablation_tables.markdown(result)
+    text = ablation_tables.markdown(result)
+    options.out.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(options.out / "ablation.json", ablation.json_bytes(result))
+    files.write_atomically(options.out / "ablation.md", text.encode())
+    plots.ablation(options.out / "ablation.png", result)
+    if options.draw:
+        drawn = (options.draw, options.steps, options.seed)
+        png.write_png(
+            options.out / "samples.png", ablation.draw(options.runs, result["models"], *drawn)
+        )
+    print(text)
+
+
 def run_costs(options: argparse.Namespace) -> None:
     """Writes and prints the paper's costs beside ours."""
     plots.require()
@@ -209,6 +280,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=number, default=reuse_gap.BATCH_SIZE, help="at a time")
     add("--seed", type=int, default=0)
     program.set_defaults(run=run_reuse)
+    program = programs.add_parser("loss", help="of masked tokens by share visible")
+    add = program.add_argument
+    add("--model", **directory | {"type": cli.model}, help="model directory of classes")
+    add("--tokens", **directory, help="token set, best of held-out images")
+    add("--num", type=number, default=1000, help="most images of it (default 1000)")
+    add("--batch-size", type=number, default=quadrants.BATCH_SIZE, help="at a time")
+    add("--seed", type=int, default=0)
+    program.set_defaults(run=run_loss)
+    program = programs.add_parser("ablation", help="tables of the runs of launch/ablation.sh")
+    add = program.add_mutually_exclusive_group(required=True).add_argument
+    add("--runs", type=cli.path, metavar="DIR", help="of launch/ablation.sh")
+    add("--json", type=cli.path, metavar="FILE", help="an ablation.json, instead of the runs")
+    add = program.add_argument
+    add("--draw", type=number, metavar="N", help="also draw N samples of each model")
+    add("--steps", type=number, default=8, help="of the samples of --draw (default 8)")
+    add("--seed", type=int, default=0, help="of the samples of --draw")
+    program.set_defaults(run=run_ablation)
     program = programs.add_parser("costs", help="multiply-adds (Tables 1, 2 and 6)")
     program.set_defaults(run=run_costs)
     for program in programs.choices.values():

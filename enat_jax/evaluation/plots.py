@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from enat_jax.evaluation import ablation_claims
+from enat_jax.evaluation.ablation import CUT, LARGE, STEPS
 from enat_jax.evaluation.step_similarity import GROUPS
 from enat_jax.runtime import files
 
@@ -26,6 +28,20 @@ COUNTS = (
     ("recount", "recounted", "#0072b2"),
     ("exact", "exact, here", "#009e73"),
 )
+# Of the ablations, colour and marker; those without one quadrant have a panel of their own.
+MODELS = {
+    "nat": ("#7f7f7f", "s"),
+    "disentangled_4_4": ("#e69f00", "v"),
+    "disentangled_7_1": ("#d55e00", "^"),
+    "enat": ("#0072b2", "o"),
+    "enat_without_f": ("#56b4e9", "X"),
+    "enat_project_once": ("#009e73", "D"),
+    "enat_reveals_4": ("#cc79a7", "P"),
+    "nat_without_visible_from_visible": ("#332288", "<"),
+    "nat_without_visible_from_masked": ("#117733", ">"),
+    "nat_without_masked_from_visible": ("#882255", "*"),
+    "nat_without_masked_from_masked": ("#999933", "h"),
+}
 
 
 def require() -> Any:
@@ -210,3 +226,79 @@ def costs(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8, loc="upper left")  # the last, which has room
     _write(path, figure)
+
+
+def ablation(path: str | os.PathLike, result: dict[str, Any]) -> None:
+    """Draws distance against multiply-adds, and losses by share visible, less those of the NAT.
+
+    Args:
+        path: of the PNG file.
+        result: see ``ablation.gather``.
+    """
+    figure = _figure(15, 5.6)
+    left, middle, right = figure.subplots(1, 3)
+    for name, model in result["models"].items():
+        if name.startswith(CUT):
+            continue
+        points = []
+        for t, count in model["multiply_adds_as_drawn"].items():
+            of = ablation_claims.measured("frechet_distance", t)
+            if (found := ablation_claims.of_model(result, name, of)).num:
+                points.append((count / 1e6, found))
+        _summaries(left, points, name)
+    left.set(xlabel="multiply-adds of an image, millions", ylabel="Fréchet distance")
+    steps = ", ".join(map(str, STEPS))
+    left.set_title(f"Samples in {steps} steps, from left to right", fontsize=11)
+    _log_scale(left)
+    shares = result["common"].get("visible_shares", [])
+    for name in result["models"]:
+        if name != "nat" and not name.endswith(LARGE):
+            points = []
+            for i, share in enumerate(shares):
+                of = ablation_claims.loss(i)
+                if (found := ablation_claims.difference(result, [name], "nat", of)).num:
+                    points.append((share, found))
+            _summaries(right if name.startswith(CUT) else middle, points, name)
+    middle.set_title("Held-out loss, less that of nat", fontsize=11)
+    right.set_title("The same, nat without one quadrant of attention", fontsize=11)
+    for axes in (middle, right):
+        axes.axhline(0, color=MODELS["nat"][0], linewidth=1)
+        axes.set(xlabel="share of tokens visible", ylabel="nats")
+    shown: dict[str, Any] = {}
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.3)
+        handles, labels = axes.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    if shown:
+        style: dict[str, Any] = {"ncols": 5, "fontsize": 8, "frameon": False}
+        figure.legend(list(shown.values()), list(shown), loc="outside lower center", **style)
+    text = "bars: two standard errors, over trainings or, of one training, over images"
+    figure.suptitle(text, fontsize=9)
+    _write(path, figure)
+
+
+def _log_scale(axes: "Axes") -> None:
+    """Gives the x axis a logarithmic scale with few, whole numbers."""
+    from matplotlib import ticker
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+
+
+def _style(name: str) -> dict[str, Any]:
+    """Returns how a model of the ablations is drawn: the larger size dashed, in the same colour."""
+    colour, marker = MODELS.get(name.removesuffix(LARGE), ("black", "."))
+    large = name.endswith(LARGE)
+    style = {"color": colour, "marker": marker, "linestyle": "--" if large else "-"}
+    return style | {"markerfacecolor": "white" if large else colour}
+
+
+def _summaries(axes: "Axes", points: Sequence[tuple[float, Any]], name: str) -> None:
+    """Draws a line of ``ablation_claims.Summary`` with bars of two standard errors."""
+    if points:
+        x, found = zip(*points, strict=True)
+        errors = [2 * one.error for one in found]
+        means = [one.mean for one in found]
+        axes.errorbar(x, means, yerr=errors, label=name, capsize=2, **_style(name))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from enat_jax.data import records
 from enat_jax.evaluation import means
@@ -50,24 +50,16 @@ def losses(
     network = model.model
     if not isinstance(network, nat.NAT) or network.disabled_attention != "none":
         raise ValueError("quadrants of the attention are those of a NAT that has all four of them")
-    if len(codes) < 2:
-        raise ValueError(f"{len(codes)} images: a standard error needs two")
-    done, found = 0, {}
-    for disabled in ("none", *nat.QUADRANTS):
+    found = {}
+    for i, disabled in enumerate(("none", *nat.QUADRANTS)):
         cut = dataclasses.replace(model, model=network.clone(disabled_attention=disabled))
-        batches = []
-        for part, known in records.equal_batches(len(codes), batch_size):
-            scores = [
-                cut.masked_scores(
-                    codes[part], labels[part], round(network.num_tokens * share), seed + part.start
-                )[0]
-                for share in masked_scores.VISIBLE_SHARES
-            ]
-            of_images = np.stack([np.asarray(x, np.float64).mean(axis=1) for x in scores], axis=1)
-            batches.append(of_images[known:])
-            done += 1
-            progress(done)
-        found[disabled] = np.concatenate(batches)
+
+        def report(done: int, before: int = i * -(-len(codes) // batch_size)) -> None:
+            progress(before + done)
+
+        found[disabled] = losses_of_images(
+            cut, codes, labels, seed=seed, batch_size=batch_size, progress=report
+        )
     return {
         name: {
             "loss": means.mean_and_error(loss),
@@ -75,6 +67,42 @@ def losses(
         }
         for name, loss in found.items()
     }
+
+
+def losses_of_images(
+    model: generator.Generator,
+    codes: Int[np.ndarray, "n l"],
+    labels: Int[np.ndarray, " n"],
+    *,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Float[np.ndarray, "n shares"]:
+    """Returns the mean loss (nats) of each image's masked tokens by share visible, float64.
+
+    Args:
+        model: of any kind; the shares are ``masked_scores.VISIBLE_SHARES``.
+        codes, labels, seed, batch_size: as for ``losses``.
+        progress: called with the number of batches done.
+
+    Raises:
+        ValueError: there are fewer than two images.
+    """
+    if len(codes) < 2:
+        raise ValueError(f"{len(codes)} images: a standard error needs two")
+    batches = []
+    batched = records.equal_batches(len(codes), batch_size)
+    for done, (part, known) in enumerate(batched, start=1):
+        scores = [
+            model.masked_scores(
+                codes[part], labels[part], round(codes.shape[1] * share), seed + part.start
+            )[0]
+            for share in masked_scores.VISIBLE_SHARES
+        ]
+        of_images = np.stack([np.asarray(x, np.float64).mean(axis=1) for x in scores], axis=1)
+        batches.append(of_images[known:])
+        progress(done)
+    return np.concatenate(batches)
 
 
 def markdown(result: Mapping[str, Any]) -> str:
