@@ -87,7 +87,7 @@ remaining() {
 }
 
 plan() {
-  local model seed step first=${seeds%% *} tokens held_out here run
+  local model seed step round first=${seeds%% *} tokens held_out here run
   tokens=$dir/tokens held_out=$dir/tokens_held_out
   local data=(--config.data.tokens="$tokens" --config.data.held_out_tokens="$held_out"
     --config.data.tokenizer="$tokenizer")
@@ -105,15 +105,19 @@ plan() {
   for seed in $seeds; do
     for model in $models; do
       [[ "$model" != *_large || "$seed" == "$first" ]] || continue
-      run=$dir/$model/seed_$seed/run
+      here=$dir/$model/seed_$seed run=$dir/$model/seed_$seed/run
       job "train_${model##*_}" "Training $model with seed $seed" "$run/model/model.json" \
         enat_jax.train --config "configs/cifar10_ablation.py:$model" --workdir "$run" \
         --config.seed="$seed" "${data[@]}"
+      job machine "The machine of this training" "$here/machine.json" \
+        enat_jax.benchmark machine --dtype float32 --json "$here/machine.json"
+      job loss "Held-out loss of $model, seed $seed" "$here/loss.json" enat_jax.analyze loss \
+        --model "$run/model" --tokens "$held_out" --num 100000 --out "$here"
     done
     for model in $models; do
       [[ "$model" != *_large || "$seed" == "$first" ]] || continue
-      here=$dir/$model/seed_$seed run=$dir/$model/seed_$seed/run
       [[ "$model" != nat_without_* ]] || continue  # of which the loss is enough
+      here=$dir/$model/seed_$seed run=$dir/$model/seed_$seed/run
       for step in $steps; do
         job "search_$step" "Settings of $model for $step steps" "$dir/$model/steps_$step/report.json" \
           enat_jax.search --model "$dir/$model/seed_$first/run/model" --reference "$dir/reference.npz" \
@@ -124,6 +128,25 @@ plan() {
           --features "$features" --settings "$dir/$model/steps_$step/settings.json" --seed 100 \
           --out "$here/steps_$step"
       done
+      if [[ "$model" == enat* ]]; then
+        job reuse "What reuse costs $model, seed $seed" "$here/reuse/reuse.json" \
+          enat_jax.analyze reuse --model "$run/model" --tokens "$held_out" --num 100000 \
+          --reference "$dir/reference.npz" --features "$features" --out "$here/reuse"
+      fi
+      if [[ "$model" == enat ]]; then
+        job similarity "Where the change is in $model, seed $seed" \
+          "$here/similarity/similarity.json" enat_jax.analyze similarity --model "$run/model" \
+          --out "$here/similarity"
+      fi
+    done
+  done
+  # In turns, so that what else the machine does falls on all of them alike.
+  for round in 1 2 3; do
+    for model in $models; do
+      here=$dir/$model/seed_$first
+      job speed "Speed of sampling of $model, round $round" "$here/speed_$round.json" \
+        enat_jax.benchmark sampler --config "configs/cifar10_ablation.py:$model" --batch 64 \
+        --steps 8 --segments 2 --repeats 5 --json "$here/speed_$round.json"
     done
   done
 }
@@ -133,4 +156,5 @@ touch "$dir/times.tsv"
 plan
 running=yes
 plan
-"$venv/bin/python" -m enat_jax.analyze ablation --runs "$dir" --out "$dir/report"
+"$venv/bin/python" -m enat_jax.analyze ablation --runs "$dir" --out "$dir/report" \
+  --draw 10

@@ -354,8 +354,21 @@ def test_the_table_of_configs_is_whole():
     assert set(named) == {path.name for path in (ROOT / "configs").glob("*.py")}
 
 
-@pytest.mark.parametrize("script, calls", [("quickstart.sh", 8), ("quickstart_text.sh", 11)])
-def test_the_quickstart_starts_programs_that_read_its_arguments(script, calls, tmp_path):
+ABLATION = f"--images {__file__} --steps 8 --seeds".split() + ["0 1", "--models", "enat nat"]
+
+
+@pytest.mark.parametrize(
+    "script, extras, arguments, calls",
+    [
+        ("quickstart.sh", "quickstart", ["--compare"], 8),
+        ("quickstart_text.sh", "quickstart", ["--compare"], 11),
+        ("ablation.sh", "quickstart,search,analyze", ABLATION, 35),
+    ],
+    ids=["quickstart", "quickstart_text", "ablation"],
+)
+def test_a_script_starts_programs_that_read_its_arguments(
+    script, extras, arguments, calls, tmp_path
+):
     """Its Python only writes down how it was called, and makes what the script shows at the end."""
     python = tmp_path / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -367,10 +380,10 @@ def test_the_quickstart_starts_programs_that_read_its_arguments(script, calls, t
     )
     python.chmod(0o755)
     stamp = f"{ROOT}\n{(ROOT / 'setup.py').read_text()}"
-    (tmp_path / "venv" / "enat_jax-quickstart.stamp").write_text(stamp)
+    (tmp_path / "venv" / f"enat_jax-{extras}.stamp").write_text(stamp)
     run = tmp_path / "run"
     subprocess.run(
-        ["bash", ROOT / "launch" / script, "--compare", run],
+        ["bash", ROOT / "launch" / script, *arguments, run],
         check=True,
         env=several.environment(ENAT_JAX_VENV=str(tmp_path / "venv"), RUN=str(run)),
         stdout=subprocess.DEVNULL,
