@@ -40,6 +40,7 @@ from enat_jax.runtime import (
     exits,
     files,
     matrix_rate,
+    memory,
     numerics,
     paths,
     progress,
@@ -405,4 +406,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    memory.keep_freed()
     cli.run_absl(main)

@@ -76,9 +76,8 @@ def run(main: Callable[[list[str]], Any], argv: list[str] | None = None) -> NoRe
     show_all = exits.shows_tracebacks()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of what it raises
     try:
-        from enat_jax.runtime import compilation_cache, memory, numerics  # they import JAX
+        from enat_jax.runtime import compilation_cache, numerics  # late, since they import JAX
 
-        memory.keep_freed()
         numerics.pin()
         compilation_cache.use()
         code = main(list(sys.argv[1:] if argv is None else argv))

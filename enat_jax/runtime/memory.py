@@ -22,10 +22,13 @@ _TOP_PAD_BYTES = 2**26
 def keep_freed() -> bool:
     """Lets this process keep memory that it frees, up to ``MAX_KEPT``, where it computes on CPUs.
 
-    Every call of a compiled program allocates its buffers and frees them at the end. glibc asks the
-    system for each large one anew, and the system fills it with zeros a page at a time, which took
-    a third of the time of a step of configs/digits.py. To be called before threads are started.
-    Whoever sets one of glibc's variables (``MALLOC_ARENA_MAX`` and others) chooses for himself.
+    For training. Every step allocates its buffers and frees them at the end. glibc asks the system
+    for each large one anew, and the system fills it with zeros a page at a time, which took a third
+    of the time of a step of configs/digits.py. Sampling has fewer buffers, and its threads get in
+    each other's way where they share one heap: drawing with ENAT-B was 16% slower.
+
+    To be called before JAX starts its threads. Whoever sets one of glibc's variables
+    (``MALLOC_ARENA_MAX`` and others) chooses for himself.
 
     Returns:
         Whether it does; not without glibc, nor where JAX has an accelerator to compute on.
