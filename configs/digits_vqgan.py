@@ -2,7 +2,7 @@
 
     python -m enat_jax.train --config configs/digits_vqgan.py --workdir runs/digits/tokenizer
 
-About a minute on two CPU cores. Measured on held-out digits: reconstructions of 23.3 dB, all 16
+Half a minute on two CPU cores. Measured on held-out digits: reconstructions of 23.3 dB, all 16
 codes in use, perplexity 13.7. Loss and rate were chosen at 400 steps with 32 codes, twice the
 augmentation and no code noise: squared error with a learning rate of 2e-3 gave 23.6 dB and blurred
 strokes, with 4e-3 25.9 dB; absolute error 27.5 dB. 64 codes gave no more than 32, and more codes

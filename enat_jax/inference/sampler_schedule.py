@@ -18,8 +18,8 @@ from enat_jax.schedules import costs, reveal
 
 MAX_BODIES = 16  # compiled without being asked for; more cost more time than padding does
 # Compiling a body takes as long as so many multiply-adds: measured on two CPU cores, which do them
-# in 4 s; assumed of other devices. Constants, so that images do not depend on the machine's load.
-BODY_COSTS = {"cpu": 5e11}
+# in 1 s; assumed of other devices. Constants, so that images do not depend on the machine's load.
+BODY_COSTS = {"cpu": 1.5e11}
 BODY_COST = 1e15
 
 
