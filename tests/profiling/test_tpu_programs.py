@@ -220,4 +220,4 @@ def test_a_small_sampler_and_a_tokenizer_compile_for_one_tpu():
     settings = sampling.Settings(**config.sampler.to_dict())
     found = tpu_programs.sampler(model, codec, settings, one, mesh, 8)
     assert found.fits and found.traffic == {} and found.memory.outputs > 0
-    assert found.exact > 0 and found.multiply_adds > 0
+    assert 0 < found.exact <= found.multiply_adds
