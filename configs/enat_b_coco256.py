@@ -68,7 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
         "reuse_projection": "mlp",
         # What the backward pass computes again to save memory: "none", "dots" or "full".
         "remat": "none",
-        "attention": "xla",  # or "cudnn", on NVIDIA GPUs
+        "attention": "auto",  # or "xla"; "cudnn", on NVIDIA GPUs
         "unroll": 1,
         "dtype": "bfloat16",  # reference: float16 with loss scaling
     }

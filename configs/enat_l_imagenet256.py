@@ -34,7 +34,7 @@ def get_config(size: str = "L") -> ml_collections.ConfigDict:
         "gate_bias": 0.0,  # adaLN-Zero; reference
         # What the backward pass computes again to save memory: "none", "dots" or "full".
         "remat": "none",
-        "attention": "xla",  # or "cudnn", on NVIDIA GPUs
+        "attention": "auto",  # or "xla"; "cudnn", on NVIDIA GPUs
         "unroll": 1,
         "dtype": "bfloat16",  # reference: float16 with loss scaling
     }

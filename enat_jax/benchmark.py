@@ -343,14 +343,18 @@ def _tries(
             file=sys.stderr,
         )
 
+    def told(batch: int) -> tpu_programs.Found:
+        print(f"{name}: compiling for a batch of {batch}, which may take minutes", file=sys.stderr)
+        return attempt(batch)
+
     ways = sharding.batch_ways(mesh)
     if options.batch == "fit":
         first = config.train.batch_size
-        return tpu_programs.largest(attempt, first=first, ways=ways, report=report)
+        return batch_fit.fit_compiled(told, first=first, ways=ways, report=report)
     batch = options.batch or config.train.batch_size
     if batch % ways:
         raise ValueError(f"a batch of {batch} images cannot be divided among {ways} devices")
-    found = attempt(batch)
+    found = told(batch)
     report(found)
     return (found,)
 

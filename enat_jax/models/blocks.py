@@ -44,7 +44,9 @@ class Text(NamedTuple):
     kept: tuple[Float[Array, "layers b p 2 d"], ...] | None = None
 
 
-ATTENTION = ("xla", "cudnn")
+ATTENTION = ("auto", "xla", "cudnn")
+# What cuDNN's kernels take: sizes of a head, and the compute capability of GPUs.
+HEADS, AMPERE = range(8, 129, 8), 8.0
 KEY_VALUE_AXES = (None, None, "tensor")  # of the mesh, see ``layers.Dense``
 REMAT = {
     "dots": jax.checkpoint_policies.save_only_these_names("dense"),
@@ -158,15 +160,60 @@ def attention(
     Args:
         query, key, value: of q queries and c keys.
         mask: True where a query may look; None: everywhere.
-        implementation: "xla", anywhere; "cudnn": its fused kernels, on NVIDIA GPUs, bfloat16 and
-            a head dimension divisible by 8.
+        implementation: "xla": products and softmax, anywhere; "cudnn": its fused kernels, on NVIDIA
+            GPUs since Ampere, bfloat16 and head dimensions that are multiples of 8; "auto": these
+            where they run, else "xla".
     """
+    of_xla = functools.partial(_attention, implementation="xla")
+    if implementation == "auto" and query.size and key.size and _has_cudnn(query):
+        # The function may be lowered for another platform than that of this process.
+        return jax.lax.platform_dependent(
+            query, key, value, mask, cuda=_attention_of_cudnn, default=of_xla
+        )
+    if implementation == "cudnn":
+        return _attention_of_cudnn(query, key, value, mask)
+    return of_xla(query, key, value, mask)
+
+
+def _attention(
+    query: Float[Array, "b q h k"],
+    key: Float[Array, "b c h k"],
+    value: Float[Array, "b c h k"],
+    mask: Bool[Array, "#b #h #q c"] | None,
+    implementation: str,
+) -> Float[Array, "b q h k"]:
     if mask is not None:
         b, q, h, _ = query.shape
         mask = jnp.broadcast_to(mask, (mask.shape[0], mask.shape[1], q, key.shape[1]))
     return jax.nn.dot_product_attention(  # type: ignore[call-overload]  # implementation is no Literal
         query, key, value, mask=mask, implementation=implementation
     )
+
+
+def _attention_of_cudnn(
+    query: Float[Array, "b q h k"],
+    key: Float[Array, "b c h k"],
+    value: Float[Array, "b c h k"],
+    mask: Bool[Array, "#b #h #q c"] | None,
+) -> Float[Array, "b q h k"]:
+    """Pads odd windows by a slot, as cuDNN differentiates masked attention over even ones only."""
+    q, c = query.shape[1], key.shape[1]
+    if mask is not None:
+        even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))  # noqa: E731
+        rows = q % 2 if mask.shape[2] == q > 1 else 0
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, rows), (0, c % 2)))
+        query, key, value = even(query), even(key), even(value)
+    return _attention(query, key, value, mask, "cudnn")[:, :q]
+
+
+def _has_cudnn(query: Float[Array, "b q h k"]) -> bool:
+    """Returns whether this process has a GPU for whose kernels of cuDNN the queries are fit."""
+    device = jax.devices()[0]
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+        return False
+    head = query.shape[-1]
+    fit = query.dtype == jnp.bfloat16 and head in HEADS
+    return fit and float(device.compute_capability) >= AMPERE
 
 
 class Block(nn.Module):

@@ -107,7 +107,7 @@ class ENAT(nn.Module):
     word_std: float = 0.02
     gate_bias: float = 0.0
     remat: str = "none"
-    attention: str = "xla"
+    attention: str = "auto"
     unroll: int = 1
     dtype: str = "float32"
     text_width: int | None = None

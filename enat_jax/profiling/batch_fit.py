@@ -2,7 +2,8 @@
 
 A batch is tried by measuring it. Before a compiled program runs, what it will allocate is compared
 with what is free, so that most batches that are too large cost a compilation and nothing else; on a
-CPU, where running out of memory kills the process, nothing else is ever tried.
+CPU, where running out of memory kills the process, nothing else is ever tried. A program for TPUs
+that are not there is compiled and never runs: its compiler says what it needs.
 """
 
 import dataclasses
@@ -20,10 +21,12 @@ from enat_jax.inference import sampling
 from enat_jax.models.transformers import Transformer
 from enat_jax.models.vqgan import VQGAN
 from enat_jax.profiling import setup, timing
+from enat_jax.profiling.tpu_programs import Found, Program
 from enat_jax.runtime import exits, memory, numerics
 from enat_jax.training.enat_task import Task
 
 GIB = 2**30
+MOST_COMPILED = 6  # batches that are compiled for TPUs to find the largest that fits
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "OUT_OF_MEMORY", "ALLOC_FAILED")
 
 
@@ -214,6 +217,75 @@ def _try(attempt: Attempt, batch: int, check: Check) -> tuple[Any, Try, int]:
     gc.collect()
     found = Try(batch, not reason, reason, ran_out, check.needed, check.free, rate)
     return result, found, check.growth()
+
+
+# --- programs for TPUs that are not there ---------------------------------------------------
+
+
+def fit_compiled(
+    attempt: Callable[[int], Found], *, first: int, ways: int, report: Callable[[Found], None]
+) -> tuple[Found, ...]:
+    """Finds the largest batch that fits, to a sixteenth or better, with few compilations.
+
+    The memory that a program needs is nearly a constant and a share that grows with the batch: two
+    batches predict the next one to try, which is compiled, too.
+
+    Args:
+        attempt: compiles for a batch.
+        first: batch that is tried first.
+        ways: parts that a batch is divided into.
+        report: is shown each try.
+
+    Returns:
+        All tries, in their order.
+    """
+    tries: list[Found] = []
+    batch: int | None = _rounded(first, ways)
+    while batch is not None and len(tries) < MOST_COMPILED:
+        tries.append(attempt(batch))
+        report(tries[-1])
+        batch = _next(tries, ways)
+    return tuple(tries)
+
+
+def _rounded(batch: float, ways: int) -> int:
+    """Rounds down to a multiple of ``ways`` of five binary digits, at least ``ways``."""
+    of_each = max(1, int(batch) // ways)
+    step = 1 << max(0, of_each.bit_length() - 5)
+    return ways * (of_each // step * step)
+
+
+def _next(tries: list[Found], ways: int) -> int | None:
+    """Returns the batch to try next; None where nothing larger is expected to fit."""
+    fitting = [x.batch_size for x in tries if x.fits]
+    failing = [x.batch_size for x in tries if not x.fits]
+    low, high = max(fitting, default=0), min(failing, default=None)
+    above = next(
+        b for b in (_rounded(low + i * ways, ways) for i in range(1, 1 + 2 * low + ways)) if b > low
+    )
+    if high is not None and above >= high:
+        return None
+    predicted = _rounded(_predicted(tries), ways)
+    if len(tries) > 1 and low and predicted <= low:
+        return None
+    below = _rounded(high - ways, ways) if high is not None else predicted
+    return min(max(predicted, above), max(below, ways))
+
+
+def _predicted(tries: list[Found]) -> float:
+    """Returns the batch whose program needs all memory but a hundredth, on a line through two."""
+    limit = 0.99 * (tries[0].memory.limit if isinstance(tries[0], Program) else tries[0].limit)
+    nearest = sorted(tries, key=lambda x: abs(x.needed - limit))[:2]
+    if len(nearest) == 1:
+        (only,) = nearest
+        constant = only.memory.arguments + only.memory.code if isinstance(only, Program) else 0
+        slope = (only.needed - constant) / only.batch_size
+        return (limit - constant) / max(slope, 1.0)
+    one, two = sorted(nearest, key=lambda x: x.batch_size)
+    slope = (two.needed - one.needed) / (two.batch_size - one.batch_size)
+    if slope <= 0:  # the compiler has begun to compute again what it has no room for
+        return one.batch_size if two.needed > limit else 1.25 * two.batch_size
+    return one.batch_size + (limit - one.needed) / slope
 
 
 # --- what is tried --------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """The matrix products and convolutions of a compiled program: work, and padding to a chip's tiles.
 
 TPUs compute products as convolutions, batched ones with dilation: only those multiply-adds count in
-which a window meets an element of the array, none that meet padding or the holes between.
+which a window meets an element of the array, none that meet padding or the holes between. But the
+padding at the edges of pictures counts as pixels, as it does in ``costs``. A product of a single
+row may become a sum over elementwise products, which counts, too; matrix units have no part in it.
 
 Their matrix units take tiles of 128 by 128, through which rows pass by eights. A product of M rows,
 N columns and K summed numbers therefore costs as much as one whose K is a multiple of 128, and one
@@ -30,7 +32,7 @@ class Product:
     Attributes:
         times: of a batched product its batch, of a convolution the places of its window.
         rows, inner, columns: sizes.
-        met: share of the multiply-adds that meet an element, below 1 at the edges of pictures.
+        met: share of the multiply-adds that meet an element.
     """
 
     times: int
@@ -65,7 +67,10 @@ def multiply_adds(module: Module) -> int:
     Products in a dtype of integers count too. A product that XLA has turned into a library call
     is not seen; on the CPU backend there are none.
     """
-    return sum(product.multiply_adds * count for _, product, count in _products(module))
+    of_units = sum(product.multiply_adds * count for _, product, count in _products(module))
+    size = functools.partial(_summed, module)
+    summed = hlo_text.visits(module, lambda x: size(x) > 0, size)
+    return of_units + sum(size(instruction) * count for instruction, count in summed)
 
 
 def padding(module: Module) -> float:
@@ -119,6 +124,16 @@ def _products(module: Module) -> Iterator[tuple[Instruction, Product, int]]:
         yield instruction, read(instruction.name, instruction.computation), count
 
 
+def _summed(module: Module, instruction: Instruction) -> int:
+    """Returns the multiply-adds of a sum over products that XLA made of a product; else 0."""
+    if instruction.opcode != "reduce" or not instruction.op_name.endswith("dot_general"):
+        return 0
+    source = module.operand(instruction, 0)
+    while source.opcode in ("convert", "copy", "bitcast"):
+        source = module.operand(source, 0)
+    return source.arrays[0].size if source.opcode == "multiply" else 0
+
+
 def _read(module: Module, name: str, computation: str) -> Product:
     instruction = module.computations[computation][name]
     left, right = (module.operand(instruction, i).arrays[0].shape for i in (0, 1))
@@ -166,7 +181,10 @@ def _convolution(
 
 
 def _met(size: int, outputs: int, window: dict[str, int]) -> int:
-    """Counts the pairs of an output and a place in its window that meet an element."""
+    """Counts the pairs of an output and a place in its window that meet an element or an edge."""
+    undilated = window["lhs_dilate"] == window["rhs_dilate"] == 1
+    if undilated and window["padding"] < window["size"]:  # of a picture
+        return outputs * window["size"]
     dilated = (size - 1) * window["lhs_dilate"]
     places = (
         out * window["stride"] + place * window["rhs_dilate"] - window["low"]
@@ -182,7 +200,7 @@ def _windows(instruction: Instruction) -> Iterator[dict[str, int]]:
     settings = dict(x.split("=") for x in found.group(1).split()) if found else {}
     listed = {name: value.split("x") for name, value in settings.items()}
     for i in range(len(listed.get("size", ()))):
-        low = listed["pad"][i].split("_")[0] if "pad" in listed else "0"
+        low, high = map(int, listed["pad"][i].split("_")) if "pad" in listed else (0, 0)
         names = ("stride", "lhs_dilate", "rhs_dilate")
         rest = {name: int(listed[name][i]) if name in listed else 1 for name in names}
-        yield {"size": int(listed["size"][i]), "low": int(low), **rest}
+        yield {"size": int(listed["size"][i]), "low": low, "padding": low + high, **rest}

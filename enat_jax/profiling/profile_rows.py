@@ -93,7 +93,8 @@ def list_rows(
 
 def _settings(config: ml_collections.ConfigDict, task: str) -> list[tuple[str, list[str]]]:
     """Returns names and arguments of the baseline, and of all that differ from it in one value."""
-    changes: list[tuple[str, tuple[str, ...]]] = [("attention", blocks.ATTENTION)]
+    kernels = tuple(name for name in blocks.ATTENTION if name != "auto")  # which is one of these
+    changes: list[tuple[str, tuple[str, ...]]] = [("attention", kernels)]
     if task == "train":
         changes.append(("remat", ("none", *blocks.REMAT)))
     found = [

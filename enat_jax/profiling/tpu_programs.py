@@ -1,4 +1,4 @@
-"""Programs compiled for TPUs that need not be there: memory, work, traffic, and what fits.
+"""Programs compiled for TPUs that need not be there: memory, work and traffic.
 
 All numbers are those of the program that TPUs would run, as their compiler states or prints it.
 Seconds that follow from them and from stated peaks are predictions.
@@ -32,8 +32,6 @@ from enat_jax.profiling.accelerators import Assumptions, Hardware, Topology
 from enat_jax.runtime import numerics, sharding
 from enat_jax.schedules import shape_buckets
 from enat_jax.training import enat_task, train_step, vqgan_task
-
-MOST_TRIES = 6  # batches that are compiled to find the largest that fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,75 +296,6 @@ def cycles(module: hlo_text.Module) -> dict[str, int]:
         kind = "products" if hlo_products.has_product(module, instruction) else kind
         found[kind] += count * int(noted.group(1)) if noted else 0
     return found
-
-
-# --- the largest batch ----------------------------------------------------------------------
-
-
-def largest(
-    attempt: Callable[[int], Found], *, first: int, ways: int, report: Callable[[Found], None]
-) -> tuple[Found, ...]:
-    """Finds the largest batch that fits, to a sixteenth or better, with few compilations.
-
-    The memory that a program needs is nearly a constant and a share that grows with the batch: two
-    batches predict the next one to try, which is compiled, too.
-
-    Args:
-        attempt: compiles for a batch.
-        first: batch that is tried first.
-        ways: parts that a batch is divided into.
-        report: is shown each try.
-
-    Returns:
-        All tries, in their order.
-    """
-    tries: list[Found] = []
-    batch: int | None = _rounded(first, ways)
-    while batch is not None and len(tries) < MOST_TRIES:
-        tries.append(attempt(batch))
-        report(tries[-1])
-        batch = _next(tries, ways)
-    return tuple(tries)
-
-
-def _rounded(batch: float, ways: int) -> int:
-    """Rounds down to a multiple of ``ways`` of five binary digits, at least ``ways``."""
-    of_each = max(1, int(batch) // ways)
-    step = 1 << max(0, of_each.bit_length() - 5)
-    return ways * (of_each // step * step)
-
-
-def _next(tries: list[Found], ways: int) -> int | None:
-    """Returns the batch to try next; None where nothing larger is expected to fit."""
-    fitting = [x.batch_size for x in tries if x.fits]
-    failing = [x.batch_size for x in tries if not x.fits]
-    low, high = max(fitting, default=0), min(failing, default=None)
-    above = next(
-        b for b in (_rounded(low + i * ways, ways) for i in range(1, 1 + 2 * low + ways)) if b > low
-    )
-    if high is not None and above >= high:
-        return None
-    predicted = _rounded(_predicted(tries), ways)
-    if len(tries) > 1 and low and predicted <= low:
-        return None
-    below = _rounded(high - ways, ways) if high is not None else predicted
-    return min(max(predicted, above), max(below, ways))
-
-
-def _predicted(tries: list[Found]) -> float:
-    """Returns the batch whose program needs all memory but a hundredth, on a line through two."""
-    limit = 0.99 * (tries[0].memory.limit if isinstance(tries[0], Program) else tries[0].limit)
-    nearest = sorted(tries, key=lambda x: abs(x.needed - limit))[:2]
-    if len(nearest) == 1:
-        (only,) = nearest
-        constant = only.memory.arguments + only.memory.code if isinstance(only, Program) else 0
-        slope = (only.needed - constant) / only.batch_size
-        return (limit - constant) / max(slope, 1.0)
-    one, two = sorted(nearest, key=lambda x: x.batch_size)
-    slope = (two.needed - one.needed) / (two.batch_size - one.batch_size)
-    if slope <= 0:  # the compiler has begun to compute again what it has no room for
-        return one.batch_size if two.needed > limit else 1.25 * two.batch_size
-    return one.batch_size + (limit - one.needed) / slope
 
 
 # --- what is compiled -----------------------------------------------------------------------

@@ -44,11 +44,12 @@ class Bucket(NamedTuple):
         )
 
 
-def _bucket(num_tokens: int, reuse: bool, visible: Range, cached: Range) -> Bucket:
+def _bucket(num_tokens: int, multiple: int, reuse: bool, visible: Range, cached: Range) -> Bucket:
     (low, high), (first, last) = visible, cached
     last = min(last, high)
-    windows = reveal.Windows(last, high - first, high, num_tokens - low)
-    return Bucket(reuse, visible, (first, last), windows)
+    sizes = (last, high - first, high, num_tokens - low)
+    rounded = (min(-(-size // multiple) * multiple, num_tokens) for size in sizes)
+    return Bucket(reuse, visible, (first, last), reveal.Windows(*rounded))
 
 
 def find(buckets: Sequence[Bucket], split: reveal.Split) -> Bucket:
@@ -64,7 +65,11 @@ def find(buckets: Sequence[Bucket], split: reveal.Split) -> Bucket:
 
 
 def choose(
-    num_tokens: int, splits: reveal.SplitDistribution, max_shapes: int, cost: reveal.Cost
+    num_tokens: int,
+    splits: reveal.SplitDistribution,
+    max_shapes: int,
+    cost: reveal.Cost,
+    multiple: int = 1,
 ) -> tuple[Bucket, ...]:
     """Chooses buckets that cover every split with little expected padded work.
 
@@ -77,6 +82,7 @@ def choose(
         splits: the distribution.
         max_shapes: most buckets; at least 1 without reuse or with reuse only, else at least 2.
         cost: the work of one step, such as ``costs.training_cost``.
+        multiple: windows have sizes that it divides, or l: those of the choice, rounded up.
 
     Raises:
         ValueError: ``max_shapes`` is too small.
@@ -96,8 +102,8 @@ def choose(
         ]
         num_plain = 1 + int(np.argmin(works))
     return (
-        *(_bucket(num_tokens, False, *x) for x in plain[num_plain].ranges),
-        *(_bucket(num_tokens, True, *x) for x in reuse[max_shapes - num_plain].ranges),
+        *(_bucket(num_tokens, multiple, False, *x) for x in plain[num_plain].ranges),
+        *(_bucket(num_tokens, multiple, True, *x) for x in reuse[max_shapes - num_plain].ranges),
     )
 
 

@@ -68,6 +68,9 @@ class Loss:
             rule is that of TensorFlow's ``ExponentialMovingAverage`` for its ``num_updates``. The
             reference has none.
         max_shapes: compiled window shapes; more pad less and compile longer.
+        window_multiple: windows are rounded up to multiples of it; TPUs, whose tiles have 8 rows,
+            copy less with 8. The loss stays the same but for rounding, and dropout, whose random
+            numbers depend on the size of windows.
         words_from_codebook: whether the table of word embeddings starts as a random projection of
             the tokenizer's codebook, so that codes that look alike begin alike. The reference
             starts from noise, which a short run spends most of its steps on sorting.
@@ -79,6 +82,7 @@ class Loss:
     ema_decay: float = 0.9999
     ema_warmup: bool = False
     max_shapes: int = 40
+    window_multiple: int = 1
     words_from_codebook: bool = False
 
     def __post_init__(self) -> None:
@@ -86,8 +90,9 @@ class Loss:
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"{name}={value!r} must lie in [0, 1)")
-        if self.max_shapes < 1:
-            raise ValueError(f"max_shapes={self.max_shapes!r} must be at least 1")
+        for name in ("max_shapes", "window_multiple"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name}={value!r} must be at least 1")
 
     def decay_at(self, updates: Int[Array, ""]) -> float | Float[Array, ""]:
         """Returns the moving average's decay of the update after so many; may be traced."""
@@ -377,7 +382,9 @@ def assemble(
         optimizer=optim.Optimizer(**config.optimizer.to_dict()).make(config.train.num_steps),
         loss=loss,
         splits=splits,
-        buckets=shape_buckets.choose(model.num_tokens, splits, loss.max_shapes, cost),
+        buckets=shape_buckets.choose(
+            model.num_tokens, splits, loss.max_shapes, cost, loss.window_multiple
+        ),
         sampler=sampler,
         seed=config.seed,
         batch_size=batch_size,

@@ -1,11 +1,15 @@
 """Multiply-adds of products and convolutions are counted, and what tiles add to them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 import tpu_text
 
 from enat_jax.profiling import hlo_products, hlo_text
+from enat_jax.schedules import costs
 
 
 def compiled(function, *shapes):
@@ -54,15 +58,37 @@ def test_dimensions_of_a_window_are_parts_of_a_product(sizes, window, labels, pr
     assert (found.times, found.rows, found.inner, found.columns) == product
 
 
-def test_windows_that_meet_padding_count_less():
+def test_windows_that_meet_more_padding_than_pictures_have_count_less():
     found = compiled(
         lambda x, k: jax.lax.conv_general_dilated(
-            x, k, (2, 1), ((1, 1), (0, 2)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, k, (2, 1), ((2, 2), (0, 2)), dimension_numbers=("NHWC", "HWIO", "NHWC")
         ),
         *((2, 6, 5, 3), (3, 3, 3, 4)),
     )
-    rows, columns = 2 + 3 + 3, 3 + 3 + 3 + 2 + 1  # pairs of an output and a place of its window
+    rows, columns = 1 + 3 + 3 + 2, 5 * 3  # pairs of an output and a place of its window
     assert hlo_products.multiply_adds(found) == 2 * rows * columns * 3 * 4
+
+
+def test_a_tokenizer_counts_as_its_costs_do():
+    codes = jnp.zeros((2, 4, 4), jnp.int32)
+    decode = functools.partial(tiny.CODEC.apply, method="decode_codes")
+    variables = jax.eval_shape(tiny.CODEC.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    module = hlo_text.parse(jax.jit(decode).lower(variables, codes).compile().as_text())
+    exact = 2 * costs.image_decoder_cost(tiny.CODEC, 4, 4)
+    assert hlo_products.multiply_adds(module) == exact
+
+
+def test_a_product_of_a_row_that_has_become_a_sum():
+    text = (
+        "HloModule one\n\n%add {\n  %x = f32[] parameter(0)\n  %y = f32[] parameter(1)\n"
+        "  ROOT %s = f32[] add(%x, %y)\n}\n\nENTRY %main {\n  %a = bf16[16,128] parameter(0)\n"
+        "  %m = bf16[16,128] multiply(%a, %a)\n  %f = f32[16,128] convert(%m)\n"
+        "  %c = f32[] constant(0)\n  ROOT %r = f32[128] reduce(%f, %c), dimensions={0}, "
+        'to_apply=%add, metadata={op_name="jit(f)/NAME"}\n}\n'
+    )
+    found = hlo_text.parse(text.replace("NAME", "dot_general"))
+    assert hlo_products.multiply_adds(found) == 16 * 128 and hlo_products.padding(found) == 0
+    assert hlo_products.multiply_adds(hlo_text.parse(text.replace("NAME", "reduce_sum"))) == 0
 
 
 def test_batched_products_that_are_dilated_convolutions():

@@ -55,6 +55,16 @@ def test_buckets_hold_every_split(num_tokens, max_shapes, ratio):
             assert num_tokens - visible <= windows.num_masked <= num_tokens
 
 
+def test_windows_are_rounded_up():
+    cost = functools.partial(costs.training_cost, ENAT_L)
+    d = reveal.SplitDistribution(min_visible=0)
+    exact, rounded = (shape_buckets.choose(60, d, 9, cost, multiple) for multiple in (1, 8))
+    for one, other in zip(exact, rounded, strict=True):
+        assert one[:3] == other[:3]
+        for before, after in zip(one.windows, other.windows, strict=True):
+            assert after == min(-(-before // 8) * 8, 60)
+
+
 @pytest.mark.parametrize("reuse_probability", [0.0, 1.0])
 def test_one_kind_of_step_needs_one_kind_of_bucket(reuse_probability):
     d = reveal.SplitDistribution(reuse_probability=reuse_probability)

@@ -81,7 +81,7 @@ def test_padded_steps_equal_exact_ones_in_every_bucket():
     params, batch = perturbed(MODEL), random_batch()
     d = reveal.SplitDistribution(min_visible=0)
     cost = lambda p, n, v, m: p + n + v + m  # noqa: E731
-    buckets = shape_buckets.choose(16, d, 3, cost)
+    buckets = shape_buckets.choose(16, d, 3, cost, multiple=3)
     for split in [
         reveal.Split(False, 0, 0),
         reveal.Split(False, 0, 3),
