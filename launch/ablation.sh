@@ -82,7 +82,9 @@ remaining() {
         for (kind in left) if (left[kind]) {
           if (n[kind]) seconds += left[kind] * sum[kind] / n[kind]; else unknown++
         }
-        printf "%d jobs left, %s%.1f hours", jobs, unknown ? "more than " : "about ", seconds / 3600
+        short = seconds < 5400
+        time = sprintf(short ? "%.0f minutes" : "%.1f hours", seconds / (short ? 60 : 3600))
+        printf "%d jobs left, %s%s", jobs, unknown ? "more than " : "about ", time
       }'
 }
 
