@@ -122,7 +122,7 @@ def runs(tmp_path):
     for i in (1, 2):
         timed = {
             "rows": [{"images": 10, "seconds": [0.02 * i, 0.05]}],
-            "model": {"kind": "enat", "width": 8},
+            "model": {"kind": "enat", "width": 8, "attention": "cudnn"},
         }
         write(first / f"speed_{i}.json", timed)
     return tmp_path
