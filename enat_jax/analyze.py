@@ -248,6 +248,16 @@ def _parser() -> argparse.ArgumentParser:
     programs = parser.add_subparsers(dest="program", required=True)
     directory: dict[str, Any] = {"type": cli.path, "required": True, "metavar": "DIR"}
     number = cli.at_least_one
+
+    def held_out(program: argparse.ArgumentParser, of: str, batch_size: int) -> Any:
+        add = program.add_argument
+        add("--model", **directory | {"type": cli.model}, help=f"model directory of {of}")
+        add("--tokens", **directory, help="token set, best of held-out images")
+        add("--num", type=number, default=1000, help="most images of it (default 1000)")
+        add("--batch-size", type=number, default=batch_size, help="at a time")
+        add("--seed", type=int, default=0)
+        return add
+
     program = programs.add_parser("similarity", help="of features between steps (Figure 5)")
     add = program.add_argument
     add("--model", **directory | {"type": cli.model}, help="model directory")
@@ -259,34 +269,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     program.set_defaults(run=run_similarity)
     program = programs.add_parser("quadrants", help="attention without one of four (Figure 2)")
-    add = program.add_argument
-    add("--model", **directory | {"type": cli.model}, help="model directory of a NAT")
-    add("--tokens", **directory, help="token set, best of held-out images")
-    add("--num", type=number, default=1000, help="most images of it (default 1000)")
-    add("--batch-size", type=number, default=quadrants.BATCH_SIZE, help="at a time")
-    add("--seed", type=int, default=0)
+    held_out(program, "a NAT", quadrants.BATCH_SIZE)
     program.set_defaults(run=run_quadrants)
     program = programs.add_parser("reuse", help="what reused features cost, by step")
-    add = program.add_argument
-    add("--model", **directory | {"type": cli.model}, help="model directory of an ENAT")
-    add("--tokens", **directory, help="token set, best of held-out images")
-    add("--num", type=number, default=1000, help="most images of it (default 1000)")
+    add = held_out(program, "an ENAT", reuse_gap.BATCH_SIZE)
     add("--steps", type=number, help="sampling steps (default: the model's)")
     add("--reference", help="to measure drawn images, too: statistics (.npz) or pictures")
     add("--features", help="with --reference: digits, or as for python -m enat_jax.evaluate")
     add("--split", default="train", help="of pictures (default train)")
     add("--drawn", type=number, default=500, help="images of a measurement (default 500)")
     add("--repeats", type=number, default=5, help="seeds of drawn images (default 5)")
-    add("--batch-size", type=number, default=reuse_gap.BATCH_SIZE, help="at a time")
-    add("--seed", type=int, default=0)
     program.set_defaults(run=run_reuse)
     program = programs.add_parser("loss", help="of masked tokens by share visible")
-    add = program.add_argument
-    add("--model", **directory | {"type": cli.model}, help="model directory of classes")
-    add("--tokens", **directory, help="token set, best of held-out images")
-    add("--num", type=number, default=1000, help="most images of it (default 1000)")
-    add("--batch-size", type=number, default=quadrants.BATCH_SIZE, help="at a time")
-    add("--seed", type=int, default=0)
+    held_out(program, "classes", quadrants.BATCH_SIZE)
     program.set_defaults(run=run_loss)
     program = programs.add_parser("ablation", help="tables of the runs of launch/ablation.sh")
     add = program.add_mutually_exclusive_group(required=True).add_argument

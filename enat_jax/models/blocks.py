@@ -164,15 +164,14 @@ def attention(
             GPUs since Ampere, bfloat16 and head dimensions that are multiples of 8; "auto": these
             where they run, else "xla".
     """
+    if implementation != "auto":
+        return _attention(query, key, value, mask, implementation)
     of_xla = functools.partial(_attention, implementation="xla")
-    if implementation == "auto" and query.size and key.size and _has_cudnn(query):
-        # The function may be lowered for another platform than that of this process.
-        return jax.lax.platform_dependent(
-            query, key, value, mask, cuda=_attention_of_cudnn, default=of_xla
-        )
-    if implementation == "cudnn":
-        return _attention_of_cudnn(query, key, value, mask)
-    return of_xla(query, key, value, mask)
+    if not (query.size and key.size and _has_cudnn(query)):
+        return of_xla(query, key, value, mask)
+    # The function may be lowered for another platform than that of this process.
+    of_cudnn = functools.partial(_attention, implementation="cudnn")
+    return jax.lax.platform_dependent(query, key, value, mask, cuda=of_cudnn, default=of_xla)
 
 
 def _attention(
@@ -182,28 +181,18 @@ def _attention(
     mask: Bool[Array, "#b #h #q c"] | None,
     implementation: str,
 ) -> Float[Array, "b q h k"]:
+    q = query.shape[1]
     if mask is not None:
-        b, q, h, _ = query.shape
-        mask = jnp.broadcast_to(mask, (mask.shape[0], mask.shape[1], q, key.shape[1]))
-    return jax.nn.dot_product_attention(  # type: ignore[call-overload]  # implementation is no Literal
+        if implementation == "cudnn":  # differentiates masked attention over even windows only
+            even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))  # noqa: E731
+            rows = q % 2 if mask.shape[2] == q > 1 else 0
+            mask = jnp.pad(mask, ((0, 0), (0, 0), (0, rows), (0, key.shape[1] % 2)))
+            query, key, value = even(query), even(key), even(value)
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], query.shape[1], key.shape[1]))
+    found = jax.nn.dot_product_attention(  # type: ignore[call-overload]  # implementation is no Literal
         query, key, value, mask=mask, implementation=implementation
     )
-
-
-def _attention_of_cudnn(
-    query: Float[Array, "b q h k"],
-    key: Float[Array, "b c h k"],
-    value: Float[Array, "b c h k"],
-    mask: Bool[Array, "#b #h #q c"] | None,
-) -> Float[Array, "b q h k"]:
-    """Pads odd windows by a slot, as cuDNN differentiates masked attention over even ones only."""
-    q, c = query.shape[1], key.shape[1]
-    if mask is not None:
-        even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))  # noqa: E731
-        rows = q % 2 if mask.shape[2] == q > 1 else 0
-        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, rows), (0, c % 2)))
-        query, key, value = even(query), even(key), even(value)
-    return _attention(query, key, value, mask, "cudnn")[:, :q]
+    return found[:, :q]
 
 
 def _has_cudnn(query: Float[Array, "b q h k"]) -> bool:
