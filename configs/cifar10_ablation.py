@@ -16,8 +16,8 @@ import runpy
 import ml_collections
 
 BASE = pathlib.Path(__file__).with_name("cifar10.py")
-NAT = {"kind": "nat", "num_layers": 4, "width": 80}
-DEEP = {"encoder_layers": 7, "decoder_layers": 1, "width": 96}
+NAT = {"kind": "nat", "num_layers": 4, "width": 54}
+DEEP = {"encoder_layers": 7, "decoder_layers": 1, "width": 64}
 ENAT = DEEP | {"kind": "enat"}
 # Changes of the section `model`, and of `mask`.
 MODELS = {
@@ -27,7 +27,7 @@ MODELS = {
     "nat_without_masked_from_visible": (NAT | {"disabled_attention": "masked_from_visible"}, {}),
     "nat_without_masked_from_masked": (NAT | {"disabled_attention": "masked_from_masked"}, {}),
     "disentangled_4_4": (
-        {"kind": "enat", "reuse": False, "encoder_layers": 4, "decoder_layers": 4, "width": 80},
+        {"kind": "enat", "reuse": False, "encoder_layers": 4, "decoder_layers": 4, "width": 54},
         {},
     ),
     "disentangled_7_1": (ENAT | {"reuse": False}, {}),
@@ -38,7 +38,7 @@ MODELS = {
     "enat_project_once": (ENAT | {"project_once": True}, {}),
     "enat_reveals_4": (ENAT, {"reveals": 4}),
 }
-LARGE = {80: 136, 96: 160}  # widths
+LARGE = {54: 80, 64: 96}  # widths
 
 
 def get_config(name: str = "enat") -> ml_collections.ConfigDict:
@@ -49,7 +49,7 @@ def get_config(name: str = "enat") -> ml_collections.ConfigDict:
     model = config.model.to_dict()
     del model["encoder_layers"], model["decoder_layers"]
     changes, mask = MODELS[wanted]
-    model |= changes
+    model |= {"num_heads": 2} | changes
     if name != wanted:
         model["width"] = LARGE[model["width"]]
     config.model = model

@@ -31,7 +31,7 @@ import numpy as np
 
 from enat_jax.checkpoints import model_files
 from enat_jax.evaluation import reuse_gap, scene_pictures
-from enat_jax.inference import generator, sampler_settings, sampling
+from enat_jax.inference import generator, masked_scores, sampler_settings, sampling
 from enat_jax.models import nat, transformers
 from enat_jax.models.transformers import Transformer
 from enat_jax.runtime import files, numerics
@@ -287,15 +287,21 @@ def _is_of(values: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
 
 
 def _training(run: pathlib.Path, provenance: Mapping[str, Any], absent: list[str]) -> Result:
-    """Returns steps, images, seconds and end of a training, without compiling and evaluating."""
+    """Returns steps, images, seconds and end of a training, and its held-out loss on the way.
+
+    The seconds are without compiling and evaluating; the loss, pairs of an evaluation's step and
+    the mean over shares visible, is in "curve".
+    """
     path = run / "metrics.jsonl"
     result: Result = {"steps": provenance["step"], "jax": provenance["versions"]["jax"]}
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     try:
-        found = [x for x in map(json.loads, text.splitlines()) if "seconds_per_step" in x]
+        found = list(map(json.loads, text.splitlines()))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): delete what is no JSON") from error
-    rows = {row["step"]: row for row in found}
+    rows = {row["step"]: row for row in found if "seconds_per_step" in row}
+    names = [f"held_out/loss_{share:.4g}_visible" for share in masked_scores.VISIBLE_SHARES]
+    curve = {x["step"]: statistics.mean(x[n] for n in names) for x in found if names[0] in x}
     if not rows:
         absent.append("run/metrics.jsonl")
         return result
@@ -305,7 +311,8 @@ def _training(run: pathlib.Path, provenance: Mapping[str, Any], absent: list[str
     )
     end = datetime.datetime.fromtimestamp(rows[steps[-1]]["time"], datetime.UTC)
     images = steps[-1] * provenance["config"]["train"]["batch_size"]
-    return result | {"images": images, "seconds": seconds, "date": end.date().isoformat()}
+    made = {"images": images, "seconds": seconds, "date": end.date().isoformat()}
+    return result | made | ({"curve": sorted(curve.items())} if curve else {})
 
 
 def _machine(of: Mapping[str, Any]) -> str:

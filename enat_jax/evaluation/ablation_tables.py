@@ -2,7 +2,8 @@
 
 import collections
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from enat_jax.evaluation.ablation_claims import (
     RULE,
     SHOWN,
     Of,
+    Pair,
     context,
     difference,
     loss,
@@ -33,6 +35,8 @@ def markdown(result: ablation.Result) -> str:
         _models(result),
         "### Held-out loss",
         _losses(result),
+        "### Held-out loss at equal training compute",
+        _equal_compute(result),
         "### Quality of samples",
         _quality(result),
         "### Claims",
@@ -108,6 +112,39 @@ def _losses(result: ablation.Result) -> str:
         f"{markdown_table(titles, rows, 'lr' + 'r' * (len(titles) - 2))}\n\n"
         f"Loss (nats) of masked tokens of {result['common'].get('held_out_images', 0):,} held-out "
         "images by the share that is visible, in the same random orders for all models. " + ERRORS
+    )
+
+
+def _equal_compute(result: ablation.Result) -> str:
+    """Returns losses where every training has spent what the cheapest one spends in all."""
+    spent = {
+        name: model["training_multiply_adds"] * seed["images"]
+        for name, model in result["models"].items()
+        if not name.endswith(ablation.LARGE)
+        for seed in model["seeds"].values()
+        if "curve" in seed
+    }
+    least = min(spent.values(), default=0)
+    rows = []
+    for name, whole in spent.items():
+
+        def at_least(seed: Mapping[str, Any], share: float = least / whole) -> Pair | None:
+            steps, losses = zip(*seed.get("curve", [(0, math.nan)]), strict=True)
+            found = float(np.interp(share * seed["steps"], steps, losses))
+            return None if math.isnan(found) else [found, 0.0]
+
+        found = of_model(result, name, at_least)
+        if found.num > 1:
+            less = difference(result, [name], "nat", at_least)
+            rows.append([name, found.num, f"{whole / 1e12:.3g}", found.text(), less.text("+")])
+    titles = ["model", "trainings", "multiply-adds (T)", "loss", "difference to nat"]
+    return (
+        f"{markdown_table(titles, rows, 'lrrrr')}\n\n"
+        "Multiply-adds (10^12): exact ones of a whole training. Loss: mean over shares visible, by "
+        "the evaluations during training (line between two), where "
+        f"{least / 1e12:.3g} T are spent. The learning rate of a training "
+        "that goes on has not fallen to its end there. "
+        "Mean ± standard error over trainings, and that of differences paired by seed."
     )
 
 

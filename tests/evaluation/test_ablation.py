@@ -44,7 +44,9 @@ def write_run(directory, name, seed):
     }
     write(directory / "run" / "model" / "model.json", description)
     rows = [{"step": s, "time": 1.8e9, "seconds_per_step": 0.5} for s in (2, 4)]
-    rows.append({"step": 4, "time": 1.8e9, "held_out/loss": 3.0})
+    shares = [f"held_out/loss_{x:.4g}_visible" for x in masked_scores.VISIBLE_SHARES]
+    for step, loss in ((2, 5.0), (4, LOSSES[name] + seed / 1000)):
+        rows.append({"step": step, "time": 1.8e9} | dict.fromkeys(shares, loss))
     (directory / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
@@ -179,6 +181,24 @@ def test_claims_are_decided_by_their_interval(runs):
     assert ablation_claims.verdict(ablation_claims.Summary(3, 1.3, 0.3)) == "**fails here**"
     assert ablation_claims.verdict(ablation_claims.Summary(2, -9.0, 0.01)) == "undecided"
     assert ablation_claims.verdict(ablation_claims.summary([])) == ""
+
+
+def test_losses_at_equal_compute_are_between_two_evaluations(runs):
+    result = ablation.gather(runs)[0]
+    work = {name: x["training_multiply_adds"] for name, x in result["models"].items()}
+    cheapest = min(work, key=work.get)
+    text = ablation_tables.markdown(result).partition("### Held-out loss at equal training")[2]
+    assert work[cheapest] < max(work.values()) and set(work) == set(NETWORKS)
+    for name, last in LOSSES.items():
+        step = 4 * work[cheapest] / work[name]
+        loss = 5 + (step - 2) / 2 * (last + 0.001 - 5)
+        row = next(x for x in text.splitlines() if x.startswith(f"| {name} |")).split(" | ")
+        assert row[1] == "3" and float(row[3].split(" ± ")[0]) == pytest.approx(loss, abs=6e-5)
+    (runs / "nat" / "seed_0" / "run" / "metrics.jsonl").unlink()
+    (runs / "nat" / "seed_1" / "run" / "metrics.jsonl").unlink()
+    text = ablation_tables.markdown(ablation.gather(runs)[0])
+    text = text.partition("### Held-out loss at equal training")[2].partition("###")[0]
+    assert "| nat |" not in text and "| enat | 3 |" in text
 
 
 @pytest.mark.parametrize(
