@@ -54,6 +54,7 @@ def get_config(name: str = "enat") -> ml_collections.ConfigDict:
         model["width"] = LARGE[model["width"]]
     config.model = model
     config.mask.update(mask)
+    config.train.update(num_steps=2000, eval_every=500, save_every=500)
     if not model.get("reuse", model["kind"] == "enat"):
         config.mask.reuse_probability = 0.0
     return config

@@ -27,7 +27,8 @@ costs: the paper's multiply-adds (Tables 1, 2 and 6) beside ours: `costs.json`, 
 ablation: the models of configs/cifar10_ablation.py side by side, and what becomes of the paper's
 claims: `ablation.json`, `ablation.md`, `ablation.png` and, with --draw, `samples.png`.
 evaluation/ablation.py says which files below --runs are read. What is missing leaves cells blank
-and is named. --json makes tables and plot anew of an `ablation.json`, without the runs.
+and is named. --json makes tables and plot anew of an `ablation.json`, without the runs; beside
+--runs it adds to them what the file has of other models and seeds.
 
 Plots need matplotlib: pip install 'enat_jax[analyze]'
 """
@@ -177,10 +178,14 @@ def run_loss(options: argparse.Namespace) -> None:
 def run_ablation(options: argparse.Namespace) -> None:
     """Writes and prints the tables of the ablations, and draws their plot and samples."""
     plots.require()
-    if options.json is None:
+    if options.runs is not None:
         result, missing = ablation.gather(options.runs)
         for line in missing:
             print(f"missing: {line}", file=sys.stderr)
+        if options.json is not None:
+            result = ablation.join(result, options.json)
+    elif options.json is None:
+        raise ValueError("give --runs, the directory of the runs, or --json, a file of numbers")
     elif options.draw:
         raise ValueError("--draw needs the models of --runs, and --json has none")
     else:
@@ -284,10 +289,9 @@ def _parser() -> argparse.ArgumentParser:
     held_out(program, "classes", quadrants.BATCH_SIZE)
     program.set_defaults(run=run_loss)
     program = programs.add_parser("ablation", help="tables of the runs of launch/ablation.sh")
-    add = program.add_mutually_exclusive_group(required=True).add_argument
-    add("--runs", type=cli.path, metavar="DIR", help="of launch/ablation.sh")
-    add("--json", type=cli.path, metavar="FILE", help="an ablation.json, instead of the runs")
     add = program.add_argument
+    add("--runs", type=cli.path, metavar="DIR", help="of launch/ablation.sh")
+    add("--json", type=cli.path, metavar="FILE", help="an ablation.json, beside or without --runs")
     add("--draw", type=number, metavar="N", help="also draw N samples of each model")
     add("--steps", type=number, default=8, help="of the samples of --draw (default 8)")
     add("--seed", type=int, default=0, help="of the samples of --draw")

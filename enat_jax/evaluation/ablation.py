@@ -23,7 +23,7 @@ import math
 import pathlib
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -81,10 +81,9 @@ def gather(runs: pathlib.Path) -> tuple[Result, list[str]]:
     there = {path.parent.name for path in runs.glob("*/seed_*")}
     if not there:
         raise ValueError(f"{runs} has no NAME/seed_S: name the directory of the ablations")
-    known = [*MODELS, *(f"{name}{LARGE}" for name in COMPARED)]
     missing: list[str] = []
     models, common = Result(), Result()
-    for name in [*known, *sorted(there - set(known))]:
+    for name in _ordered([*there, *MODELS, *(f"{name}{LARGE}" for name in COMPARED)]):
         found = _of_model(runs / name, common, missing)
         if found is not None:
             models[name] = found
@@ -97,6 +96,53 @@ def gather(runs: pathlib.Path) -> tuple[Result, list[str]]:
 def read(path: pathlib.Path) -> Result:
     """Reads a file that ``json_bytes`` gave the content of; raises as ``read_description``."""
     return files.read_description(path, FORMAT, ADVICE)
+
+
+def join(result: Result, path: pathlib.Path) -> Result:
+    """Returns a result and what a file has besides, of other machines or other nights.
+
+    Of a model that both have, the trainings of other seeds and the settings of other steps are
+    taken from the file.
+
+    Args:
+        result: of ``gather``.
+        path: of the file, see ``read``.
+
+    Raises:
+        ValueError: their numbers do not compare, or the file is damaged.
+        OSError: the file cannot be read.
+    """
+    other = read(path)
+    common, models = dict(result["common"]), dict(result["models"])
+    with model_files.parsing(path):
+        for name, value in other["common"].items():
+            _agree(common, name, value, str(path))
+        for name, theirs in other["models"].items():
+            models[name] = _joined(models[name], theirs, path) if name in models else theirs
+    order = {name: models[name] for name in _ordered(models)}
+    return result | {"common": common, "models": order}
+
+
+def _joined(ours: Result, theirs: Result, path: pathlib.Path) -> Result:
+    """Returns a model of two results."""
+    for key in ours.keys() - {"seeds", "settings", "multiply_adds_as_drawn"}:
+        _agree({key: ours[key]}, key, theirs[key], str(path))
+    for t, settings in theirs["settings"].items():
+        _agree(dict(ours["settings"]), t, settings, f"{path} of the settings for {t} steps")
+    drawn = dict(ours["multiply_adds_as_drawn"])
+    drawn |= {t: theirs["multiply_adds_as_drawn"][t] for t in theirs["settings"]}
+    seeds = theirs["seeds"] | ours["seeds"]
+    return ours | {
+        "multiply_adds_as_drawn": drawn,
+        "settings": theirs["settings"] | ours["settings"],
+        "seeds": {seed: seeds[seed] for seed in sorted(seeds, key=int)},
+    }
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Returns the names of models as the tables have them, unknown ones last."""
+    known = [*MODELS, *(f"{name}{LARGE}" for name in COMPARED)]
+    return [*(x for x in known if x in names), *sorted(set(names) - set(known))]
 
 
 def json_bytes(result: Result) -> bytes:
@@ -156,6 +202,9 @@ def _of_model(directory: pathlib.Path, common: Result, missing: list[str]) -> Re
             first = model if first is None else first
             if model["model"] != first["model"]:
                 raise ValueError(f"{path} is not the model of the other seeds in {directory}")
+            _agree(common, "tokenizer", model["fingerprint"]["tokenizer"], str(path))
+            size = "training_steps_large" if large else "training_steps"
+            _agree(common, size, model["provenance"]["step"], str(path))
             seeds[str(seed)] = _of_seed(place, model, common, missing)
     if without:
         missing.append(f"{directory}: no finished training in {', '.join(without)}")
@@ -214,15 +263,13 @@ def _changes(settings: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, A
 
 
 def _sizes(network: Transformer, description: Mapping[str, Any]) -> Result:
-    """Returns layers, width, parameters, and multiply-adds of an image of training."""
+    """Returns layers, width, parameters, and multiply-adds of an image of training, of seed 0."""
     dims, config = costs.dims_of(network), description["provenance"]["config"]
     ids, labels = np.zeros((1, dims.num_tokens), np.int32), np.zeros(1, np.int32)
     shapes = numerics.eval_shape(network.init, numerics.key(0), ids, labels)["params"]
     splits = reveal.SplitDistribution(**config["mask"])
     steps = range(config["train"]["num_steps"])
-    counts = collections.Counter(
-        splits.draw(dims.num_tokens, config["seed"], step)[1:] for step in steps
-    )
+    counts = collections.Counter(splits.draw(dims.num_tokens, 0, step)[1:] for step in steps)
     work = sum(n * int(costs.exact_training_cost(dims, *split)) for split, n in counts.items())
     layers = (dims.encoder_layers, dims.decoder_layers) if dims.encoder_layers else ()
     return {

@@ -90,9 +90,9 @@ def _models(result: ablation.Result) -> str:
         "Layers: of the encoder and the decoder, or of the one stack. M: exact multiply-adds in "
         "millions, of drawing the tokens of an image with guidance, by the cosine schedule and "
         "without the image decoder, and of an image of a training step, forward, backward and its "
-        "cache, mean of the steps of a run. Images a second are without compiling and evaluating, "
-        "mean of the runs. Milliseconds are those of an image's tokens: median of all timings, the "
-        "least and the most."
+        "cache, mean of the steps of a run with seed 0. Images a second are without compiling and "
+        "evaluating, mean of the runs. Milliseconds are those of an image's tokens: "
+        "median of all timings, the least and the most."
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import runpy
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -39,7 +40,7 @@ def write_run(directory, name, seed):
         "kind": kind,
         "model": model,
         "sampler": SAMPLER,
-        "fingerprint": {"transformer": f"{name} {seed}"},
+        "fingerprint": {"transformer": f"{name} {seed}", "tokenizer": "codes"},
         "provenance": {"config": config, "step": 4, "versions": {"jax": "0.10.2"}},
     }
     write(directory / "run" / "model" / "model.json", description)
@@ -239,6 +240,36 @@ def test_the_program_makes_the_same_tables_of_its_numbers(runs, tmp_path, capsys
         ablation_tables.of_page(page + page)
     with PIL.Image.open(out / "ablation.png") as image:
         assert (np.asarray(image.convert("RGB")) == [0x00, 0x72, 0xB2]).all(axis=-1).any()
+
+
+def test_runs_of_two_machines_are_joined(runs, tmp_path, capsys):
+    """What was measured in one place, cut in two: the halves give it again, either way round."""
+    out = tmp_path / "out"
+    whole = ablation.gather(runs)[0]
+    assert whole["common"]["tokenizer"] == "codes" and whole["common"]["training_steps"] == 4
+    kept = tmp_path / "elsewhere" / "kept"
+    kept.mkdir(parents=True)
+    (runs / "enat").rename(kept / "enat")
+    (runs / "nat" / "seed_2").rename(kept / "nat_2")
+    first = runs / "ablation.json"
+    first.write_bytes(ablation.json_bytes(ablation.gather(runs)[0]))
+    (kept / "enat").rename(runs / "enat")
+    (kept / "nat_2").rename(runs / "nat" / "seed_2")
+    for x in ("disentangled_7_1", "nat/seed_0", "nat/seed_1", "nat/steps_4"):
+        shutil.rmtree(runs / x)
+    analyze.main(["ablation", "--runs", str(runs), "--json", str(first), "--out", str(out)])
+    assert ablation.read(out / "ablation.json") == whole
+    with pytest.raises(ValueError, match="give --runs, the directory of the runs, or --json"):
+        analyze.main(["ablation", "--out", str(out)])
+    other = json.loads(first.read_text())
+    other["models"]["nat"]["settings"]["8"] = {"guidance_scale": 9.0}
+    write(first, other)
+    with pytest.raises(ValueError, match="ablation.json of the settings for 8 steps has 8"):
+        ablation.join(ablation.gather(runs)[0], first)
+    other["common"]["tokenizer"] = "others"
+    write(first, other)
+    with pytest.raises(ValueError, match="ablation.json has tokenizer others, and another file c"):
+        ablation.join(ablation.gather(runs)[0], first)
 
 
 def test_what_does_not_belong_together_is_refused(runs):
