@@ -123,7 +123,7 @@ plan() {
       for step in $steps; do
         job "search_$step" "Settings of $model for $step steps" "$dir/$model/steps_$step/report.json" \
           enat_jax.search --model "$dir/$model/seed_$first/run/model" --reference "$dir/reference.npz" \
-          --features "$features" --num 400 --trials 10 --repeats 1 --steps "$step" \
+          --features "$features" --num 300 --trials 10 --repeats 2 --steps "$step" \
           --out "$dir/$model/steps_$step"
         job "card_$step" "Measuring $model, seed $seed, $step steps" "$here/steps_$step/card.json" \
           enat_jax.evaluate --model "$run/model" --reference "$dir/reference.npz" --num "$num" \
