@@ -375,7 +375,7 @@ def traced_of(task: Task, bucket: shape_buckets.Bucket) -> dict[str, Any]:
     traced: dict[str, Any] = {k: np.int32(v) for k, v in counts.items()}
     if task.splits.reveals > 1:
         traced["earlier"] = np.zeros(task.splits.reveals - 1, np.int32)
-    return {**traced, "index": np.uint32(0)}
+    return traced | dict.fromkeys(train_step.RANDOMNESS, np.uint32(0))
 
 
 def label_of(bucket: shape_buckets.Bucket) -> dict[str, Any]:

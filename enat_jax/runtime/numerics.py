@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, UInt32
 
 PRNG = "threefry2x32"  # the implementation of all random keys
 # Settings of JAX that decide numbers and types, or whether there is an error instead.
@@ -65,13 +65,13 @@ def pinned() -> Iterator[None]:
 
 
 @pinned()
-def key(seed: int) -> Key[Array, ""]:
+def key(seed: int | UInt32[Array, ""]) -> Key[Array, ""]:
     """Returns the random key of a seed, as ``jax.random.key`` does where nothing else is set.
 
     Raises:
-        ValueError: the seed is not in [0, 2**32).
+        ValueError: the seed is not in [0, 2**32); an array is of the right type.
     """
-    if not 0 <= seed < 2**32:  # JAX would take the lower 32 bits alone
+    if not isinstance(seed, jax.Array) and not 0 <= seed < 2**32:  # JAX would cut it to 32 bits
         raise ValueError(f"{seed=} must lie in [0, 2**32)")
     # `jax.random.key` would add JAX_RANDOM_SEED_OFFSET.
     return jax.random.wrap_key_data(jnp.array([0, seed], np.uint32), impl=PRNG)

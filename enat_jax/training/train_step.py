@@ -39,6 +39,7 @@ from enat_jax.training.task import Metrics, Task, TrainState
 
 Batch = Mapping[str, jax.Array]
 Traced = Mapping[str, Any]  # integer scalars by name
+RANDOMNESS = "index", "seed"  # of a batch and of the run: all that its random numbers depend on
 Total = tuple[PyTree, Metrics, PyTree]  # of gradients, metrics and extra, see ``Task.gradients``
 
 
@@ -77,7 +78,7 @@ class CompiledSteps:
                 " change train.batch_size, train.accumulate or the sharding"
             )
         self._task, self._mesh, self._seed, self._accumulate = task, mesh, seed, accumulate
-        abstract = numerics.eval_shape(self._init)
+        abstract = numerics.eval_shape(self._init, np.uint32(seed))
         placed = sharding.of_state(abstract, mesh, rules)
         self.abstract_state = _abstract(abstract, placed)
         self._placed_params = placed.params
@@ -107,7 +108,7 @@ class CompiledSteps:
     def init(self) -> TrainState:
         """Returns the state before step 0, created in shards."""
         with jax.set_mesh(self._mesh):
-            return self._jit_init()
+            return self._jit_init(np.uint32(self._seed))
 
     def __call__(
         self, state: TrainState, batches: Sequence[Batch], step: int
@@ -129,7 +130,8 @@ class CompiledSteps:
                 ((static, traced),) = found
                 return self._jit_step(static, state, batches[0], traced, self._frozen)
             # Before the first batch, whatever its shape: what it needs is in the images.
-            state, prepared = self._jit_prepare(state, batches[0], np.uint32(first))
+            of_first = {name: found[0][1][name] for name in RANDOMNESS}
+            state, prepared = self._jit_prepare(state, batches[0], of_first)
             total = self._jit_zeros()
             for (static, traced), batch in zip(found, batches, strict=True):
                 total = self._jit_add(static, state, total, batch, traced, self._frozen)
@@ -157,9 +159,12 @@ class CompiledSteps:
     # --- shapes -----------------------------------------------------------------------------
 
     def _shapes(self, index: int) -> tuple[Hashable, Traced]:
-        """The static shape of a batch, and the integers that its step is given."""
+        """The static shape of a batch, and the integers that its step is given.
+
+        The seed is among them, not a constant: what one run has compiled serves those of all seeds.
+        """
         static, counts = tasks.shapes(self._task, index)
-        return static, {**counts, "index": np.uint32(index)}
+        return static, {**counts, "index": np.uint32(index), "seed": np.uint32(self._seed)}
 
     @contextlib.contextmanager
     def _noting_compilations(self, shapes: Iterable[Hashable]) -> Iterator[None]:
@@ -192,16 +197,15 @@ class CompiledSteps:
 
     # --- what is compiled, all pure ---------------------------------------------------------
 
-    def _init(self) -> TrainState:
-        return self._task.init(numerics.key(self._seed))
+    def _init(self, seed: Array) -> TrainState:
+        return self._task.init(numerics.key(seed))
 
-    def _key(self, index: Array) -> Key[Array, ""]:
-        return jax.random.fold_in(numerics.key(self._seed), index)
-
-    def _prepare(self, state: TrainState, batch: Batch, index: Array) -> tuple[TrainState, Metrics]:
+    def _prepare(
+        self, state: TrainState, batch: Batch, traced: Traced
+    ) -> tuple[TrainState, Metrics]:
         if not isinstance(self._task, tasks.Prepared):
             return state, {}
-        return self._task.prepare(state, batch, jax.random.fold_in(self._key(index), 1))
+        return self._task.prepare(state, batch, jax.random.fold_in(_key(traced), 1))
 
     def _gradients(
         self, static: Hashable, state: TrainState, batch: Batch, traced: Traced, frozen: PyTree
@@ -210,10 +214,9 @@ class CompiledSteps:
         for name, expected in self._task.batch_spec().items():
             sizes = {f"axis{i}": size for i, size in enumerate(expected.shape)}
             shapes.check(f'batch["{name}"]', batch[name], **sizes)
-        counts = dict(traced)
-        key = self._key(counts.pop("index"))
+        counts = {name: x for name, x in traced.items() if name not in RANDOMNESS}
         grads, metrics, extra = self._task.gradients(
-            state, batch, counts, key, static=static, frozen=frozen
+            state, batch, counts, _key(traced), static=static, frozen=frozen
         )
         # As the parameters are: each device needs the sum of its own share alone.
         grads = jax.lax.with_sharding_constraint(grads, self._placed_params)
@@ -254,9 +257,13 @@ class CompiledSteps:
     def _step(
         self, static: Hashable, state: TrainState, batch: Batch, traced: Traced, frozen: PyTree
     ) -> tuple[TrainState, Metrics]:
-        state, prepared = self._prepare(state, batch, traced["index"])
+        state, prepared = self._prepare(state, batch, traced)
         state, metrics = self._update(state, self._gradients(static, state, batch, traced, frozen))
         return state, metrics | prepared
+
+
+def _key(traced: Traced) -> Key[Array, ""]:
+    return jax.random.fold_in(numerics.key(traced["seed"]), traced["index"])
 
 
 def _abstract(tree: PyTree, shardings: PyTree) -> PyTree:

@@ -216,6 +216,19 @@ def test_each_shape_is_compiled_once_and_nothing_else():
     assert counted[-1] == len(steps.compiled) == len(visited) == len(task.buckets) == 2
 
 
+def test_the_programs_of_a_run_are_those_of_all_seeds():
+    """So that what is compiled for one, and cached, serves the others."""
+    texts = []
+    mesh = sharding.make_mesh(sharding.Sharding(), jax.devices()[:1])
+    for seed in (0, 5):
+        task = dataclasses.replace(make_task(batch_size=8), seed=seed)
+        steps = train_step.CompiledSteps(task, mesh, enat_task.RULES, seed=seed)
+        with jax.set_mesh(mesh):
+            init = steps._jit_init.lower(np.uint32(seed))
+        texts.append([x.as_text() for x in (init, steps.lower(task.buckets[-1].windows))])
+    assert texts[0] == texts[1]
+
+
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="a micro-batch of 9 images .* among 8 devices"):
         train(make_task(batch_size=9), sharding.Sharding())
