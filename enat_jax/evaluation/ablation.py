@@ -245,6 +245,7 @@ def _check_budget(path: pathlib.Path, common: Result, missing: list[str]) -> Non
     with model_files.parsing(path):
         _agree(common, "search_trials", report["trials"], str(path))
         _agree(common, "search_images", report["measure"]["num"], str(path))
+        _agree(common, "search_repeats", len(report["rows"][0]["values"]), str(path))
 
 
 def _file(directory: pathlib.Path, num_steps: int) -> pathlib.Path:

@@ -310,7 +310,8 @@ COMMANDS = {  # numbers that files record stand there in their place
     "--config.seed=S --config.data.tokens=DIR/tokens --config.data.held_out_tokens="
     "DIR/tokens_held_out --config.data.tokenizer=TOKENIZER",
     "settings": "search --model DIR/NAME/seed_0/run/model --reference DIR/reference.npz --features "
-    "FEATURES --num {search_images} --trials {search_trials} --steps T --out DIR/NAME/steps_T",
+    "FEATURES --num {search_images} --trials {search_trials} --repeats {search_repeats} --steps T "
+    "--out DIR/NAME/steps_T",
     "distance, precision, recall": f"evaluate {MODEL} --reference DIR/reference.npz --features "
     "FEATURES --num {images} --seed {seed} --settings DIR/NAME/steps_T/settings.json --out "
     "DIR/NAME/seed_S/steps_T",

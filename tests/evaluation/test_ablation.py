@@ -109,7 +109,8 @@ def runs(tmp_path):
         for steps in ablation.STEPS:
             settings = {"sampler": card(name, 0, steps)["sampler"]}
             write(tmp_path / name / f"steps_{steps}" / "settings.json", settings)
-            report = {"trials": 16, "measure": {"num": 500}}
+            rows = [{"values": [[80.0], [81.0]]}]
+            report = {"trials": 16, "measure": {"num": 500}, "rows": rows}
             write(tmp_path / name / f"steps_{steps}" / "report.json", report)
     first = tmp_path / "enat" / "seed_0"
     kinds = {
