@@ -305,7 +305,7 @@ def _of_seed(
     reuses, cut = model["model"].get("reuse", False), place.parent.name.startswith(CUT)
     add("machine.json", lambda path, x: {"machine": _machine(x["machine"])})
     add("loss.json", lambda path, x: _loss(x, common))
-    add("reuse/reuse.json", lambda path, x: {"reuse": _reuse(x)}, reuses)
+    add("reuse/reuse.json", lambda path, x: {"reuse": _reuse(x, common)}, reuses)
     add("similarity/similarity.json", lambda path, x: {"similarity": _similarity(x)}, False)
     for t in STEPS:
         of = lambda path, x: _card(path, x, common, result, place.parent)  # noqa: E731
@@ -383,13 +383,17 @@ def _pairs(mean: Mapping[str, Any]) -> list[Any]:
     return [mean["mean"], mean["standard_error"]]
 
 
-def _reuse(found: Mapping[str, Any]) -> Result:
-    """Returns by kind the increase of loss over all steps and at the last one, and of distance."""
+def _reuse(found: Mapping[str, Any], common: Result) -> Result:
+    """Returns by kind the increase of loss by step and over all of them, and of distance."""
+    for name in ("steps", "visible"):
+        _agree(common, f"reuse_{name}", found["losses"][name], "reuse.json")
     result: Result = {"images": found["num_images"]}
     for kind in reuse_gap.KINDS[1:]:
         increase = found["losses"][kind]
-        last = [x[-1] for x in _pairs(increase["increase"])]
-        result[kind] = {"loss": _pairs(increase["all"]["increase"]), "last": last}
+        result[kind] = {
+            "by_step": _pairs(increase["increase"]),
+            "loss": _pairs(increase["all"]["increase"]),
+        }
         drawn = found.get("distances", {})
         if kind in drawn:
             result[kind]["distance"] = [x[0] for x in _pairs(drawn[kind]["increase"])]

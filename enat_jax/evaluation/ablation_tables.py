@@ -230,26 +230,32 @@ def _times(result: ablation.Result, lower: Sequence[str], higher: str) -> list[f
 
 
 def _reuse(result: ablation.Result) -> str:
-    def of(kind: str, key: str) -> Of:
-        return lambda seed: seed.get("reuse", {}).get(kind, {}).get(key)
+    def of(kind: str, key: str, step: int | None = None) -> Of:
+        def found(seed: Mapping[str, Any]) -> Pair | None:
+            pair = seed.get("reuse", {}).get(kind, {}).get(key)
+            return pair if step is None or pair is None else [x[step] for x in pair]
 
-    columns = [
-        *((kind, "loss") for kind in reuse_gap.KINDS[1:]),
-        (reuse_gap.EVERY_STEP, "last"),
-        *((kind, "distance") for kind in (reuse_gap.ONCE, reuse_gap.EVERY_STEP)),
-    ]
+        return found
+
+    steps = [s + 1 for s in result["common"].get("reuse_steps", [])]
+    visible = result["common"].get("reuse_visible", [])
     rows = []
     for name in result["models"]:
-        found = [of_model(result, name, of(*column)) for column in columns]
-        if num := max(x.num for x in found):
-            rows.append([name, num, *(x.text("+", num) for x in found)])
-    what = {"loss": "loss, mean of steps", "last": "loss, last step", "distance": "distance"}
-    titles = ["model", "trainings", *(f"{kind}: {what[key]}" for kind, key in columns)]
+        for kind in reuse_gap.KINDS[1:]:
+            columns = [of(kind, "by_step", i) for i in range(len(steps))]
+            columns += [of(kind, "loss"), of(kind, "distance")]
+            found = [of_model(result, name, x) for x in columns]
+            if num := max(x.num for x in found):
+                rows.append([name, kind, num, *(x.text("+", num) for x in found)])
+    titles = ["model", "features of visible tokens", "trainings"]
+    titles += [f"step {s}, {share:.0%} visible" for s, share in zip(steps, visible, strict=True)]
+    titles += ["mean of steps", "distance"]
     return (
-        f"{markdown_table(titles, rows, 'lr' + 'r' * len(columns))}\n\n"
-        "Increase over features that are recomputed at every step, by `analyze reuse` (the kinds "
-        f"of features are in its description). {ERRORS} Of one training the error of the distance "
-        "is that over seeds of its samples."
+        f"{markdown_table(titles, rows, 'llr' + 'r' * (len(titles) - 3))}\n\n"
+        "Increase of the loss (nats) and of the distance over features that are recomputed at "
+        "every step, by `analyze reuse`. Together: all cached tokens are encoded at once, as in "
+        "training; in steps: as in sampling, of which f every step is the paper's. "
+        f"{ERRORS} Of one training the error of the distance is that over seeds of its samples."
     )
 
 

@@ -231,12 +231,15 @@ def costs(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
 def ablation(path: str | os.PathLike, result: dict[str, Any]) -> None:
     """Draws distance against multiply-adds, and losses by share visible, less those of the NAT.
 
+    The NATs without one quadrant of attention have axes of their own, if there are any.
+
     Args:
         path: of the PNG file.
         result: see ``ablation.gather``.
     """
-    figure = _figure(15, 5.6)
-    left, middle, right = figure.subplots(1, 3)
+    columns = 2 + any(name.startswith(CUT) for name in result["models"])
+    figure = _figure(5 * columns, 5.6)
+    left, middle, *right = figure.subplots(1, columns)
     for name, model in result["models"].items():
         if name.startswith(CUT):
             continue
@@ -258,14 +261,15 @@ def ablation(path: str | os.PathLike, result: dict[str, Any]) -> None:
                 of = ablation_claims.loss(i)
                 if (found := ablation_claims.difference(result, [name], "nat", of)).num:
                     points.append((share, found))
-            _summaries(right if name.startswith(CUT) else middle, points, name)
+            _summaries(right[0] if name.startswith(CUT) else middle, points, name)
     middle.set_title("Held-out loss, less that of nat", fontsize=11)
-    right.set_title("The same, nat without one quadrant of attention", fontsize=11)
-    for axes in (middle, right):
+    for axes in right:
+        axes.set_title("The same, nat without one quadrant of attention", fontsize=11)
+    for axes in (middle, *right):
         axes.axhline(0, color=MODELS["nat"][0], linewidth=1)
         axes.set(xlabel="share of tokens visible", ylabel="nats")
     shown: dict[str, Any] = {}
-    for axes in (left, middle, right):
+    for axes in (left, middle, *right):
         axes.grid(alpha=0.3)
         handles, labels = axes.get_legend_handles_labels()
         shown |= dict(zip(labels, handles, strict=True))

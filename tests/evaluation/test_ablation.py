@@ -117,7 +117,8 @@ def runs(tmp_path):
         kind: {"increase": pair([0.0, 0.02], [0, 0.002]), "all": {"increase": pair(0.01)}}
         for kind in reuse_gap.KINDS
     }
-    drawn = {kind: {"increase": pair([1.26, 0.0, 0.0], [0.31, 0, 0])} for kind in kinds}
+    drawn = {kind: {"increase": pair([1.26, 0.0, 0.0], [0.31, 0, 0])} for kind in reuse_gap.KINDS}
+    kinds |= {"steps": [2, 3], "visible": [0.25, 0.625]}
     more = {"losses": kinds, "distances": drawn | {"seeds": [0, 1]}, "num_drawn": 500}
     write(first / "reuse" / "reuse.json", of_images("enat", 0, **more))
     tokens = {"newly revealed": [2, 4]}
@@ -185,6 +186,22 @@ def test_claims_are_decided_by_their_interval(runs):
     assert ablation_claims.verdict(ablation_claims.summary([])) == ""
 
 
+def test_what_reuse_costs_is_told_by_step(runs):
+    text = ablation_tables.markdown(ablation.gather(runs)[0])
+    assert (
+        "trainings | step 3, 25% visible | step 4, 62% visible | mean of steps | distance |" in text
+    )
+    numbers = "+0 ± 0 * | +0.0200 ± 0.0020 * | +0.0100 ± 0.0010 * | +1.3 ± 0.4 * |"
+    for kind in reuse_gap.KINDS:
+        assert (f"| enat | {kind} | 1 | {numbers}" in text) == (kind != reuse_gap.RECOMPUTED)
+    other = json.loads((runs / "enat" / "seed_0" / "reuse" / "reuse.json").read_text())
+    other["losses"]["steps"] = [1, 2]
+    other["transformer"] = "enat 1"
+    write(runs / "enat" / "seed_1" / "reuse" / "reuse.json", other)
+    with pytest.raises(ValueError, match=r"reuse.json has reuse_steps \[1, 2\], and another"):
+        ablation.gather(runs)
+
+
 def test_losses_at_equal_compute_are_between_two_evaluations(runs):
     result = ablation.gather(runs)[0]
     work = {name: x["training_multiply_adds"] for name, x in result["models"].items()}
@@ -240,6 +257,7 @@ def test_the_program_makes_the_same_tables_of_its_numbers(runs, tmp_path, capsys
     with pytest.raises(ValueError, match="needs these two lines once"):
         ablation_tables.of_page(page + page)
     with PIL.Image.open(out / "ablation.png") as image:
+        assert image.width < 2 * image.height  # no axes for cuts that nobody has trained
         assert (np.asarray(image.convert("RGB")) == [0x00, 0x72, 0xB2]).all(axis=-1).any()
 
 
