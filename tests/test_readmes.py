@@ -25,6 +25,7 @@ from enat_jax.training import config as train_config
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDERS = ("", "configs", "launch", "tests", "enat_jax/*")
 READMES = sorted(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/README.md".strip("/")))
+READMES.append(ROOT / "configs" / "ablation.md")
 TEXTS = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in READMES}
 ROOMS = sorted(path.parent for path in ROOT.glob("enat_jax/*/__init__.py"))
 PROGRAMS = sorted(
@@ -99,6 +100,7 @@ READ = {
     "enat_jax.benchmark profile": "is a process for each row; tests/profiling has small ones",
     "launch/quickstart.sh": "trains for minutes; its commands are read by a test of their own",
     "launch/quickstart_text.sh": "likewise",
+    "launch/ablation.sh": "likewise",
     "launch/local_hosts.sh": "test_launch.py runs it with a smaller program",
     "launch/slurm.sbatch": "needs SLURM; test_launch.py has a stand-in",
     "launch/tpu_pod.sh": "needs Google Cloud; test_launch.py has a stand-in",
