@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from enat_jax.evaluation import ablation_claims
-from enat_jax.evaluation.ablation import CUT, LARGE, STEPS
+from enat_jax.evaluation.ablation import CUT, LARGE
 from enat_jax.evaluation.step_similarity import GROUPS
 from enat_jax.runtime import files
 
@@ -240,6 +240,7 @@ def ablation(path: str | os.PathLike, result: dict[str, Any]) -> None:
     columns = 2 + any(name.startswith(CUT) for name in result["models"])
     figure = _figure(5 * columns, 5.6)
     left, middle, *right = figure.subplots(1, columns)
+    drawn: set[int] = set()  # numbers of steps
     for name, model in result["models"].items():
         if name.startswith(CUT):
             continue
@@ -248,9 +249,10 @@ def ablation(path: str | os.PathLike, result: dict[str, Any]) -> None:
             of = ablation_claims.measured("frechet_distance", t)
             if (found := ablation_claims.of_model(result, name, of)).num:
                 points.append((count / 1e6, found))
+                drawn.add(int(t))
         _summaries(left, points, name)
     left.set(xlabel="multiply-adds of an image, millions", ylabel="Fréchet distance")
-    steps = ", ".join(map(str, STEPS))
+    steps = ", ".join(map(str, sorted(drawn)))
     left.set_title(f"Samples in {steps} steps, from left to right", fontsize=11)
     _log_scale(left)
     shares = result["common"].get("visible_shares", [])
@@ -286,7 +288,7 @@ def _log_scale(axes: "Axes") -> None:
     from matplotlib import ticker
 
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_locator(ticker.NullLocator())
 
