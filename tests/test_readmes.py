@@ -27,6 +27,9 @@ FOLDERS = ("", "configs", "launch", "tests", "enat_jax/*")
 READMES = sorted(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/README.md".strip("/")))
 READMES.append(ROOT / "configs" / "ablation.md")
 TEXTS = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in READMES}
+# What stands there behind is made by a program, with NAME for a model, and test_ablation.py has it.
+PAGE = READMES[-1].relative_to(ROOT)
+TEXTS[PAGE] = TEXTS[PAGE].partition("<!-- ablation.md begins -->")[0]
 ROOMS = sorted(path.parent for path in ROOT.glob("enat_jax/*/__init__.py"))
 PROGRAMS = sorted(
     path.stem for path in ROOT.glob("enat_jax/*.py") if "__main__" in path.read_text()
