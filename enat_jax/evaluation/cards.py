@@ -109,7 +109,7 @@ def hardware() -> dict[str, Any]:
     return {
         "device": devices[0].device_kind,
         "num_devices": len(devices),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "num_cpus": os.cpu_count(),
         **numerics.recorded(),
     }
@@ -120,7 +120,8 @@ def today() -> str:
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Returns what the processor of this host is called."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:

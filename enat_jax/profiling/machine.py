@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from enat_jax.evaluation import cards
 from enat_jax.runtime import matrix_rate, memory
 
 
@@ -41,6 +42,7 @@ def describe(dtype: str) -> dict[str, Any]:
     return {
         "machine": device()
         | {
+            "cpu": cards.cpu_name(),
             "driver": driver(),
             "memory_bytes": free,
             "platform_version": " ".join(first.client.platform_version.split()),
