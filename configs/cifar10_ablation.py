@@ -7,7 +7,7 @@ After the colon stands a model of `MODELS`, and `_large` after it for the larger
 that encode all visible tokens at every step (`nat` and `disentangled_...`) have widths that make
 sampling in 8 steps with guidance cost the same, within 5% of the multiply-adds of
 `disentangled_7_1`; those that reuse features have its layers and its width, as in the paper. All
-else is that of configs/cifar10.py.
+else but heads and steps is that of configs/cifar10.py.
 """
 
 import pathlib

@@ -20,6 +20,7 @@ import several
 from absl import flags
 
 from enat_jax import train
+from enat_jax.evaluation import ablation_tables
 from enat_jax.training import config as train_config
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -29,7 +30,7 @@ READMES.append(ROOT / "configs" / "ablation.md")
 TEXTS = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in READMES}
 # What stands there behind is made by a program, with NAME for a model, and test_ablation.py has it.
 PAGE = READMES[-1].relative_to(ROOT)
-TEXTS[PAGE] = TEXTS[PAGE].partition("<!-- ablation.md begins -->")[0]
+TEXTS[PAGE] = TEXTS[PAGE].partition(ablation_tables.MARKERS[0])[0]
 ROOMS = sorted(path.parent for path in ROOT.glob("enat_jax/*/__init__.py"))
 PROGRAMS = sorted(
     path.stem for path in ROOT.glob("enat_jax/*.py") if "__main__" in path.read_text()

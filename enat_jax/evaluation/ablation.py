@@ -23,7 +23,7 @@ import math
 import pathlib
 import re
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -49,6 +49,7 @@ MODELS = (
     *("enat", "enat_without_f", "enat_project_once", "enat_reveals_4"),
 )
 COMPARED = ("nat", "disentangled_4_4", "disentangled_7_1", "enat")  # in both sizes
+KNOWN = (*MODELS, *(f"{name}{LARGE}" for name in COMPARED))  # in the order of the tables
 MEASURES = ("frechet_distance", "precision", "recall")
 SPEED = "attention", "remat", "unroll"  # settings of a model that change no result
 SAME = {  # of all cards, or their numbers do not compare
@@ -83,7 +84,7 @@ def gather(runs: pathlib.Path) -> tuple[Result, list[str]]:
         raise ValueError(f"{runs} has no NAME/seed_S: name the directory of the ablations")
     missing: list[str] = []
     models, common = Result(), Result()
-    for name in _ordered([*there, *MODELS, *(f"{name}{LARGE}" for name in COMPARED)]):
+    for name in _ordered({*there, *KNOWN}):
         found = _of_model(runs / name, common, missing)
         if found is not None:
             models[name] = found
@@ -139,10 +140,9 @@ def _joined(ours: Result, theirs: Result, path: pathlib.Path) -> Result:
     }
 
 
-def _ordered(names: Iterable[str]) -> list[str]:
+def _ordered(names: Collection[str]) -> list[str]:
     """Returns the names of models as the tables have them, unknown ones last."""
-    known = [*MODELS, *(f"{name}{LARGE}" for name in COMPARED)]
-    return [*(x for x in known if x in names), *sorted(set(names) - set(known))]
+    return [*(x for x in KNOWN if x in names), *sorted(set(names) - set(KNOWN))]
 
 
 def json_bytes(result: Result) -> bytes:

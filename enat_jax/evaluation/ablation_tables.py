@@ -127,15 +127,10 @@ def _equal_compute(result: ablation.Result) -> str:
     least = min(spent.values(), default=0)
     rows = []
     for name, whole in spent.items():
-
-        def at_least(seed: Mapping[str, Any], share: float = least / whole) -> Pair | None:
-            steps, losses = zip(*seed.get("curve", [(0, math.nan)]), strict=True)
-            found = float(np.interp(share * seed["steps"], steps, losses))
-            return None if math.isnan(found) else [found, 0.0]
-
-        found = of_model(result, name, at_least)
+        of = _loss_after(least / whole)
+        found = of_model(result, name, of)
         if found.num > 1:
-            less = difference(result, [name], "nat", at_least)
+            less = difference(result, [name], "nat", of)
             rows.append([name, found.num, f"{whole / 1e12:.3g}", found.text(), less.text("+")])
     titles = ["model", "trainings", "multiply-adds (T)", "loss", "difference to nat"]
     return (
@@ -146,6 +141,18 @@ def _equal_compute(result: ablation.Result) -> str:
         "that goes on has not fallen to its end there. "
         "Mean ± standard error over trainings, and that of differences paired by seed."
     )
+
+
+def _loss_after(share: float) -> Of:
+    """Returns what reads the loss of a training after a share of its steps."""
+
+    def of(seed: Mapping[str, Any]) -> Pair | None:
+        if "curve" not in seed:
+            return None
+        steps, losses = zip(*seed["curve"], strict=True)
+        return [float(np.interp(share * seed["steps"], steps, losses)), 0.0]
+
+    return of
 
 
 ERRORS = (
