@@ -181,16 +181,23 @@ def _attention(
     mask: Bool[Array, "#b #h #q c"] | None,
     implementation: str,
 ) -> Float[Array, "b q h k"]:
-    q = query.shape[1]
-    if mask is not None:
-        if implementation == "cudnn":  # differentiates masked attention over even windows only
-            even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))  # noqa: E731
+    q, c = query.shape[1], key.shape[1]
+    lengths = None
+    if implementation == "cudnn":  # differentiates attention over even windows only
+        even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))  # noqa: E731
+        query, key, value = even(query), even(key), even(value)
+        if mask is not None:
             rows = q % 2 if mask.shape[2] == q > 1 else 0
-            mask = jnp.pad(mask, ((0, 0), (0, 0), (0, rows), (0, key.shape[1] % 2)))
-            query, key, value = even(query), even(key), even(value)
+            mask = jnp.pad(mask, ((0, 0), (0, 0), (0, rows), (0, c % 2)))
+        elif c % 2:
+            lengths = jnp.full(key.shape[0], c, jnp.int32)
+    if mask is not None:
         mask = jnp.broadcast_to(mask, (*mask.shape[:2], query.shape[1], key.shape[1]))
     found = jax.nn.dot_product_attention(  # type: ignore[call-overload]  # implementation is no Literal
-        query, key, value, mask=mask, implementation=implementation
+        *(query, key, value),
+        mask=mask,
+        key_value_seq_lengths=lengths,
+        implementation=implementation,
     )
     return found[:, :q]
 

@@ -25,12 +25,12 @@ def cudnn(monkeypatch):
     """Stands in for kernels of cuDNN, refuses what they refuse, and returns its calls."""
     calls, real = [], jax.nn.dot_product_attention
 
-    def attend(query, key, value, *, mask, implementation):
+    def attend(query, key, value, *, implementation, **masks):
         if implementation == "cudnn":
             sizes = query.shape[1], key.shape[1]
-            assert mask is None or not any(size % 2 for size in sizes)
+            assert not any(size % 2 for size in sizes)
             calls.append(sizes)
-        return real(query, key, value, mask=mask, implementation="xla")
+        return real(query, key, value, implementation="xla", **masks)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
     return calls
@@ -38,9 +38,9 @@ def cudnn(monkeypatch):
 
 @pytest.mark.parametrize(
     ("q", "c", "mask"),
-    [(5, 7, None), (5, 7, (2, 1, 1, 7)), (3, 4, (1, 1, 3, 4))],
+    [(5, 7, None), (5, 8, None), (4, 6, None), (5, 7, (2, 1, 1, 7)), (3, 4, (1, 1, 3, 4))],
 )
-def test_cudnn_sees_masks_over_even_windows_alone(cudnn, q, c, mask):
+def test_cudnn_sees_even_windows_alone(cudnn, q, c, mask):
     arrays = inputs(q, c)
     mask = None if mask is None else mask_of(mask)
 
@@ -51,7 +51,7 @@ def test_cudnn_sees_masks_over_even_windows_alone(cudnn, q, c, mask):
         jax.jit(jax.value_and_grad(total), static_argnums=1)(arrays, name)
         for name in ("cudnn", "xla")
     )
-    assert cudnn == [(q, c) if mask is None else (q + q % 2, c + c % 2)]
+    assert cudnn == [(q + q % 2, c + c % 2)]
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6), found, expected
     )
@@ -71,7 +71,7 @@ def test_auto_is_lowered_for_each_platform(cudnn, monkeypatch):
     of_xla = jax.jit(lambda *arrays: blocks.attention(*arrays, None, "xla"))
     jax.clear_caches()
     np.testing.assert_array_equal(auto(*arrays), of_xla(*arrays))
-    assert cudnn == [(3, 5)] and "platform_index" not in on_cpu
+    assert cudnn == [(4, 6)] and "platform_index" not in on_cpu
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,32 @@ def test_auto_is_lowered_for_each_platform(cudnn, monkeypatch):
 def test_where_cudnn_is_taken(monkeypatch, device, shape, dtype, expected):
     monkeypatch.setattr(jax, "devices", lambda: [device])
     assert blocks._has_cudnn(jax.ShapeDtypeStruct(shape, dtype)) is expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("q", "c", "mask"),
+    [
+        (5, 7, None),
+        (64, 257, None),
+        (6, 64, (1, 1, 6, 64)),
+        (5, 7, (2, 1, 1, 7)),
+        (1, 9, (2, 1, 1, 9)),
+    ],
+)
+def test_kernels_of_cudnn_give_what_products_give(q, c, mask):
+    arrays = inputs(q, c, jnp.bfloat16, 64)
+    mask = None if mask is None else mask_of(mask)
+    assert blocks._has_cudnn(arrays[0])
+
+    def total(arrays, implementation):
+        found = blocks.attention(*arrays, mask, implementation).astype(jnp.float32)
+        return jnp.sin(found).sum(), found
+
+    run = jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=1)
+    found, expected = run(arrays, "cudnn"), run(arrays, "xla")
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(*map(np.float32, (x, y)), rtol=2e-2, atol=2e-2),
+        found,
+        expected,
+    )
