@@ -13,7 +13,8 @@ configs/cifar10_ablation.py, a seed S of its training and T sampling steps,
     NAME/seed_S/speed*.json               ``benchmark sampler --json``; all timings count
     NAME/seed_S/machine.json              ``benchmark machine --json`` where it was trained
 
-of which any may be missing: what cannot be had is blank, and nothing stands in its place.
+of which any may be missing: what cannot be had is blank, and nothing stands in its place. Of a
+training that has not come to its end the losses on the way are read, and nothing else.
 """
 
 import collections
@@ -72,7 +73,8 @@ def gather(runs: pathlib.Path) -> tuple[Result, list[str]]:
     Returns:
         The result, JSON values with floats of six digits: "common", what all cards share, and by
         model its sizes, costs (multiply-adds), settings of the sampler, and by seed what was
-        measured; pairs are a value and its standard error. And a line about each thing that is
+        measured; pairs are a value and its standard error. By model and seed, in "unfinished", the
+        losses on the way of trainings that are not over. And a line about each thing that is
         missing.
 
     Raises:
@@ -83,14 +85,16 @@ def gather(runs: pathlib.Path) -> tuple[Result, list[str]]:
     if not there:
         raise ValueError(f"{runs} has no NAME/seed_S: name the directory of the ablations")
     missing: list[str] = []
-    models, common = Result(), Result()
+    models, common, unfinished = Result(), Result(), Result()
     for name in _ordered({*there, *KNOWN}):
         found = _of_model(runs / name, common, missing)
         if found is not None:
             models[name] = found
+        if begun := _unfinished(runs / name):
+            unfinished[name] = begun
     if not any("similarity" in seed for x in models.values() for seed in x["seeds"].values()):
         missing.append(f"{runs}: no similarity/similarity.json of any model")
-    result = {"format": FORMAT, "common": common, "models": models}
+    result = {"format": FORMAT, "common": common, "models": models, "unfinished": unfinished}
     return _rounded(result), missing
 
 
@@ -120,8 +124,14 @@ def join(result: Result, path: pathlib.Path) -> Result:
             _agree(common, name, value, str(path))
         for name, theirs in other["models"].items():
             models[name] = _joined(models[name], theirs, path) if name in models else theirs
+        unfinished = dict(result["unfinished"])
+        for name, seeds in other["unfinished"].items():
+            over = models[name]["seeds"] if name in models else {}
+            left = {seed: x for seed, x in seeds.items() if seed not in over}
+            if left:
+                unfinished[name] = left | unfinished.get(name, {})
     order = {name: models[name] for name in _ordered(models)}
-    return result | {"common": common, "models": order}
+    return result | {"common": common, "models": order, "unfinished": unfinished}
 
 
 def _joined(ours: Result, theirs: Result, path: pathlib.Path) -> Result:
@@ -236,6 +246,26 @@ def _of_model(directory: pathlib.Path, common: Result, missing: list[str]) -> Re
     }
 
 
+def _unfinished(directory: pathlib.Path) -> Result:
+    """Returns by seed the losses on the way of a model's trainings that have no model yet."""
+    seeds: Result = {}
+    for place in sorted(directory.glob("seed_*"), key=lambda path: path.name):
+        run = place / "run"
+        if (run / "model" / "model.json").is_file() or not (run / "config.json").is_file():
+            continue
+        config = files.read_json(run / "config.json", "train it again")
+        with model_files.parsing(run / "config.json"):
+            found = _on_the_way(run, config["train"]["batch_size"])
+        if "curve" not in found:
+            continue
+        path = place / "machine.json"
+        if path.is_file():
+            machine = files.read_json(path, "make it again")["machine"]
+            found |= {"machine": _machine(machine), "jax": machine["jax"]}
+        seeds[place.name.removeprefix("seed_")] = found
+    return seeds
+
+
 def _check_budget(path: pathlib.Path, common: Result, missing: list[str]) -> None:
     """Checks that a search had the budget of all others."""
     if not path.is_file():
@@ -335,13 +365,21 @@ def _is_of(values: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
 
 
 def _training(run: pathlib.Path, provenance: Mapping[str, Any], absent: list[str]) -> Result:
-    """Returns steps, images, seconds and end of a training, and its held-out loss on the way.
+    """Returns steps and version of a training, and what ``_on_the_way`` finds."""
+    result: Result = {"steps": provenance["step"], "jax": provenance["versions"]["jax"]}
+    found = _on_the_way(run, provenance["config"]["train"]["batch_size"])
+    if not found:
+        absent.append("run/metrics.jsonl")
+    return result | found
+
+
+def _on_the_way(run: pathlib.Path, batch_size: int) -> Result:
+    """Returns images, seconds and end of a training, and its held-out loss on the way.
 
     The seconds are without compiling and evaluating; the loss, pairs of an evaluation's step and
-    the mean over shares visible, is in "curve".
+    the mean over shares visible, is in "curve". Empty where nothing was written.
     """
     path = run / "metrics.jsonl"
-    result: Result = {"steps": provenance["step"], "jax": provenance["versions"]["jax"]}
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     try:
         found = list(map(json.loads, text.splitlines()))
@@ -351,16 +389,15 @@ def _training(run: pathlib.Path, provenance: Mapping[str, Any], absent: list[str
     names = [f"held_out/loss_{share:.4g}_visible" for share in masked_scores.VISIBLE_SHARES]
     curve = {x["step"]: statistics.mean(x[n] for n in names) for x in found if names[0] in x}
     if not rows:
-        absent.append("run/metrics.jsonl")
-        return result
+        return {}
     steps = sorted(rows)
     seconds = sum(
         rows[b]["seconds_per_step"] * (b - a) for a, b in zip([0, *steps[:-1]], steps, strict=True)
     )
     end = datetime.datetime.fromtimestamp(rows[steps[-1]]["time"], datetime.UTC)
-    images = steps[-1] * provenance["config"]["train"]["batch_size"]
-    made = {"images": images, "seconds": seconds, "date": end.date().isoformat()}
-    return result | made | ({"curve": sorted(curve.items())} if curve else {})
+    made: Result = {"images": steps[-1] * batch_size, "seconds": seconds}
+    made |= {"date": end.date().isoformat()}
+    return made | ({"curve": sorted(curve.items())} if curve else {})
 
 
 def _machine(of: Mapping[str, Any]) -> str:

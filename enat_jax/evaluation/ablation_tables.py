@@ -15,6 +15,7 @@ from enat_jax.evaluation.ablation_claims import (
     SHOWN,
     Of,
     Pair,
+    Summary,
     context,
     difference,
     loss,
@@ -37,6 +38,8 @@ def markdown(result: ablation.Result) -> str:
         _losses(result),
         "### Held-out loss at equal training compute",
         _equal_compute(result),
+        "### Held-out loss on the way",
+        _on_the_way(result),
         "### Quality of samples",
         _quality(result),
         "### Claims",
@@ -153,6 +156,54 @@ def _loss_after(share: float) -> Of:
         return [float(np.interp(share * seed["steps"], steps, losses)), 0.0]
 
     return of
+
+
+def _on_the_way(result: ablation.Result) -> str:
+    """Returns losses at every evaluation during training, also of trainings that are not over."""
+    models = {
+        name: {"seeds": result["models"].get(name, {}).get("seeds", {}) | begun}
+        for size in ("", ablation.LARGE)
+        for name in (f"{x}{size}" for x in ablation.COMPARED)
+        if (begun := result["unfinished"].get(name, {})) or name in result["models"]
+    }
+    rows = []
+    for size in ("", ablation.LARGE):
+        names = [name for x in ablation.COMPARED if (name := f"{x}{size}") in models]
+        seeds = [x for name in names for x in models[name]["seeds"].values() if "curve" in x]
+        for step in sorted({step for x in seeds for step, _ in x["curve"]}):
+            at = _loss_at(step)
+            images = next(
+                x["images"] * step // x["curve"][-1][0] for x in seeds if at(x) is not None
+            )
+            rows.append(["large" if size else "small", step, f"{images:,}"])
+            for x in ablation.COMPARED:
+                of = [f"{x}{size}"], f"nat{size}"
+                view = {"models": models}
+                found = of_model(view, *of[0], at) if x == "nat" else difference(view, *of, at)
+                rows[-1].append(_exact_mean(found, "" if x == "nat" else "+"))
+    others = [f"{x}, difference to nat" for x in ablation.COMPARED[1:]]
+    titles = ["size", "steps", "images", "nat", *others]
+    return (
+        f"{markdown_table(titles, rows, 'lrr' + 'r' * len(ablation.COMPARED))}\n\n"
+        "Loss (nats) of the moving average, mean over shares visible, by the evaluations during "
+        "training. Mean ± standard error over trainings, differences paired by seed; * one "
+        "training. Those that were stopped before their end have rows as far as they came."
+    )
+
+
+def _loss_at(step: int) -> Of:
+    """Returns what reads the loss of the evaluation at a step."""
+
+    def of(seed: Mapping[str, Any]) -> Pair | None:
+        found = dict(map(tuple, seed.get("curve", ())))
+        return [found[step], 0.0] if step in found else None
+
+    return of
+
+
+def _exact_mean(found: Summary, sign: str) -> str:
+    """Returns a mean, with its error where there is one: one training has none of itself."""
+    return f"{found.mean:{sign}.4f} *" if found.num == 1 else found.text(sign)
 
 
 ERRORS = (
@@ -365,12 +416,19 @@ def _how(result: ablation.Result) -> str:
 
 def _made(result: ablation.Result) -> Iterator[tuple[str, str, str]]:
     """Yields kind, machine and date of every training, card and loss."""
+    for name, seeds in result["unfinished"].items():
+        for seed in seeds.values():
+            about = f"trainings, {_size(name)}, stopped, jax {seed.get('jax', 'not recorded')}"
+            yield about, seed.get("machine", "not recorded"), seed["date"]
     for name, model in result["models"].items():
-        size = "large" if name.endswith(ablation.LARGE) else "small"
         for seed in model["seeds"].values():
-            about = f"trainings, {size}, {seed['steps']:,} steps, jax {seed['jax']}"
+            about = f"trainings, {_size(name)}, {seed['steps']:,} steps, jax {seed['jax']}"
             yield about, seed.get("machine", "not recorded"), seed.get("date", "")
             for card in seed.get("cards", {}).values():
                 yield "cards", card["machine"], card["date"]
             if "loss_made" in seed:
                 yield "losses", *seed["loss_made"]
+
+
+def _size(name: str) -> str:
+    return "large" if name.endswith(ablation.LARGE) else "small"

@@ -220,6 +220,37 @@ def test_losses_at_equal_compute_are_between_two_evaluations(runs):
     assert "| nat |" not in text and "| enat | 3 |" in text
 
 
+def write_stopped(place, name, seed):
+    """A training without a model, where one has come to its end that looks like it."""
+    write_run(place, name, seed)
+    shutil.rmtree(place / "run" / "model")
+    write(place / "run" / "config.json", {"train": {"batch_size": 3}})
+    write(place / "machine.json", {"machine": {"device": "A chip", "cpus": 3, "jax": "0.11.2"}})
+
+
+def test_losses_on_the_way_are_those_of_stopped_trainings_too(runs):
+    for name in ("nat", "enat"):
+        write_stopped(runs / f"{name}_large" / "seed_0", name, 0)
+    result, _ = ablation.gather(runs)
+    text = ablation_tables.markdown(result).partition("### Held-out loss on the way")[2]
+    rows = [line for line in text.split("###")[0].splitlines() if line[:3] in ("| s", "| l")]
+    assert rows[1:] == [
+        "| small | 2 | 4 | 5 ± 0 | | +0 ± 0 | +0 ± 0 |",
+        "| small | 4 | 8 | 4.8010 ± 0.0006 | | -0.1 ± 0 | -0.09 ± 0 |",
+        "| large | 2 | 6 | 5.0000 * | | | +0.0000 * |",
+        "| large | 4 | 12 | 4.8000 * | | | -0.0900 * |",
+    ]
+    assert "| trainings, large, stopped, jax 0.11.2 | 2 | A chip, 3 CPUs | 2027-01-15 |" in text
+    whole = runs / "whole.json"
+    whole.write_bytes(ablation.json_bytes(result))
+    shutil.rmtree(runs / "nat_large")
+    shutil.rmtree(runs / "enat_large")
+    assert ablation.join(ablation.gather(runs)[0], whole) == result
+    write_run(runs / "enat_large" / "seed_0", "enat", 0)
+    joined = ablation.join(ablation.gather(runs)[0], whole)
+    assert list(joined["unfinished"]) == ["nat_large"]
+
+
 @pytest.mark.parametrize(
     ("value", "error", "text"),
     [
