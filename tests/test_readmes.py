@@ -100,6 +100,7 @@ READ = {
     "enat_jax.tokenize_captions": "needs MS-COCO; test_tokenize_captions.py has an imitation",
     "enat_jax.prepare": "needs ImageNet; test_prepare.py has an imitation",
     "enat_jax.analyze ablation": "needs hours of runs; test_ablation.py has made ones",
+    "enat_jax.benchmark bfloat16": "wants a GPU; smaller ones of profiling/README.md are run",
     "enat_jax.benchmark scaling": "compiles for a minute; test_benchmark.py has a small model",
     "enat_jax.benchmark profile": "is a process for each row; tests/profiling has small ones",
     "launch/quickstart.sh": "trains for minutes; its commands are read by a test of their own",
