@@ -333,6 +333,9 @@ def _of_seed(
             result.update(of(path, values))
 
     reuses, cut = model["model"].get("reuse", False), place.parent.name.startswith(CUT)
+    if reuses:
+        once = model["model"].get("project_once", False)
+        result["reused"] = reuse_gap.ONCE if once else reuse_gap.EVERY_STEP
     add("machine.json", lambda path, x: {"machine": _machine(x["machine"])})
     add("loss.json", lambda path, x: _loss(x, common))
     add("reuse/reuse.json", lambda path, x: {"reuse": _reuse(x, common)}, reuses)

@@ -114,8 +114,9 @@ RULE = (
     "(Student's t, so 4.3 standard errors of three seeds) lies below 0, or where the claim says so "
     "below 5% of the other model's distance, and of what its loss falls from the least visible to "
     "the most; it *fails here* if the interval lies above; else, and always with fewer than three "
-    "seeds, it is *undecided*. Losses are of features that are computed anew in one pass; what "
-    "reuse adds in sampling is in the next table."
+    "seeds, it is *undecided*. Losses are those of sampling: the held-out loss above, whose "
+    "features are computed anew in one pass, and of models that reuse features what that adds, "
+    "mean of steps, in the next table."
 )
 
 
@@ -141,6 +142,17 @@ def loss(share: int | None) -> Of:
         return overall if share is None else [of_shares[0][share], of_shares[1][share]]
 
     return of
+
+
+def sampled_loss(seed: Mapping[str, Any]) -> Pair | None:
+    """Returns the loss of a training, mean of shares, and what reuse adds to it in sampling."""
+    found = loss(None)(seed)
+    if found is None or "reused" not in seed:
+        return found
+    if "reuse" not in seed:
+        return None
+    more, error = seed["reuse"][seed["reused"]]["loss"]
+    return [found[0] + more, math.hypot(found[1], error)]
 
 
 def context(seed: Mapping[str, Any]) -> Pair | None:

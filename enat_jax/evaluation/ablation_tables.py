@@ -21,6 +21,7 @@ from enat_jax.evaluation.ablation_claims import (
     loss,
     measured,
     of_model,
+    sampled_loss,
     summary,
     verdict,
 )
@@ -246,7 +247,7 @@ def _claims(result: ablation.Result) -> str:
     rows = []
     for claim in CLAIMS:
         what = (claim.lower, claim.higher)
-        distance, losses = measured("frechet_distance", SHOWN), loss(None)
+        distance, losses = measured("frechet_distance", SHOWN), sampled_loss
         first, second = (difference(result, *what, of) for of in (distance, losses))
         tested = first, second
         if claim.margin:
@@ -267,7 +268,7 @@ def _claims(result: ablation.Result) -> str:
             ]
         )
     titles = ["claim", "the paper", "difference", "seeds", f"distance, {SHOWN} steps", "verdict"]
-    titles += ["loss (nats)", "verdict"]
+    titles += ["loss in sampling (nats)", "verdict"]
     return f"{markdown_table(titles, rows, 'lllrrlrl')}\n\n{RULE} * one seed: {ONE_SEED}"
 
 
@@ -357,11 +358,11 @@ def _larger(result: ablation.Result) -> str:
         cells = []
         for size in ("", ablation.LARGE):
             names = [f"{x}{size}" for x in claim.lower], f"{claim.higher}{size}"
-            for of in (measured("frechet_distance", SHOWN), loss(None)):
+            for of in (measured("frechet_distance", SHOWN), sampled_loss):
                 found = difference(result, *names, of)
                 cells.append(found.text("+") + (f" ({found.num})" if found.num > 1 else ""))
         rows.append([f"{claim.lower[0]} less {claim.higher}", *cells])
-    kinds = [f"distance, {SHOWN} steps", "loss (nats)"]
+    kinds = [f"distance, {SHOWN} steps", "loss in sampling (nats)"]
     titles = ["difference", *(f"{size}: {x}" for size in ("small", "large") for x in kinds)]
     return f"{markdown_table(titles, rows, 'lrrrr')}\n\nIn brackets: seeds. * one: {ONE_SEED}"
 

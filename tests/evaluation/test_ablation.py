@@ -178,12 +178,23 @@ def test_claims_are_decided_by_their_interval(runs):
     assert "| 3 | -9.87 ± 0.19 | **holds here** | -0.1 ± 0 | **holds here** |" in apart
     assert (
         "times less cost (" in reuse
-        and "| +1.3 ± 0.4 | **holds here** | +0.01 ± 0 | **holds here** |" in reuse
+        and "| +1.3 ± 0.4 | **holds here** | +0.020 ± 0.015 * | undecided |" in reuse
     )
     assert ablation_claims.verdict(ablation_claims.Summary(3, 1.3, 0.36)) == "undecided"
     assert ablation_claims.verdict(ablation_claims.Summary(3, 1.3, 0.3)) == "**fails here**"
     assert ablation_claims.verdict(ablation_claims.Summary(2, -9.0, 0.01)) == "undecided"
     assert ablation_claims.verdict(ablation_claims.summary([])) == ""
+
+
+def test_the_loss_in_sampling_has_what_reuse_adds():
+    seed = {"loss": [None, [4.7, 0.03]]}
+    assert ablation_claims.sampled_loss({}) is None
+    assert ablation_claims.sampled_loss(seed) == [4.7, 0.03]
+    seed["reused"] = reuse_gap.ONCE
+    assert ablation_claims.sampled_loss(seed) is None
+    seed["reuse"] = {reuse_gap.EVERY_STEP: {"loss": [0.5, 9.0]}}
+    seed["reuse"][reuse_gap.ONCE] = {"loss": [0.2, 0.04]}
+    assert ablation_claims.sampled_loss(seed) == pytest.approx([4.9, 0.05])
 
 
 def test_what_reuse_costs_is_told_by_step(runs):
