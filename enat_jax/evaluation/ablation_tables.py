@@ -178,10 +178,11 @@ def _on_the_way(result: ablation.Result) -> str:
             )
             rows.append(["large" if size else "small", step, f"{images:,}"])
             for x in ablation.COMPARED:
-                of = [f"{x}{size}"], f"nat{size}"
-                view = {"models": models}
-                found = of_model(view, *of[0], at) if x == "nat" else difference(view, *of, at)
-                rows[-1].append(_exact_mean(found, "" if x == "nat" else "+"))
+                view, name = {"models": models}, f"{x}{size}"
+                if x == "nat":
+                    rows[-1].append(_mean_alone(of_model(view, name, at)))
+                else:
+                    rows[-1].append(_mean_alone(difference(view, [name], f"nat{size}", at), "+"))
     others = [f"{x}, difference to nat" for x in ablation.COMPARED[1:]]
     titles = ["size", "steps", "images", "nat", *others]
     return (
@@ -202,8 +203,8 @@ def _loss_at(step: int) -> Of:
     return of
 
 
-def _exact_mean(found: Summary, sign: str) -> str:
-    """Returns a mean, with its error where there is one: one training has none of itself."""
+def _mean_alone(found: Summary, sign: str = "") -> str:
+    """Returns mean ± error, of one training without an error: that over images is not known."""
     return f"{found.mean:{sign}.4f} *" if found.num == 1 else found.text(sign)
 
 

@@ -35,6 +35,7 @@ class Dims:
         mlp_ratio: hidden width of the MLPs over d.
         reuse: whether features are cached between steps and go through the projection f.
         reuse_projection: of f, "mlp", "linear" or "none", see ``enat.ReuseProjection``.
+        project_once: whether f takes each feature at its first reuse alone.
         labels: whether modulation vectors are made from class labels and not constants.
         text_tokens: p, of every text, its padding included; 0: no text.
         text_width: e, of the states that a text is made from; 0: words of a table, which cost none.
@@ -52,6 +53,7 @@ class Dims:
     mlp_ratio: int = 4
     reuse: bool = True
     reuse_projection: str = "mlp"
+    project_once: bool = False
     labels: bool = True
     text_tokens: int = 0
     text_width: int = 0
@@ -71,7 +73,7 @@ def dims_of(model: Any) -> Dims:
         layers["text_width"] = model.text_width or 0
         shared += ["text_tokens", "text_encoding"]
     if hasattr(model, "reuse_projection"):
-        shared += ["reuse_projection"]
+        shared += ["reuse_projection", "project_once"]
     values = {name: getattr(model, name) for name in shared}
     return Dims(**layers, **values, labels=bool(model.num_classes))
 
@@ -153,13 +155,16 @@ def text_cost(dims: Dims, rows: int = 1) -> int:
     return rows * (embedding + encoded * int(_block(dims, p, np.zeros_like(p))) + key_values)
 
 
-def encode_cost(dims: Dims, num_cached: Size, num_new: Size) -> Int[np.ndarray, "..."]:
+def encode_cost(
+    dims: Dims, num_cached: Size, num_new: Size, num_projected: Size = 0
+) -> Int[np.ndarray, "..."]:
     """Counts one ``encode`` of an image and branch: f on the cache, the encoder on the new tokens.
 
     Args:
         dims: sizes of the model.
         num_cached, num_new: window sizes. Without new tokens only f is paid, unless the encoder
             reads a text at every step.
+        num_projected: of the cached tokens, those that f need not take if ``dims.project_once``.
 
     Returns:
         int64 multiply-adds.
@@ -167,10 +172,13 @@ def encode_cost(dims: Dims, num_cached: Size, num_new: Size) -> Int[np.ndarray, 
     Raises:
         ValueError: a size is negative or not whole.
     """
-    cached, new = _sizes(num_cached=num_cached, num_new=num_new)
+    cached, new, projected = _sizes(
+        num_cached=num_cached, num_new=num_new, num_projected=num_projected
+    )
     with_new = dims.text_tokens if dims.text_encoding == "every_step" else 0
     blocks = _block(dims, new + with_new, cached, dims.text_tokens - with_new)
-    return _projection(dims, cached) + dims.encoder_layers * blocks
+    taken = cached - projected if dims.project_once else cached
+    return _projection(dims, taken) + dims.encoder_layers * blocks
 
 
 def decode_cost(dims: Dims, num_visible: Size, num_masked: Size) -> Int[np.ndarray, "..."]:
@@ -204,6 +212,7 @@ def step_cost(
     num_visible: Size,
     num_masked: Size,
     *,
+    num_projected: Size = 0,
     encode_branches: Size = 1,
     decode_branches: Size = 1,
 ) -> Int[np.ndarray, "..."]:
@@ -215,6 +224,7 @@ def step_cost(
     Args:
         dims: sizes of the model.
         num_cached, num_new, num_visible, num_masked: window sizes as in ``reveal.Windows``.
+        num_projected: as for ``encode_cost``.
         encode_branches: guidance branches that are encoded, 1 or 2.
         decode_branches: guidance branches that are decoded, 1 or 2.
 
@@ -224,7 +234,7 @@ def step_cost(
     Raises:
         ValueError: a size is negative or not whole.
     """
-    encode = encode_branches * encode_cost(dims, num_cached, num_new)
+    encode = encode_branches * encode_cost(dims, num_cached, num_new, num_projected)
     return encode + decode_branches * decode_cost(dims, num_visible, num_masked)
 
 
@@ -240,7 +250,9 @@ def exact_sampling_cost(
 
     What the reference computes in vain is not counted: the unconditional branch is decoded only
     where it has a weight, and encoded up to there; modulation and text are computed once for every
-    image and once for "no class" and "no text"; the head sees masked tokens only.
+    image and once for "no class" and "no text"; the head sees masked tokens only. With
+    ``dims.project_once`` each feature passes through f once; the sampler's programs still compute
+    f for all cached tokens, which is padding.
 
     Args:
         dims: sizes of the model.
@@ -255,7 +267,8 @@ def exact_sampling_cost(
     steps = reveal.sampling_steps(dims.num_tokens, num_steps, dims.reuse, revealed=counts)
     if np.ndim(guided) == 0:
         guided = (np.arange(num_steps) > 0) & guided
-    return _sampling_cost(dims, steps.sizes, np.asarray(guided), 1, batch_size)
+    projected = steps.num_projected
+    return _sampling_cost(dims, steps.sizes, np.asarray(guided), 1, batch_size, projected)
 
 
 def padded_sampling_cost(
@@ -288,11 +301,13 @@ def _sampling_cost(
     guided: Bool[np.ndarray, " n"],
     times: Size,
     batch_size: int,
+    projected: Size = 0,
 ) -> int:
     """Counts a call of the sampler of steps with these window sizes, each run so many times."""
     dims = keeping_text(dims)
     guided_later = np.logical_or.accumulate(guided[::-1])[::-1]
-    steps = step_cost(dims, *sizes, encode_branches=1 + guided_later, decode_branches=1 + guided)
+    branches = {"encode_branches": 1 + guided_later, "decode_branches": 1 + guided}
+    steps = step_cost(dims, *sizes, num_projected=projected, **branches)
     rows = batch_size + int(guided.any())
     once = modulation_cost(dims, rows) + text_cost(dims, rows)
     return int(batch_size * (times * steps).sum() + once)
@@ -371,9 +386,11 @@ def exact_training_cost(
     total = training_cost(dims, cached, visible - cached, visible, dims.num_tokens - visible)
     if not any(earlier):
         return total
-    ends = [*earlier, num_cached]
-    parts = [encode_cost(dims, a, b - a) for a, b in zip([0, *earlier], ends, strict=True)]
-    return total - encode_cost(dims, 0, cached) + sum(parts)
+    starts, ends = [0, *earlier], [*earlier, num_cached]
+    before = [0, *starts[:-1]]  # cached in the reveal before, too
+    parts = [encode_cost(dims, a, b - a, c) for a, b, c in zip(starts, ends, before, strict=True)]
+    student = [encode_cost(dims, cached, visible - cached, x) for x in (0, earlier[-1])]
+    return total - encode_cost(dims, 0, cached) + sum(parts) - 3 * (student[0] - student[1])
 
 
 # --- tokenizer ------------------------------------------------------------------------------

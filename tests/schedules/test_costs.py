@@ -1,5 +1,6 @@
 """The multiply-add count: the paper's table, and the very products that JAX would compute."""
 
+import dataclasses
 import math
 
 import jax
@@ -178,6 +179,19 @@ def test_saving_steps_never_changes_the_model():
     # A large batch shares the modulation of "no class".
     one, many = (costs.exact_sampling_cost(ENAT_B, 8, batch_size=b) for b in (1, 100))
     assert 100 * one - many == 99 * costs.modulation_cost(ENAT_B)
+
+
+def test_f_once_is_counted_once_for_each_token():
+    """By hand: of the tokens cached in all steps those of the last; 10 and 3 times 40."""
+    once = dataclasses.replace(ENAT_B, project_once=True)
+    f = 2 * 4 * ENAT_B.width**2
+    cached = reveal.sampling_steps(256, 8).num_cached
+    plain = costs.exact_sampling_cost(ENAT_B, 8, guided=False)
+    saved = plain - costs.exact_sampling_cost(once, 8, guided=False)
+    assert saved == f * (cached.sum() - cached[-1]) > 0
+    assert costs.exact_training_cost(once, 60, 100) == costs.exact_training_cost(ENAT_B, 60, 100)
+    of = [int(costs.exact_training_cost(x, 60, 100, (0, 10, 40))) for x in (ENAT_B, once)]
+    assert of[0] - of[1] == f * (10 + 3 * 40)
 
 
 def test_the_image_decoder_count_is_what_the_vqgan_computes():
