@@ -3,6 +3,7 @@
     python -m enat_jax.export --workdir RUN --out DIR              # the newest of the run
     python -m enat_jax.export --workdir RUN --step 5000 --out DIR  # its checkpoint of this step
     python -m enat_jax.export --model DIR --out DIR --format compiled
+    python -m enat_jax.export --model DIR --out DIR --project-once
     python -m enat_jax.export --model DIR --out DIR --text-encoder ENCODER
     python -m enat_jax.export --model DIR --push OWNER/NAME        # to the Hugging Face Hub
 
@@ -19,7 +20,8 @@ so does `--with-text-encoder`, which takes it from where the run or the model ha
 directory names the encoder, and who uses it needs the encoder beside it.
 
 `--settings` gives a new DIR other settings of the sampler, such as those that
-`python -m enat_jax.search` has found.
+`python -m enat_jax.search` has found. With `--project-once` a new DIR samples as with
+`config.model.project_once`: f takes each token's features once, and not at every step.
 
 A new DIR appears when it is complete. One that has the same model gets what is asked for in
 addition; one that has anything else is left alone. A run may go on training meanwhile.
@@ -46,6 +48,8 @@ def main(argv: list[str]) -> None:
         raise ValueError("--dtype is of a compiled sampler: add compiled to --format")
     if options.out is None and options.settings is not None:
         raise ValueError("settings are written to a directory: name it by --out")
+    if options.out is None and options.project_once:
+        raise ValueError("--project-once is of a directory to write: name it by --out")
     if options.out is None and (options.with_text_encoder or options.text_encoder is not None):
         raise ValueError("a text encoder is written to a directory: name it by --out")
     if options.push is not None:
@@ -58,6 +62,8 @@ def main(argv: list[str]) -> None:
             model = model_directory.load(options.model)
         if options.settings is not None:
             model = _with_settings(model, options.settings)
+        if options.project_once:
+            model = _projecting_once(model)
         with_text_encoder = options.with_text_encoder or options.text_encoder is not None
         if with_text_encoder:
             model = _with_text_encoder(model, options.text_encoder)
@@ -85,6 +91,14 @@ def _with_settings(
     if not isinstance(model, generator.Generator):
         raise ValueError("a tokenizer draws nothing: it has no settings of a sampler")
     return dataclasses.replace(model, settings=sampler_settings.changed(model.settings, path))
+
+
+def _projecting_once(
+    model: generator.Generator | tokenizer.Tokenizer,
+) -> generator.Generator:
+    if not isinstance(model, generator.Generator) or not model.model.reuse:
+        raise ValueError("--project-once is of a transformer that reuses features, an ENAT")
+    return dataclasses.replace(model, model=model.model.clone(project_once=True))
 
 
 def _with_text_encoder(
@@ -134,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(formats)} (default {','.join(weights)})",
     )
     add("--settings", type=cli.path, metavar="FILE", help=drawing_arguments.SETTINGS)
+    add("--project-once", action="store_true", help="sample with f once for each token")
     add("--with-text-encoder", action="store_true", help="also write the encoder of its texts")
     add("--text-encoder", type=cli.path, metavar="DIR", help="the same, and where it is")
     add("--dtype", choices=model_files.DTYPES, help="of a compiled sampler (default: the model's)")

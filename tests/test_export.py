@@ -214,6 +214,19 @@ def test_formats_are_added_to_the_same_model(model, saved, tmp_path):
     same(conversion.vqgan_params(vqgan, model.tokenizer.model), model.tokenizer.params)
 
 
+def test_f_once_is_another_model_of_the_same_weights(model, saved, tmp_path, capsys):
+    out = tmp_path / "out"
+    command("--model", saved, "--out", out, "--format", "safetensors", "--project-once")
+    made = Generator.load(out)
+    assert made.model == model.model.clone(project_once=True) != model.model
+    same(made.params, model.params)
+    message = "error: --project-once is of a transformer that reuses features"
+    tokens = "--model", saved / "tokenizer", "--project-once", "--out", tmp_path / "more"
+    assert refused(capsys, *tokens).startswith(message)
+    once = "--model", saved, "--project-once", "--push", "me/it"
+    assert "name it by --out" in refused(capsys, *once)
+
+
 def test_a_tokenizer(model, tmp_path, capsys):
     model.tokenizer.save(tmp_path / "tokenizer", ["orbax"])
     out = tmp_path / "out"
