@@ -26,9 +26,9 @@ costs: the paper's multiply-adds (Tables 1, 2 and 6) beside ours: `costs.json`, 
 
 ablation: the models of configs/cifar10_ablation.py side by side, and what becomes of the paper's
 claims: `ablation.json`, `ablation.md`, `ablation.png` and, with --draw, `samples.png`.
-evaluation/ablation.py says which files below --runs are read. What is missing leaves cells blank
-and is named. --json makes tables and plot anew of an `ablation.json`, without the runs; beside
---runs it adds to them what the file has of other models and seeds.
+evaluation/ablation_runs.py says which files below --runs are read. What is missing leaves cells
+blank and is named. --json makes tables and plot anew of an `ablation.json`, without the runs;
+beside --runs it adds to them what the file has of other models and seeds.
 
 Plots need matplotlib: pip install 'enat_jax[analyze]'
 """
@@ -45,6 +45,7 @@ from enat_jax.checkpoints import model_files
 from enat_jax.data import records, tokens
 from enat_jax.evaluation import (
     ablation,
+    ablation_runs,
     ablation_tables,
     cards,
     image_sets,
@@ -179,7 +180,7 @@ def run_ablation(options: argparse.Namespace) -> None:
     """Writes and prints the tables of the ablations, and draws their plot and samples."""
     plots.require()
     if options.runs is not None:
-        result, missing = ablation.gather(options.runs)
+        result, missing = ablation_runs.gather(options.runs)
         for line in missing:
             print(f"missing: {line}", file=sys.stderr)
         if options.json is not None:
@@ -200,7 +201,7 @@ def run_ablation(options: argparse.Namespace) -> None:
     if options.draw:
         drawn = (options.draw, options.steps, options.seed)
         png.write_png(
-            options.out / "samples.png", ablation.draw(options.runs, result["models"], *drawn)
+            options.out / "samples.png", ablation_runs.draw(options.runs, result["models"], *drawn)
         )
     print(text)
 

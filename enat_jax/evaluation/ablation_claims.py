@@ -200,7 +200,7 @@ def difference(
     """Summarises the worst of ``lower`` less ``higher``, paired by seed.
 
     Args:
-        result: of ``ablation.gather``.
+        result: of ``ablation_runs.gather``.
         lower: models.
         higher: model that they are compared with.
         of: what is compared. The error of one seed adds those of its two values, as if they were

@@ -235,7 +235,7 @@ def ablation(path: str | os.PathLike, result: dict[str, Any]) -> None:
 
     Args:
         path: of the PNG file.
-        result: see ``ablation.gather``.
+        result: see ``ablation_runs.gather``.
     """
     columns = 2 + any(name.startswith(CUT) for name in result["models"])
     figure = _figure(5 * columns, 5.6)

@@ -11,7 +11,13 @@ import pytest
 import tiny
 
 from enat_jax import analyze
-from enat_jax.evaluation import ablation, ablation_claims, ablation_tables, reuse_gap
+from enat_jax.evaluation import (
+    ablation,
+    ablation_claims,
+    ablation_runs,
+    ablation_tables,
+    reuse_gap,
+)
 from enat_jax.inference import generator, masked_scores
 from enat_jax.schedules import costs
 
@@ -62,8 +68,8 @@ def card(name, seed, steps):
         "features": {"label": "Fréchet distance in features of a network"},
         "images": {"num": 5000, "seed": 0},
         "reference": {"description": {"num_images": 1018, "source": {"split": "test"}}},
-        "sampler": ablation._settings(
-            ablation.sampling.Settings(**SAMPLER), NOWHERE, steps
+        "sampler": ablation_runs._settings(
+            ablation_runs.sampling.Settings(**SAMPLER), NOWHERE, steps
         ).described()
         | {"guidance_scale": 3.0},
         "hardware": {"device": "cpu", "cpu": "A CPU", "num_cpus": 2},
@@ -134,7 +140,7 @@ def runs(tmp_path):
 
 
 def test_what_is_there_becomes_numbers_and_what_is_not_a_line(runs):
-    result, missing = ablation.gather(runs)
+    result, missing = ablation_runs.gather(runs)
     enat = result["models"]["enat"]
     assert enat["layers"] == [2, 1] and enat["multiply_adds"]["8"] < enat["multiply_adds"]["12"]
     dims = costs.Dims(8, 2, 1, num_tokens=16, codebook_size=8)
@@ -157,7 +163,7 @@ def test_blank_cells_are_those_of_missing_files(runs):
     (runs / "nat" / "seed_0" / "run" / "metrics.jsonl").unlink()
     for seed in range(3):
         (runs / "enat" / f"seed_{seed}" / "loss.json").unlink()
-    result, missing = ablation.gather(runs)
+    result, missing = ablation_runs.gather(runs)
     assert f"{runs / 'nat' / 'seed_1'}: no steps_8/card.json" in missing
     assert f"{runs / 'nat' / 'seed_0'}: no run/metrics.jsonl, speed.json" in missing
     text = ablation_tables.markdown(result)
@@ -168,7 +174,7 @@ def test_blank_cells_are_those_of_missing_files(runs):
 
 def test_claims_are_decided_by_their_interval(runs):
     """By hand: 7 + 1 less nat is -10, -9.5, -10.1; enat less 7 + 1 is 2, 0.8, 1.1."""
-    result = ablation.gather(runs)[0]
+    result = ablation_runs.gather(runs)[0]
     of = ablation_claims.measured("frechet_distance", "8")
     found = ablation_claims.difference(result, ["disentangled_7_1"], "nat", of)
     assert found.num == 3 and found.mean == pytest.approx(-29.6 / 3)
@@ -198,7 +204,7 @@ def test_the_loss_in_sampling_has_what_reuse_adds():
 
 
 def test_what_reuse_costs_is_told_by_step(runs):
-    text = ablation_tables.markdown(ablation.gather(runs)[0])
+    text = ablation_tables.markdown(ablation_runs.gather(runs)[0])
     assert (
         "trainings | step 3, 25% visible | step 4, 62% visible | mean of steps | distance |" in text
     )
@@ -210,11 +216,11 @@ def test_what_reuse_costs_is_told_by_step(runs):
     other["transformer"] = "enat 1"
     write(runs / "enat" / "seed_1" / "reuse" / "reuse.json", other)
     with pytest.raises(ValueError, match=r"reuse.json has reuse_steps \[1, 2\], and another"):
-        ablation.gather(runs)
+        ablation_runs.gather(runs)
 
 
 def test_losses_at_equal_compute_are_between_two_evaluations(runs):
-    result = ablation.gather(runs)[0]
+    result = ablation_runs.gather(runs)[0]
     work = {name: x["training_multiply_adds"] for name, x in result["models"].items()}
     cheapest = min(work, key=work.get)
     text = ablation_tables.markdown(result).partition("### Held-out loss at equal training")[2]
@@ -226,7 +232,7 @@ def test_losses_at_equal_compute_are_between_two_evaluations(runs):
         assert row[1] == "3" and float(row[3].split(" ± ")[0]) == pytest.approx(loss, abs=6e-5)
     (runs / "nat" / "seed_0" / "run" / "metrics.jsonl").unlink()
     (runs / "nat" / "seed_1" / "run" / "metrics.jsonl").unlink()
-    text = ablation_tables.markdown(ablation.gather(runs)[0])
+    text = ablation_tables.markdown(ablation_runs.gather(runs)[0])
     text = text.partition("### Held-out loss at equal training")[2].partition("###")[0]
     assert "| nat |" not in text and "| enat | 3 |" in text
 
@@ -242,7 +248,7 @@ def write_stopped(place, name, seed):
 def test_losses_on_the_way_are_those_of_stopped_trainings_too(runs):
     for name in ("nat", "enat"):
         write_stopped(runs / f"{name}_large" / "seed_0", name, 0)
-    result, _ = ablation.gather(runs)
+    result, _ = ablation_runs.gather(runs)
     text = ablation_tables.markdown(result).partition("### Held-out loss on the way")[2]
     rows = [line for line in text.split("###")[0].splitlines() if line[:3] in ("| s", "| l")]
     assert rows[1:] == [
@@ -256,9 +262,9 @@ def test_losses_on_the_way_are_those_of_stopped_trainings_too(runs):
     whole.write_bytes(ablation.json_bytes(result))
     shutil.rmtree(runs / "nat_large")
     shutil.rmtree(runs / "enat_large")
-    assert ablation.join(ablation.gather(runs)[0], whole) == result
+    assert ablation.join(ablation_runs.gather(runs)[0], whole) == result
     write_run(runs / "enat_large" / "seed_0", "enat", 0)
-    joined = ablation.join(ablation.gather(runs)[0], whole)
+    joined = ablation.join(ablation_runs.gather(runs)[0], whole)
     assert list(joined["unfinished"]) == ["nat_large"]
 
 
@@ -306,14 +312,14 @@ def test_the_program_makes_the_same_tables_of_its_numbers(runs, tmp_path, capsys
 def test_runs_of_two_machines_are_joined(runs, tmp_path, capsys):
     """What was measured in one place, cut in two: the halves give it again, either way round."""
     out = tmp_path / "out"
-    whole = ablation.gather(runs)[0]
+    whole = ablation_runs.gather(runs)[0]
     assert whole["common"]["tokenizer"] == "codes" and whole["common"]["training_steps"] == 4
     kept = tmp_path / "elsewhere" / "kept"
     kept.mkdir(parents=True)
     (runs / "enat").rename(kept / "enat")
     (runs / "nat" / "seed_2").rename(kept / "nat_2")
     first = runs / "ablation.json"
-    first.write_bytes(ablation.json_bytes(ablation.gather(runs)[0]))
+    first.write_bytes(ablation.json_bytes(ablation_runs.gather(runs)[0]))
     (kept / "enat").rename(runs / "enat")
     (kept / "nat_2").rename(runs / "nat" / "seed_2")
     for x in ("disentangled_7_1", "nat/seed_0", "nat/seed_1", "nat/steps_4"):
@@ -326,11 +332,11 @@ def test_runs_of_two_machines_are_joined(runs, tmp_path, capsys):
     other["models"]["nat"]["settings"]["8"] = {"guidance_scale": 9.0}
     write(first, other)
     with pytest.raises(ValueError, match="ablation.json of the settings for 8 steps has 8"):
-        ablation.join(ablation.gather(runs)[0], first)
+        ablation.join(ablation_runs.gather(runs)[0], first)
     other["common"]["tokenizer"] = "others"
     write(first, other)
     with pytest.raises(ValueError, match="ablation.json has tokenizer others, and another file c"):
-        ablation.join(ablation.gather(runs)[0], first)
+        ablation.join(ablation_runs.gather(runs)[0], first)
 
 
 def test_what_does_not_belong_together_is_refused(runs):
@@ -338,7 +344,7 @@ def test_what_does_not_belong_together_is_refused(runs):
         before = path.read_text()
         write(path, json.loads(before) | values)
         with pytest.raises(ValueError, match=message) as error:
-            ablation.gather(runs)
+            ablation_runs.gather(runs)
         assert str(path) in str(error.value)
         path.write_text(before)
 
@@ -354,15 +360,15 @@ def test_what_does_not_belong_together_is_refused(runs):
     refused(timed, "is of another model than", model={"width": 8, "encoder_layers": 3})
     (first / "run" / "metrics.jsonl").write_text("{")
     with pytest.raises(ValueError, match=r"metrics.jsonl is damaged .*: delete what is no JSON"):
-        ablation.gather(runs)
+        ablation_runs.gather(runs)
     with pytest.raises(ValueError, match="has no NAME/seed_S"):
-        ablation.gather(runs / "nat")
+        ablation_runs.gather(runs / "nat")
 
 
 class Drawer:
     """Draws white squares, and remembers with what."""
 
-    settings, class_names, calls = ablation.sampling.Settings(**SAMPLER), tiny.CLASSES, []
+    settings, class_names, calls = ablation_runs.sampling.Settings(**SAMPLER), tiny.CLASSES, []
 
     def with_settings(self, **changes):
         self.calls.append(changes["guidance_scale"])
@@ -375,11 +381,11 @@ class Drawer:
 
 def test_samples_of_all_models_have_a_row_each(runs, monkeypatch):
     monkeypatch.setattr(generator.Generator, "load", lambda directory: Drawer())
-    drawn = ablation.draw(runs, dict.fromkeys(["nat", "enat", "enat_large"]), 5, 8, 7)
+    drawn = ablation_runs.draw(runs, dict.fromkeys(["nat", "enat", "enat_large"]), 5, 8, 7)
     assert 2 * 64 < drawn.shape[0] < 3 * 64 and drawn.shape[1] > 5 * 64
     assert Drawer.calls == [3.0, ([0, 0, 1, 1, 2], 7)] * 2
     with pytest.raises(ValueError, match="no NAME/seed_0/run/model to draw from"):
-        ablation.draw(runs, {"enat_large": None}, 5, 8, 7)
+        ablation_runs.draw(runs, {"enat_large": None}, 5, 8, 7)
 
 
 def test_the_losses_of_a_model_are_written(tmp_path, monkeypatch):
