@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from enat_jax.data import images, tokens
+from enat_jax.data import images, token_plans, tokens
 from enat_jax.inference import token_inspection, tokenization, tokenizer
 from enat_jax.runtime import buckets, cli, numerics, paths
 
@@ -96,7 +96,7 @@ def _begin(directory: pathlib.Path, spec: tokens.TokenSetSpec, source: images.So
     """Does what ``tokens.begin`` does, and says how to go on with a set of other settings."""
     try:
         return tokens.begin(directory, spec)
-    except tokens.OtherTokens as error:
+    except token_plans.OtherTokens as error:
         if arguments := _arguments_of(error.differences):
             raise ValueError(f"{error}; to go on with it, give {' '.join(arguments)}") from error
         if gone := _gone(directory, source):

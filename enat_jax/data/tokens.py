@@ -26,7 +26,7 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from enat_jax.data import records
+from enat_jax.data import records, token_plans
 from enat_jax.data.decoding import Batch
 from enat_jax.runtime import buckets, files, paths, versions
 
@@ -107,7 +107,7 @@ class TokenSetSpec:
         values["shard_items"] = self.items_per_shard
         values["versions"] = versions.library_versions()
         values = files.as_json(values)
-        return values | {"digest": digest(values)}
+        return values | {"digest": token_plans.digest(values)}
 
 
 def begin(directory: str | os.PathLike, spec: TokenSetSpec) -> list[int]:
@@ -419,66 +419,8 @@ def _read_plan(directory: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any
     found = files.read_json(directory / "plan.json", f"remove {directory} and start again")
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError(f"{directory} holds no token set of ours: choose another directory")
-    refuse_others(directory, found, wanted)
+    token_plans.refuse_others(directory, found, wanted)
     return found
-
-
-def digest(plan: dict[str, Any]) -> str:
-    """Returns the SHA-256 of all values of a plan that decide the records."""
-    # Against nothing, each value by its dotted name is a difference.
-    values = files.differences(plan, {}, missing={})
-    decisive = {name: value for name, value, _ in values if _is_decisive(name)}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-
-
-# What follows from the settings of a plan, and tells less about why two plans differ.
-_CONSEQUENCES = (
-    *("num_images", "class_names", "shard_items"),
-    *("preprocessing.source.num_images", "preprocessing.source.listing"),
-)
-
-
-class OtherTokens(ValueError):
-    """A directory holds other tokens; ``differences`` are those of the plans, wanted and found."""
-
-    def __init__(self, message: str, differences: list[tuple[str, Any, Any]]) -> None:
-        super().__init__(message)
-        self.differences = differences
-
-
-def refuse_others(directory: pathlib.Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Checks that two plans would give the same records.
-
-    Args:
-        directory: of the token set.
-        found: what its plan.json says.
-        wanted: what it should say.
-
-    Raises:
-        OtherTokens: what differs.
-    """
-    different = [x for x in files.differences(wanted, found) if _is_decisive(x[0])]
-    different.sort(key=lambda difference: difference[0] in _CONSEQUENCES)
-    if different:
-        name, now, before = different[0]
-        changed = " (pictures were renamed or changed)" if name.endswith(".listing") else ""
-        raise OtherTokens(
-            f"{directory} holds or has begun another token set: its {name} is "
-            f"{_short(before)}, now it would be {_short(now)}{changed}"
-            f"{f', and {len(different) - 1} more differ' if different[1:] else ''}; "
-            "choose another directory",
-            different,
-        )
-
-
-def _is_decisive(name: str) -> bool:
-    """Says no of where images lie, what else lies beside them, and the digest of all others."""
-    return not f"{name}.".startswith(("location.", "preprocessing.ignored_files.", "digest."))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _refuse_other_files(directory: pathlib.Path) -> None:

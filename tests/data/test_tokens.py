@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from enat_jax.data import tokens
+from enat_jax.data import token_plans, tokens
 
 SPEC = tokens.TokenSetSpec(
     num_images=10,
@@ -293,8 +293,8 @@ def changed(**values):
 def test_places_and_other_files_do_not_matter():
     for other in (changed(ignored_files={".md": 2}), changed(location={"source": "/there"})):
         assert other != PLAN
-        assert tokens.digest(other) == tokens.digest(PLAN)
-        tokens.refuse_others(pathlib.Path("out"), other, PLAN)
+        assert token_plans.digest(other) == token_plans.digest(PLAN)
+        token_plans.refuse_others(pathlib.Path("out"), other, PLAN)
 
 
 @pytest.mark.parametrize(
@@ -310,9 +310,9 @@ def test_places_and_other_files_do_not_matter():
 )
 def test_what_differs_is_named(change, words):
     other = changed(**change)
-    assert tokens.digest(other) != tokens.digest(PLAN)
+    assert token_plans.digest(other) != token_plans.digest(PLAN)
     with pytest.raises(ValueError, match=f"out holds or has begun another token set: .*{words}"):
-        tokens.refuse_others(pathlib.Path("out"), other, PLAN)
+        token_plans.refuse_others(pathlib.Path("out"), other, PLAN)
 
 
 def test_images_have_the_keys_of_their_source(tmp_path):
