@@ -7,7 +7,7 @@
 #   --tokenizer MODEL     a trained tokenizer (default: one of configs/cifar10_vqgan.py is trained)
 #   --features FEATURES   as for `python -m enat_jax.evaluate` (default: random:0, which needs no
 #                         files; ours are lite0:FILE)
-#   --models "A B"        of the config (default: all, and four of them in the larger size)
+#   --models "A B"        of the config (default: all of the small size; NAME_large wants a GPU)
 #   --seeds "0 1 2"       of training; settings are searched for with the first one, which is also the
 #                         only one of the larger size
 #   --steps "4 8 12"      of sampling
@@ -29,8 +29,7 @@ mistake() {
 small="enat disentangled_7_1 nat disentangled_4_4 enat_without_f enat_project_once enat_reveals_4
   nat_without_visible_from_visible nat_without_visible_from_masked
   nat_without_masked_from_visible nat_without_masked_from_masked"
-large="enat_large disentangled_7_1_large nat_large disentangled_4_4_large"
-images='' tokenizer='' features=random:0 models="$small $large" seeds="0 1 2" steps="4 8 12" num=5000
+images='' tokenizer='' features=random:0 models=$small seeds="0 1 2" steps="4 8 12" num=5000
 dir=$PWD/runs/ablation
 while [[ $# -gt 0 ]]; do
   case $1 in
