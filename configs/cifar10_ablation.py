@@ -3,8 +3,8 @@
     bash launch/ablation.sh --images cifar10_train.zip        # all of them, and their tables
     python -m enat_jax.train --config configs/cifar10_ablation.py:enat --workdir runs/ablation/enat
 
-After the colon stands a model of `MODELS`, and `_large` after it for the larger size, which is twice
-as wide, is trained 20 times as long, with the paper's dropout, and wants a GPU. The networks
+After the colon stands a model of `MODELS`, and `_large` after it for the larger size, which is
+twice as wide, is trained 20 times as long, with the paper's dropout, and wants a GPU. The networks
 that encode all visible tokens at every step (`nat` and `disentangled_...`) have widths that make
 sampling in 8 steps with guidance cost the same, within 5% of the multiply-adds of
 `disentangled_7_1`; those that reuse features have its layers and its width, as in the paper. All
