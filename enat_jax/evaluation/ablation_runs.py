@@ -180,13 +180,17 @@ def _unfinished(directory: pathlib.Path) -> ablation.Result:
             continue
         config = files.read_json(run / "config.json", "train it again")
         with model_files.parsing(run / "config.json"):
-            found = _on_the_way(run, config["train"]["batch_size"])
+            batch_size = config["train"]["batch_size"]
+        found = _on_the_way(run, batch_size)
         if "curve" not in found:
             continue
+        found["steps"] = found["images"] // batch_size
         path = place / "machine.json"
         if path.is_file():
-            machine = files.read_json(path, "make it again")["machine"]
-            found |= {"machine": _machine(machine), "jax": machine["jax"]}
+            described = files.read_json(path, "make it again")
+            with model_files.parsing(path):
+                machine = described["machine"]
+                found |= {"machine": _machine(machine), "jax": machine["jax"]}
         seeds[place.name.removeprefix("seed_")] = found
     return seeds
 

@@ -161,30 +161,24 @@ def _loss_after(share: float) -> Of:
 
 def _on_the_way(result: ablation.Result) -> str:
     """Returns losses at every evaluation during training, also of trainings that are not over."""
-    models = {
-        name: {"seeds": result["models"].get(name, {}).get("seeds", {}) | begun}
-        for size in ("", ablation.LARGE)
-        for name in (f"{x}{size}" for x in ablation.COMPARED)
-        if (begun := result["unfinished"].get(name, {})) or name in result["models"]
-    }
+    seeds = {name: dict(model["seeds"]) for name, model in result["models"].items()}
+    for name, begun in result["unfinished"].items():
+        seeds[name] = seeds.get(name, {}) | begun
+    view = {"models": {name: {"seeds": x} for name, x in seeds.items()}}
     rows = []
     for size in ("", ablation.LARGE):
-        names = [name for x in ablation.COMPARED if (name := f"{x}{size}") in models]
-        seeds = [x for name in names for x in models[name]["seeds"].values() if "curve" in x]
-        for step in sorted({step for x in seeds for step, _ in x["curve"]}):
+        nat, *others = (f"{x}{size}" for x in ablation.COMPARED)
+        found = [x for name in (nat, *others) for x in seeds.get(name, {}).values()]
+        images = {
+            step: x["images"] * step // x["steps"] for x in found for step, _ in x.get("curve", ())
+        }
+        for step in sorted(images):
             at = _loss_at(step)
-            images = next(
-                x["images"] * step // x["curve"][-1][0] for x in seeds if at(x) is not None
-            )
-            rows.append(["large" if size else "small", step, f"{images:,}"])
-            for x in ablation.COMPARED:
-                view, name = {"models": models}, f"{x}{size}"
-                if x == "nat":
-                    rows[-1].append(_mean_alone(of_model(view, name, at)))
-                else:
-                    rows[-1].append(_mean_alone(difference(view, [name], f"nat{size}", at), "+"))
-    others = [f"{x}, difference to nat" for x in ablation.COMPARED[1:]]
-    titles = ["size", "steps", "images", "nat", *others]
+            cells = [_mean_alone(of_model(view, nat, at))]
+            cells += [_mean_alone(difference(view, [x], nat, at), "+") for x in others]
+            rows.append([_size(nat), step, f"{images[step]:,}", *cells])
+    titles = ["size", "steps", "images", "nat"]
+    titles += [f"{x}, difference to nat" for x in ablation.COMPARED[1:]]
     return (
         f"{markdown_table(titles, rows, 'lrr' + 'r' * len(ablation.COMPARED))}\n\n"
         "Loss (nats) of the moving average, mean over shares visible, by the evaluations during "

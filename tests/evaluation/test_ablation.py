@@ -241,6 +241,8 @@ def write_stopped(place, name, seed):
     """A training without a model, where one has come to its end that looks like it."""
     write_run(place, name, seed)
     shutil.rmtree(place / "run" / "model")
+    with (place / "run" / "metrics.jsonl").open("a") as file:  # it went on after its evaluation
+        file.write("\n" + json.dumps({"step": 5, "time": 1.8e9, "seconds_per_step": 0.5}))
     write(place / "run" / "config.json", {"train": {"batch_size": 3}})
     write(place / "machine.json", {"machine": {"device": "A chip", "cpus": 3, "jax": "0.11.2"}})
 
