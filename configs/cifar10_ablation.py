@@ -8,7 +8,8 @@ twice as wide, is trained 20 times as long, with the paper's dropout, and wants 
 that encode all visible tokens at every step (`nat` and `disentangled_...`) have widths that make
 sampling in 8 steps with guidance cost the same, within 5% of the multiply-adds of
 `disentangled_7_1`; those that reuse features have its layers and its width, as in the paper. All
-else but heads and steps is that of configs/cifar10.py.
+else but heads and steps is that of configs/cifar10.py; the larger size also has batches, a learning
+rate, an average and window shapes of its own.
 """
 
 import pathlib

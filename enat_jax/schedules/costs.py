@@ -306,8 +306,13 @@ def _sampling_cost(
     """Counts a call of the sampler of steps with these window sizes, each run so many times."""
     dims = keeping_text(dims)
     guided_later = np.logical_or.accumulate(guided[::-1])[::-1]
-    branches = {"encode_branches": 1 + guided_later, "decode_branches": 1 + guided}
-    steps = step_cost(dims, *sizes, num_projected=projected, **branches)
+    steps = step_cost(
+        dims,
+        *sizes,
+        num_projected=projected,
+        encode_branches=1 + guided_later,
+        decode_branches=1 + guided,
+    )
     rows = batch_size + int(guided.any())
     once = modulation_cost(dims, rows) + text_cost(dims, rows)
     return int(batch_size * (times * steps).sum() + once)
@@ -345,6 +350,7 @@ def training_cost(
     num_visible: Size,
     num_masked: Size,
     reveals: int = 1,
+    num_projected: Size = 0,
 ) -> Int[np.ndarray, "..."]:
     """Counts an image of a training step, forward and backward, and the EMA pass of its cache.
 
@@ -360,6 +366,7 @@ def training_cost(
         num_cached, num_new, num_visible, num_masked: window sizes as in ``reveal.Windows``;
             without cached tokens there is no EMA pass.
         reveals: in which the cache is made, see ``reveal.SplitDistribution``.
+        num_projected: as for ``encode_cost``, of the model that is trained.
 
     Returns:
         int64 multiply-adds.
@@ -367,7 +374,8 @@ def training_cost(
     Raises:
         ValueError: a size is negative or not whole.
     """
-    student = step_cost(dims, num_cached, num_new, num_visible, num_masked)
+    windows = num_cached, num_new, num_visible, num_masked
+    student = step_cost(dims, *windows, num_projected=num_projected)
     student = student + modulation_cost(dims) + text_cost(dims)
     encoder = dataclasses.replace(dims, decoder_layers=0)
     ema = encode_cost(dims, 0, num_cached) + modulation_cost(encoder) + text_cost(dims)
@@ -383,14 +391,14 @@ def exact_training_cost(
     ``earlier``: as in ``reveal.Split``; each reveal counts what it encodes.
     """
     cached, visible = _sizes(num_cached=num_cached, num_visible=num_visible)
-    total = training_cost(dims, cached, visible - cached, visible, dims.num_tokens - visible)
+    starts, ends = [0, *earlier], [*earlier, num_cached]
+    windows = cached, visible - cached, visible, dims.num_tokens - visible
+    total = training_cost(dims, *windows, num_projected=starts[-1])
     if not any(earlier):
         return total
-    starts, ends = [0, *earlier], [*earlier, num_cached]
     before = [0, *starts[:-1]]  # cached in the reveal before, too
     parts = [encode_cost(dims, a, b - a, c) for a, b, c in zip(starts, ends, before, strict=True)]
-    student = [encode_cost(dims, cached, visible - cached, x) for x in (0, earlier[-1])]
-    return total - encode_cost(dims, 0, cached) + sum(parts) - 3 * (student[0] - student[1])
+    return total - encode_cost(dims, 0, cached) + sum(parts)
 
 
 # --- tokenizer ------------------------------------------------------------------------------
