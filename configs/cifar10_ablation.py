@@ -4,12 +4,12 @@
     python -m enat_jax.train --config configs/cifar10_ablation.py:enat --workdir runs/ablation/enat
 
 After the colon stands a model of `MODELS`, and `_large` after it for the larger size, which is
-twice as wide, is trained 20 times as long, with the paper's dropout, and wants a GPU. The networks
-that encode all visible tokens at every step (`nat` and `disentangled_...`) have widths that make
-sampling in 8 steps with guidance cost the same, within 5% of the multiply-adds of
-`disentangled_7_1`; those that reuse features have its layers and its width, as in the paper. All
-else but heads and steps is that of configs/cifar10.py; the larger size also has batches, a learning
-rate, an average and window shapes of its own.
+twice as wide and has twice the heads, or `_long` for the larger size with 20 times as many images,
+which wants a GPU: batches of 256, with the paper's dropout and a learning rate, an average and
+window shapes of its own. The networks that encode all visible tokens at every step (`nat` and
+`disentangled_...`) have widths that make sampling in 8 steps with guidance cost the same, within 5%
+of the multiply-adds of `disentangled_7_1`; those that reuse features have its layers and its width,
+as in the paper. All else but heads and steps is that of configs/cifar10.py.
 """
 
 import pathlib
@@ -40,21 +40,26 @@ MODELS = {
     "enat_project_once": (ENAT | {"project_once": True}, {}),
     "enat_reveals_4": (ENAT, {"reveals": 4}),
 }
-LARGE = {"num_heads": 4, "dropout": 0.1}
+SIZES = "large", "long"
 
 
 def get_config(name: str = "enat") -> ml_collections.ConfigDict:
     config = runpy.run_path(str(BASE))["get_config"]()
-    wanted = name.removesuffix("_large")
+    wanted, _, size = name.rpartition("_")
+    if size not in SIZES:
+        wanted, size = name, ""
     if wanted not in MODELS:
-        raise ValueError(f"there is no model {name!r}: one of {', '.join(MODELS)}, or NAME_large")
+        sizes = " or ".join(f"NAME_{size}" for size in SIZES)
+        raise ValueError(f"there is no model {name!r}: one of {', '.join(MODELS)}, or {sizes}")
     model = config.model.to_dict()
     del model["encoder_layers"], model["decoder_layers"]
     changes, mask = MODELS[wanted]
     model |= {"num_heads": 2} | changes
     config.train.update(num_steps=2000, eval_every=500, save_every=500)
-    if name != wanted:
-        model |= LARGE | {"width": 2 * model["width"]}
+    if size:
+        model |= {"num_heads": 4, "width": 2 * model["width"]}
+    if size == "long":
+        model["dropout"] = 0.1
         config.train.update(batch_size=256, num_steps=10000, eval_every=1000)
         config.optimizer.update(learning_rate=1e-3, schedule="constant")
         config.loss.update(ema_decay=0.999, max_shapes=4)

@@ -7,9 +7,10 @@
 #   --tokenizer MODEL     a trained tokenizer (default: one of configs/cifar10_vqgan.py is trained)
 #   --features FEATURES   as for `python -m enat_jax.evaluate` (default: random:0, which needs no
 #                         files; ours are lite0:FILE)
-#   --models "A B"        of the config (default: all of the small size; NAME_large wants a GPU)
+#   --models "A B"        of the config (default: all of the small size and four of the
+#                         larger one; NAME_long wants a GPU)
 #   --seeds "0 1 2"       of training; settings are searched for with the first one, which is also the
-#                         only one of the larger size
+#                         only one of NAME_large and NAME_long
 #   --steps "4 8 12"      of sampling
 #   --num N               images of a measurement (default 5000)
 #
@@ -26,10 +27,11 @@ mistake() {
   exit 2
 }
 
-small="enat disentangled_7_1 nat disentangled_4_4 enat_without_f enat_project_once enat_reveals_4
+models="enat disentangled_7_1 nat disentangled_4_4 enat_without_f enat_project_once enat_reveals_4
   nat_without_visible_from_visible nat_without_visible_from_masked
-  nat_without_masked_from_visible nat_without_masked_from_masked"
-images='' tokenizer='' features=random:0 models=$small seeds="0 1 2" steps="4 8 12" num=5000
+  nat_without_masked_from_visible nat_without_masked_from_masked
+  enat_large disentangled_7_1_large nat_large disentangled_4_4_large"
+images='' tokenizer='' features=random:0 seeds="0 1 2" steps="4 8 12" num=5000
 dir=$PWD/runs/ablation
 while [[ $# -gt 0 ]]; do
   case $1 in
@@ -105,7 +107,7 @@ plan() {
     --split train --features "$features"
   for seed in $seeds; do
     for model in $models; do
-      [[ "$model" != *_large || "$seed" == "$first" ]] || continue
+      [[ "$model" != *_@(large|long) || "$seed" == "$first" ]] || continue
       here=$dir/$model/seed_$seed run=$dir/$model/seed_$seed/run
       job "train_${model##*_}" "Training $model with seed $seed" "$run/model/model.json" \
         enat_jax.train --config "configs/cifar10_ablation.py:$model" --workdir "$run" \
@@ -116,7 +118,7 @@ plan() {
         --model "$run/model" --tokens "$held_out" --num 100000 --out "$here"
     done
     for model in $models; do
-      [[ "$model" != *_large || "$seed" == "$first" ]] || continue
+      [[ "$model" != *_@(large|long) || "$seed" == "$first" ]] || continue
       [[ "$model" != nat_without_* ]] || continue  # of which the loss is enough
       here=$dir/$model/seed_$seed run=$dir/$model/seed_$seed/run
       for step in $steps; do

@@ -92,6 +92,7 @@ READ = {
     "enat_jax.import_torch": "needs the released weights; test_import_torch.py has others",
     "enat_jax.evaluate inception": "needs Inception's weights; test_features.py has random ones",
     "enat_jax.evaluate --fill-centres": "needs CIFAR-10; test_evaluate.py has small pictures",
+    "enat_jax.export --settings": "needs what a search wrote; test_export.py has it",
     "enat_jax.export --push": "needs a login; tests/checkpoints/test_hub.py has a local server",
     "enat_jax.demo": "serves until it is interrupted; test_demo.py has a browser",
     "enat_jax.search": "needs Optuna; tests/evaluation/test_settings_search.py has small ones",
@@ -134,7 +135,7 @@ def commands():
             if words := shlex.split(line.replace(".venv/bin/", ""), comments=True):
                 yield path, words
     for path, text in TEXTS.items():
-        for line in re.findall(r"`(python -m enat_jax\.\w+ -[^`]+)`", text):
+        for line in re.findall(r"`(python\s+-m\s+enat_jax\.\w+\s+-[^`]+)`", text):
             yield path, shlex.split(line)
 
 

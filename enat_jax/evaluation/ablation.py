@@ -17,15 +17,16 @@ FORMAT = "enat_jax ablation 1"
 ADVICE = "make it again with python -m enat_jax.analyze ablation --runs DIR"
 STEPS = 4, 8, 12
 SEEDS = 3  # of the small size; of the larger one there is one
-LARGE = "_large"
+SIZES = {"": "small", "_large": "large", "_long": "large, trained long"}  # by end of the name
 CUT = "nat_without_"  # models that are measured by their loss alone, unless they have cards
 QUADRANTS = tuple(f"{CUT}{x}" for x in nat.QUADRANTS)
 MODELS = (
     *("nat", *QUADRANTS, "disentangled_4_4", "disentangled_7_1"),
     *("enat", "enat_without_f", "enat_project_once", "enat_reveals_4"),
 )
-COMPARED = ("nat", "disentangled_4_4", "disentangled_7_1", "enat")  # in both sizes
-KNOWN = (*MODELS, *(f"{name}{LARGE}" for name in COMPARED))  # in the order of the tables
+COMPARED = ("nat", "disentangled_4_4", "disentangled_7_1", "enat")  # in every size
+# In the order of the tables.
+KNOWN = (*MODELS, *(f"{name}{end}" for end in list(SIZES)[1:] for name in COMPARED))
 MEASURES = ("frechet_distance", "precision", "recall")
 Result = dict[str, Any]  # JSON values
 
@@ -80,6 +81,11 @@ def _joined(ours: Result, theirs: Result, path: pathlib.Path) -> Result:
         "settings": theirs["settings"] | ours["settings"],
         "seeds": {seed: seeds[seed] for seed in sorted(seeds, key=int)},
     }
+
+
+def end_of(name: str) -> str:
+    """Returns the end of a model's name that says its size, a key of ``SIZES``."""
+    return next((end for end in SIZES if end and name.endswith(end)), "")
 
 
 def ordered(names: Collection[str]) -> list[str]:

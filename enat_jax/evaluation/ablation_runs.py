@@ -123,10 +123,10 @@ def _of_model(
     directory: pathlib.Path, common: ablation.Result, missing: list[str]
 ) -> ablation.Result | None:
     """Returns what is known of a model; None without a finished training."""
-    large = directory.name.endswith(ablation.LARGE)
+    size = ablation.end_of(directory.name)
     found = {int(x.name[5:]) for x in directory.glob("seed_*") if x.name[5:].isdecimal()}
     seeds, first, without = {}, None, []
-    for seed in sorted(found | set(range(1 if large else ablation.SEEDS))):
+    for seed in sorted(found | set(range(1 if size else ablation.SEEDS))):
         place = directory / f"seed_{seed}"
         path = place / "run" / "model" / "model.json"
         if not path.is_file():
@@ -138,8 +138,8 @@ def _of_model(
             if model["model"] != first["model"]:
                 raise ValueError(f"{path} is not the model of the other seeds in {directory}")
             ablation.agree(common, "tokenizer", model["fingerprint"]["tokenizer"], str(path))
-            size = "training_steps_large" if large else "training_steps"
-            ablation.agree(common, size, model["provenance"]["step"], str(path))
+            steps = model["provenance"]["step"]
+            ablation.agree(common, f"training_steps{size}", steps, str(path))
             seeds[str(seed)] = _of_seed(place, model, common, missing)
     if without:
         missing.append(f"{directory}: no finished training in {', '.join(without)}")

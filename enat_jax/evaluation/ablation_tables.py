@@ -124,7 +124,7 @@ def _equal_compute(result: ablation.Result) -> str:
     spent = {
         name: model["training_multiply_adds"] * seed["images"]
         for name, model in result["models"].items()
-        if not name.endswith(ablation.LARGE)
+        if not ablation.end_of(name)
         for seed in model["seeds"].values()
         if "curve" in seed
     }
@@ -166,7 +166,7 @@ def _on_the_way(result: ablation.Result) -> str:
         seeds[name] = seeds.get(name, {}) | begun
     view = {"models": {name: {"seeds": x} for name, x in seeds.items()}}
     rows = []
-    for size in ("", ablation.LARGE):
+    for size in ablation.SIZES:
         nat, *others = (f"{x}{size}" for x in ablation.COMPARED)
         found = [x for name in (nat, *others) for x in seeds.get(name, {}).values()]
         images = {
@@ -348,18 +348,21 @@ def _change(result: ablation.Result) -> str:
 
 
 def _larger(result: ablation.Result) -> str:
+    there = {"", *map(ablation.end_of, result["models"])}
+    sizes = [size for size in ablation.SIZES if size in there]
     rows = []
     for claim in CLAIMS[:NUM_OF_PAPER]:
         cells = []
-        for size in ("", ablation.LARGE):
+        for size in sizes:
             names = [f"{x}{size}" for x in claim.lower], f"{claim.higher}{size}"
             for of in (measured("frechet_distance", SHOWN), sampled_loss):
                 found = difference(result, *names, of)
                 cells.append(found.text("+") + (f" ({found.num})" if found.num > 1 else ""))
         rows.append([f"{claim.lower[0]} less {claim.higher}", *cells])
     kinds = [f"distance, {SHOWN} steps", "loss in sampling (nats)"]
-    titles = ["difference", *(f"{size}: {x}" for size in ("small", "large") for x in kinds)]
-    return f"{markdown_table(titles, rows, 'lrrrr')}\n\nIn brackets: seeds. * one: {ONE_SEED}"
+    titles = ["difference", *(f"{ablation.SIZES[size]}: {x}" for size in sizes for x in kinds)]
+    align = "l" + "r" * (len(titles) - 1)
+    return f"{markdown_table(titles, rows, align)}\n\nIn brackets: seeds. * one: {ONE_SEED}"
 
 
 # --- how ------------------------------------------------------------------------------------
@@ -427,4 +430,4 @@ def _made(result: ablation.Result) -> Iterator[tuple[str, str, str]]:
 
 
 def _size(name: str) -> str:
-    return "large" if name.endswith(ablation.LARGE) else "small"
+    return ablation.SIZES[ablation.end_of(name)]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from enat_jax.evaluation import ablation_claims
-from enat_jax.evaluation.ablation import CUT, LARGE
+from enat_jax.evaluation.ablation import CUT, end_of
 from enat_jax.evaluation.step_similarity import GROUPS
 from enat_jax.runtime import files
 
@@ -231,7 +231,8 @@ def costs(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
 def ablation(path: str | os.PathLike, result: dict[str, Any]) -> None:
     """Draws distance against multiply-adds, and losses by share visible, less those of the NAT.
 
-    The NATs without one quadrant of attention have axes of their own, if there are any.
+    Each size has its NAT. Those without one quadrant of attention have axes of their own, if there
+    are any.
 
     Args:
         path: of the PNG file.
@@ -257,14 +258,15 @@ def ablation(path: str | os.PathLike, result: dict[str, Any]) -> None:
     _log_scale(left)
     shares = result["common"].get("visible_shares", [])
     for name in result["models"]:
-        if name != "nat" and not name.endswith(LARGE):
+        nat = f"nat{end_of(name)}"
+        if name != nat:
             points = []
             for i, share in enumerate(shares):
                 of = ablation_claims.loss(i)
-                if (found := ablation_claims.difference(result, [name], "nat", of)).num:
+                if (found := ablation_claims.difference(result, [name], nat, of)).num:
                     points.append((share, found))
             _summaries(right[0] if name.startswith(CUT) else middle, points, name)
-    middle.set_title("Held-out loss, less that of nat", fontsize=11)
+    middle.set_title("Held-out loss, less that of nat of the same size", fontsize=11)
     for axes in right:
         axes.set_title("The same, nat without one quadrant of attention", fontsize=11)
     for axes in (middle, *right):
@@ -294,11 +296,12 @@ def _log_scale(axes: "Axes") -> None:
 
 
 def _style(name: str) -> dict[str, Any]:
-    """Returns how a model of the ablations is drawn: the larger size dashed, in the same colour."""
-    colour, marker = MODELS.get(name.removesuffix(LARGE), ("black", "."))
-    large = name.endswith(LARGE)
-    style = {"color": colour, "marker": marker, "linestyle": "--" if large else "-"}
-    return style | {"markerfacecolor": "white" if large else colour}
+    """Returns how a model of the ablations is drawn: larger ones in the same colour, not solid."""
+    end = end_of(name)
+    colour, marker = MODELS.get(name.removesuffix(end), ("black", "."))
+    line = {"": "-", "_large": "--"}.get(end, ":")
+    filling = "white" if end else colour
+    return {"color": colour, "marker": marker, "linestyle": line, "markerfacecolor": filling}
 
 
 def _summaries(axes: "Axes", points: Sequence[tuple[float, Any]], name: str) -> None:

@@ -249,25 +249,28 @@ def write_stopped(place, name, seed):
 
 def test_losses_on_the_way_are_those_of_stopped_trainings_too(runs):
     for name in ("nat", "enat"):
-        write_stopped(runs / f"{name}_large" / "seed_0", name, 0)
+        write_stopped(runs / f"{name}_long" / "seed_0", name, 0)
     result, _ = ablation_runs.gather(runs)
     text = ablation_tables.markdown(result).partition("### Held-out loss on the way")[2]
     rows = [line for line in text.split("###")[0].splitlines() if line[:3] in ("| s", "| l")]
     assert rows[1:] == [
         "| small | 2 | 4 | 5 ± 0 | | +0 ± 0 | +0 ± 0 |",
         "| small | 4 | 8 | 4.8010 ± 0.0006 | | -0.1 ± 0 | -0.09 ± 0 |",
-        "| large | 2 | 6 | 5.0000 * | | | +0.0000 * |",
-        "| large | 4 | 12 | 4.8000 * | | | -0.0900 * |",
+        "| large, trained long | 2 | 6 | 5.0000 * | | | +0.0000 * |",
+        "| large, trained long | 4 | 12 | 4.8000 * | | | -0.0900 * |",
     ]
-    assert "| trainings, large, stopped, jax 0.11.2 | 2 | A chip, 3 CPUs | 2027-01-15 |" in text
+    assert (
+        "| trainings, large, trained long, stopped, jax 0.11.2 | 2 | A chip, 3 CPUs | 2027-01-15 |"
+        in text
+    )
     whole = runs / "whole.json"
     whole.write_bytes(ablation.json_bytes(result))
-    shutil.rmtree(runs / "nat_large")
-    shutil.rmtree(runs / "enat_large")
+    shutil.rmtree(runs / "nat_long")
+    shutil.rmtree(runs / "enat_long")
     assert ablation.join(ablation_runs.gather(runs)[0], whole) == result
-    write_run(runs / "enat_large" / "seed_0", "enat", 0)
+    write_run(runs / "enat_long" / "seed_0", "enat", 0)
     joined = ablation.join(ablation_runs.gather(runs)[0], whole)
-    assert list(joined["unfinished"]) == ["nat_large"]
+    assert list(joined["unfinished"]) == ["nat_long"]
 
 
 @pytest.mark.parametrize(
@@ -428,3 +431,8 @@ def test_the_page_has_the_tables_of_its_numbers():
 def test_the_models_are_those_of_the_config():
     config = runpy.run_path(str(ROOT / "configs" / "cifar10_ablation.py"))
     assert set(ablation.MODELS) == set(config["MODELS"])
+    assert [end.removeprefix("_") for end in ablation.SIZES] == ["", *config["SIZES"]]
+    small, large, long = (config["get_config"](f"nat{end}") for end in ablation.SIZES)
+    assert small.model.width * 2 == large.model.width == long.model.width
+    images = [x.train.num_steps * x.train.batch_size for x in (small, large, long)]
+    assert images == [128_000, 128_000, 20 * 128_000]
