@@ -27,7 +27,8 @@ mistake() {
   exit 2
 }
 
-models="enat disentangled_7_1 nat disentangled_4_4 enat_without_f enat_project_once enat_reveals_4
+models="enat disentangled_7_1 nat disentangled_4_4 enat_without_f
+  enat_project_once enat_reveals_4 enat_reveals_4_project_once
   nat_without_visible_from_visible nat_without_visible_from_masked
   nat_without_masked_from_visible nat_without_masked_from_masked
   enat_large disentangled_7_1_large nat_large disentangled_4_4_large"
@@ -50,6 +51,7 @@ while [[ $# -gt 0 ]]; do
 done
 absolute() { if [[ "$1" == /* ]]; then echo "$1"; else echo "$caller/$1"; fi; }
 [[ -n "$images" ]] || mistake "--images is missing, the pictures of CIFAR-10"
+models=$(xargs <<<"$models")
 dir=$(absolute "$dir") images=$(absolute "$images")
 [[ -z "$tokenizer" ]] || tokenizer=$(absolute "$tokenizer")
 [[ -e "$images" ]] || mistake "there is no $images"
@@ -109,9 +111,16 @@ plan() {
     for model in $models; do
       [[ "$model" != *_@(large|long) || "$seed" == "$first" ]] || continue
       here=$dir/$model/seed_$seed run=$dir/$model/seed_$seed/run
-      job "train_${model##*_}" "Training $model with seed $seed" "$run/model/model.json" \
-        enat_jax.train --config "configs/cifar10_ablation.py:$model" --workdir "$run" \
-        --config.seed="$seed" "${data[@]}"
+      base=${model%_project_once}
+      if [[ "$model" != "$base" && " $models " == *" $base "*"$model "* ]]; then
+        # It has the weights of the model without, which has been trained by then.
+        job once "f once in $model, seed $seed" "$run/model/model.json" enat_jax.export \
+          --model "$dir/$base/seed_$seed/run/model" --project-once --out "$run/model"
+      else
+        job "train_${model##*_}" "Training $model with seed $seed" "$run/model/model.json" \
+          enat_jax.train --config "configs/cifar10_ablation.py:$model" --workdir "$run" \
+          --config.seed="$seed" "${data[@]}"
+      fi
       job machine "The machine of this training" "$here/machine.json" \
         enat_jax.benchmark machine --dtype float32 --json "$here/machine.json"
       job loss "Held-out loss of $model, seed $seed" "$here/loss.json" enat_jax.analyze loss \

@@ -362,7 +362,7 @@ def test_the_table_of_configs_is_whole():
     assert set(named) == {path.name for path in (ROOT / "configs").glob("*.py")}
 
 
-ABLATION = f"--images {__file__} --steps 8 --seeds".split() + ["0 1", "--models", "enat nat"]
+ABLATION = f"--images {__file__} --steps 8 --seeds".split() + ["0 1", "--models", "enat  nat enat_project_once"]
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ ABLATION = f"--images {__file__} --steps 8 --seeds".split() + ["0 1", "--models"
     [
         ("quickstart.sh", "quickstart", ["--compare"], 8),
         ("quickstart_text.sh", "quickstart", ["--compare"], 11),
-        ("ablation.sh", "quickstart,search,analyze", ABLATION, 35),
+        ("ablation.sh", "quickstart,search,analyze", ABLATION, 50),
     ],
     ids=["quickstart", "quickstart_text", "ablation"],
 )

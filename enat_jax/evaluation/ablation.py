@@ -23,6 +23,7 @@ QUADRANTS = tuple(f"{CUT}{x}" for x in nat.QUADRANTS)
 MODELS = (
     *("nat", *QUADRANTS, "disentangled_4_4", "disentangled_7_1"),
     *("enat", "enat_without_f", "enat_project_once", "enat_reveals_4"),
+    "enat_reveals_4_project_once",
 )
 COMPARED = ("nat", "disentangled_4_4", "disentangled_7_1", "enat")  # in every size
 # In the order of the tables.

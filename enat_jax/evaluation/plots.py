@@ -37,6 +37,7 @@ MODELS = {
     "enat_without_f": ("#56b4e9", "X"),
     "enat_project_once": ("#009e73", "D"),
     "enat_reveals_4": ("#cc79a7", "P"),
+    "enat_reveals_4_project_once": ("#aa4499", "d"),
     "nat_without_visible_from_visible": ("#332288", "<"),
     "nat_without_visible_from_masked": ("#117733", ">"),
     "nat_without_masked_from_visible": ("#882255", "*"),
