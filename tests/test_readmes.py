@@ -362,7 +362,10 @@ def test_the_table_of_configs_is_whole():
     assert set(named) == {path.name for path in (ROOT / "configs").glob("*.py")}
 
 
-ABLATION = f"--images {__file__} --steps 8 --seeds".split() + ["0 1", "--models", "enat  nat enat_project_once"]
+ABLATION = [
+    *["--images", __file__, "--steps", "8", "--seeds", "0 1"],
+    *["--models", "enat  nat enat_project_once"],
+]
 
 
 @pytest.mark.parametrize(
