@@ -52,11 +52,11 @@ def test_a_kernel_runs_it_from_a_clean_checkout(checkout, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = nbformat.read(checkout / NOTEBOOK, as_version=4)
     for number, steps, few in (
-        (2, "num_steps=150", "num_steps=30"),
-        (2, "restart_until=90", "restart_until=20"),
-        (2, "num_steps=500", "num_steps=60"),
-        (16, "STEPS = 4000", "STEPS = 60"),
-    ):  # which would take minutes
+        (2, "num_steps=150", "num_steps=60"),
+        (2, "restart_until=90", "restart_until=40"),
+        (2, "num_steps=500", "num_steps=120"),
+        (16, "STEPS = 4000", "STEPS = 120"),
+    ):  # which would take minutes; 120 steps are 20 more than the warm-up
         cell = notebook.cells[number]
         assert steps in cell.source
         cell.source = cell.source.replace(steps, few)
@@ -72,6 +72,6 @@ def test_a_kernel_runs_it_from_a_clean_checkout(checkout, monkeypatch):
     assert shown == ["png", "png", "png", "gif", "png", "png", "png", "png"]
     for number in (2, 16):
         text = "".join(output.get("text", "") for output in done.cells[number].outputs)
-        assert "[train] done: 60 steps" in text
+        assert "[train] done: 120 steps" in text
     assert (checkout / "launch" / "reveal.gif").is_file()
     assert (checkout / "runs" / "notebook" / "enat" / "model" / "model.json").is_file()
