@@ -421,8 +421,9 @@ def _made(result: ablation.Result) -> Iterator[tuple[str, str, str]]:
             yield about, seed.get("machine", "not recorded"), seed["date"]
     for name, model in result["models"].items():
         for seed in model["seeds"].values():
-            about = f"trainings, {_size(name)}, {seed['steps']:,} steps, jax {seed['jax']}"
-            yield about, seed.get("machine", "not recorded"), seed.get("date", "")
+            if "date" in seed:  # else it has the weights of another model's training
+                about = f"trainings, {_size(name)}, {seed['steps']:,} steps, jax {seed['jax']}"
+                yield about, seed.get("machine", "not recorded"), seed["date"]
             for card in seed.get("cards", {}).values():
                 yield "cards", card["machine"], card["date"]
             if "loss_made" in seed:

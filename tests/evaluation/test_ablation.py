@@ -232,9 +232,10 @@ def test_losses_at_equal_compute_are_between_two_evaluations(runs):
         assert row[1] == "3" and float(row[3].split(" ± ")[0]) == pytest.approx(loss, abs=6e-5)
     (runs / "nat" / "seed_0" / "run" / "metrics.jsonl").unlink()
     (runs / "nat" / "seed_1" / "run" / "metrics.jsonl").unlink()
-    text = ablation_tables.markdown(ablation_runs.gather(runs)[0])
-    text = text.partition("### Held-out loss at equal training")[2].partition("###")[0]
+    whole = ablation_tables.markdown(ablation_runs.gather(runs)[0])
+    text = whole.partition("### Held-out loss at equal training")[2].partition("###")[0]
     assert "| nat |" not in text and "| enat | 3 |" in text
+    assert "| trainings, small, 4 steps, jax 0.10.2 | 7 |" in whole  # where they were recorded
 
 
 def write_stopped(place, name, seed):
