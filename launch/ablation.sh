@@ -92,7 +92,7 @@ remaining() {
 }
 
 plan() {
-  local model seed step round first=${seeds%% *} tokens held_out here run
+  local model base seed step round first=${seeds%% *} tokens held_out here run
   tokens=$dir/tokens held_out=$dir/tokens_held_out
   local data=(--config.data.tokens="$tokens" --config.data.held_out_tokens="$held_out"
     --config.data.tokenizer="$tokenizer")

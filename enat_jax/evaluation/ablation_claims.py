@@ -105,7 +105,7 @@ CLAIMS = (
     ),
     Claim("f once for each token is better", "not asked", ("enat_project_once",), "enat"),
     Claim("A cache made in up to 4 reveals is better", "not asked", ("enat_reveals_4",), "enat"),
-    Claim("Both are better", "not asked", ("enat_reveals_4_project_once",), "enat"),
+    Claim("Both together are better", "not asked", ("enat_reveals_4_project_once",), "enat"),
 )
 NUM_OF_PAPER = 4  # claims that are measured in both sizes, the first ones
 
