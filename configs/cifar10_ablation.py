@@ -35,12 +35,10 @@ MODELS = {
     "disentangled_7_1": (ENAT | {"reuse": False}, {}),
     "enat": (ENAT, {}),
     "enat_without_f": (ENAT | {"reuse_projection": "none"}, {}),
-    # What follows is not in the paper: f once for every token, in sampling alone, so that the
-    # weights are those without it; and training with a cache that was made in up to 4 reveals, in
-    # which f has passed over earlier tokens as often as in sampling.
+    # What follows is not in the paper: f once for every token; and training with a cache that was
+    # made in up to 4 reveals, in which f has passed over earlier tokens as often as in sampling.
     "enat_project_once": (ENAT | {"project_once": True}, {}),
     "enat_reveals_4": (ENAT, {"reveals": 4}),
-    "enat_reveals_4_project_once": (ENAT | {"project_once": True}, {"reveals": 4}),
 }
 SIZES = "large", "long"
 

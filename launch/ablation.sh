@@ -8,7 +8,8 @@
 #   --features FEATURES   as for `python -m enat_jax.evaluate` (default: random:0, which needs no
 #                         files; ours are lite0:FILE)
 #   --models "A B"        of the config (default: all of the small size and four of the
-#                         larger one; NAME_long wants a GPU)
+#                         larger one; NAME_long wants a GPU), and NAME_project_once after NAME:
+#                         its weights, f once for each token in sampling
 #   --seeds "0 1 2"       of training; settings are searched for with the first one, which is also the
 #                         only one of NAME_large and NAME_long
 #   --steps "4 8 12"      of sampling
@@ -51,7 +52,6 @@ while [[ $# -gt 0 ]]; do
 done
 absolute() { if [[ "$1" == /* ]]; then echo "$1"; else echo "$caller/$1"; fi; }
 [[ -n "$images" ]] || mistake "--images is missing, the pictures of CIFAR-10"
-models=$(xargs <<<"$models")
 dir=$(absolute "$dir") images=$(absolute "$images")
 [[ -z "$tokenizer" ]] || tokenizer=$(absolute "$tokenizer")
 [[ -e "$images" ]] || mistake "there is no $images"
@@ -92,7 +92,7 @@ remaining() {
 }
 
 plan() {
-  local model base seed step round first=${seeds%% *} tokens held_out here run
+  local model base once seed step round first=${seeds%% *} tokens held_out here run
   tokens=$dir/tokens held_out=$dir/tokens_held_out
   local data=(--config.data.tokens="$tokens" --config.data.held_out_tokens="$held_out"
     --config.data.tokenizer="$tokenizer")
@@ -112,8 +112,7 @@ plan() {
       [[ "$model" != *_@(large|long) || "$seed" == "$first" ]] || continue
       here=$dir/$model/seed_$seed run=$dir/$model/seed_$seed/run
       base=${model%_project_once}
-      if [[ "$model" != "$base" && " $models " == *" $base "*"$model "* ]]; then
-        # It has the weights of the model without, which has been trained by then.
+      if [[ "$model" != "$base" ]]; then
         job once "f once in $model, seed $seed" "$run/model/model.json" enat_jax.export \
           --model "$dir/$base/seed_$seed/run/model" --project-once --out "$run/model"
       else
@@ -155,10 +154,11 @@ plan() {
   # In turns, so that what else the machine does falls on all of them alike.
   for round in 1 2 3; do
     for model in $models; do
-      here=$dir/$model/seed_$first
+      here=$dir/$model/seed_$first base=${model%_project_once} once=()
+      [[ "$model" == "$base" ]] || once=(--config.model.project_once=True)
       job speed "Speed of sampling of $model, round $round" "$here/speed_$round.json" \
-        enat_jax.benchmark sampler --config "configs/cifar10_ablation.py:$model" --batch 64 \
-        --steps 8 --segments 2 --repeats 5 --json "$here/speed_$round.json"
+        enat_jax.benchmark sampler --config "configs/cifar10_ablation.py:$base" --batch 64 \
+        --steps 8 --segments 2 --repeats 5 --json "$here/speed_$round.json" "${once[@]}"
     done
   done
 }

@@ -20,10 +20,10 @@ SEEDS = 3  # of the small size; of the larger one there is one
 SIZES = {"": "small", "_large": "large", "_long": "large, trained long"}  # by end of the name
 CUT = "nat_without_"  # models that are measured by their loss alone, unless they have cards
 QUADRANTS = tuple(f"{CUT}{x}" for x in nat.QUADRANTS)
+ONCE = "_project_once"  # of a model that samples so, with the weights of the model without
 MODELS = (
     *("nat", *QUADRANTS, "disentangled_4_4", "disentangled_7_1"),
-    *("enat", "enat_without_f", "enat_project_once", "enat_reveals_4"),
-    "enat_reveals_4_project_once",
+    *("enat", "enat_without_f", f"enat{ONCE}", "enat_reveals_4", f"enat_reveals_4{ONCE}"),
 )
 COMPARED = ("nat", "disentangled_4_4", "disentangled_7_1", "enat")  # in every size
 # In the order of the tables.

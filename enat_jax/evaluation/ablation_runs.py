@@ -18,6 +18,7 @@ training that has not come to its end the losses on the way are read, and nothin
 """
 
 import collections
+import dataclasses
 import datetime
 import json
 import math
@@ -230,7 +231,10 @@ def _sizes(network: Transformer, description: Mapping[str, Any]) -> ablation.Res
     splits = reveal.SplitDistribution(**config["mask"])
     steps = range(config["train"]["num_steps"])
     counts = collections.Counter(splits.draw(dims.num_tokens, 0, step)[1:] for step in steps)
-    work = sum(n * int(costs.exact_training_cost(dims, *split)) for split, n in counts.items())
+    # An exported model may have other settings than the one that was trained.
+    once = config["model"].get("project_once", False)
+    trained = dataclasses.replace(dims, project_once=once)
+    work = sum(n * int(costs.exact_training_cost(trained, *split)) for split, n in counts.items())
     layers = (dims.encoder_layers, dims.decoder_layers) if dims.encoder_layers else ()
     return {
         "layers": layers or (dims.mixed_layers,),

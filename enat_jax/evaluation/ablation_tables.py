@@ -372,6 +372,8 @@ COMMANDS = {  # numbers that files record stand there in their place
     "training": "train --config configs/cifar10_ablation.py:NAME --workdir DIR/NAME/seed_S/run "
     "--config.seed=S --config.data.tokens=DIR/tokens --config.data.held_out_tokens="
     "DIR/tokens_held_out --config.data.tokenizer=TOKENIZER",
+    "weights of NAME_project_once": f"export {MODEL} --project-once --out "
+    "DIR/NAME_project_once/seed_S/run/model",
     "settings": "search --model DIR/NAME/seed_0/run/model --reference DIR/reference.npz --features "
     "FEATURES --num {search_images} --trials {search_trials} --repeats {search_repeats} --steps T "
     "--out DIR/NAME/steps_T",

@@ -41,7 +41,12 @@ def write(path, values):
 
 def write_run(directory, name, seed):
     kind, model = NETWORKS[name]
-    config = {"seed": seed, "mask": {"reveals": 1}, "train": {"num_steps": 4, "batch_size": 2}}
+    config = {
+        "seed": seed,
+        "model": model,
+        "mask": {"reveals": 1},
+        "train": {"num_steps": 4, "batch_size": 2},
+    }
     description = {
         "kind": kind,
         "model": model,
@@ -431,9 +436,23 @@ def test_the_page_has_the_tables_of_its_numbers():
 
 def test_the_models_are_those_of_the_config():
     config = runpy.run_path(str(ROOT / "configs" / "cifar10_ablation.py"))
-    assert set(ablation.MODELS) == set(config["MODELS"])
+    assert set(ablation.MODELS) == {*config["MODELS"], f"enat_reveals_4{ablation.ONCE}"}
     assert [end.removeprefix("_") for end in ablation.SIZES] == ["", *config["SIZES"]]
     small, large, long = (config["get_config"](f"nat{end}") for end in ablation.SIZES)
     assert small.model.width * 2 == large.model.width == long.model.width
     images = [x.train.num_steps * x.train.batch_size for x in (small, large, long)]
     assert images == [128_000, 128_000, 20 * 128_000]
+
+
+def test_an_exported_model_cost_what_its_training_did(runs):
+    def made(once):
+        for path in (runs / "enat").glob("seed_*/run/model/model.json"):
+            description = json.loads(path.read_text())
+            description["model"]["project_once"] = once
+            description["provenance"]["config"]["mask"]["reveals"] = 4
+            write(path, description)
+        return ablation_runs.gather(runs)[0]["models"]["enat"]
+
+    plain, once = made(False), made(True)
+    assert once["training_multiply_adds"] == plain["training_multiply_adds"]
+    assert once["multiply_adds"]["8"] < plain["multiply_adds"]["8"]
